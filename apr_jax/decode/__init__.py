@@ -1,0 +1,11 @@
+"""Decoding with threads: one compiled program per (model, protocol, sizes), whatever the model decides.
+
+`decode(model, problems, protocol, sizes, seed)` returns transcripts; `Engine` compiles once, runs slice by slice and counts
+its traces in `Engine.traces`.
+"""
+
+from apr_jax.decode.engine import Engine, Problem, Progress, decode
+from apr_jax.decode.sizes import Sizes
+from apr_jax.decode.transcript import Log, Source, Stop, ThreadRecord, Transcript
+
+__all__ = ["Engine", "Log", "Problem", "Progress", "Sizes", "Source", "Stop", "ThreadRecord", "Transcript", "decode"]

@@ -1,0 +1,360 @@
+"""The book of a problem: its threads, who sees whom, and the messages that wait to be fed.
+
+A book holds bookkeeping only, no keys and no values, so that protocols may rewrite it freely. Everything here is written
+for *one* problem and vmapped by the loop. Axes: M threads, Z pieces of messages, R runs.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from apr_jax.decode.sizes import Sizes
+from apr_jax.decode.transcript import Stop
+
+# States of a thread.
+EMPTY, OPENED, READY, WAITING, FINISHED = range(5)
+# Where the tokens of a message piece stand.
+TEMPLATE, PROMPT, SPAN = range(3)
+
+NOBODY = -1
+
+
+def pytree(cls):
+    """A frozen dataclass whose fields are all arrays (or trees of them)."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+def cast(new: Any, old: Any) -> Any:
+    """The tree `new` in the dtypes of the tree `old`."""
+    return jax.tree.map(lambda a, b: jnp.asarray(a).astype(b.dtype), new, old)
+
+
+@pytree
+class Threads:
+    """The thread table; every field has the shape [M] unless said.
+
+    Attributes:
+        status: EMPTY, OPENED (its message is still being written), READY, WAITING or FINISHED.
+        stop: a `Stop`.
+        parent: thread number, NOBODY for the root.
+        ordinal: its place among all children that its parent ever opened.
+        level: forks above it.
+        opened: children it ever opened.
+        fork: ordinal of the first child of the fork that is open or waited for.
+        pending: unfinished children it waits for.
+        samples: it samples when nothing waits; otherwise it only reports that it is drained.
+        released: its slots may be reused once nobody unreleased sees it.
+        fed: tokens fed, the index of the next one.
+        position: position of the next token.
+        clock: largest clock it wrote or must be later than.
+        depth: critical-path count.
+        generated: tokens it sampled.
+        inherited: slots it saw when it began.
+        unfed: its last sampled token has not been fed.
+        token: that token.
+        entry: log entry of that token.
+        message, message_end: pieces of the waiting message, from and to.
+        cursor: tokens of that message already fed.
+        waiting: tokens of it not yet fed.
+        span, span_end: a range of its parent's log (while OPENED) or of its own, kept for the protocol.
+        length: entries of its log.
+        slot_run, log_run: the run it writes to.
+        last: log entry of its last fed token, the predictor of what it samples next.
+        key, draw_key: UInt32 [M, 2], of its path and of its draws.
+        temperature, top_k, top_p: sampling parameters.
+    """
+
+    status: Int[Array, "M"]
+    stop: Int[Array, "M"]
+    parent: Int[Array, "M"]
+    ordinal: Int[Array, "M"]
+    level: Int[Array, "M"]
+    opened: Int[Array, "M"]
+    fork: Int[Array, "M"]
+    pending: Int[Array, "M"]
+    samples: Bool[Array, "M"]
+    released: Bool[Array, "M"]
+    fed: Int[Array, "M"]
+    position: Int[Array, "M"]
+    clock: Int[Array, "M"]
+    depth: Int[Array, "M"]
+    generated: Int[Array, "M"]
+    inherited: Int[Array, "M"]
+    unfed: Bool[Array, "M"]
+    token: Int[Array, "M"]
+    entry: Int[Array, "M"]
+    message: Int[Array, "M"]
+    message_end: Int[Array, "M"]
+    cursor: Int[Array, "M"]
+    waiting: Int[Array, "M"]
+    span: Int[Array, "M"]
+    span_end: Int[Array, "M"]
+    length: Int[Array, "M"]
+    slot_run: Int[Array, "M"]
+    log_run: Int[Array, "M"]
+    last: Int[Array, "M"]
+    key: UInt32[Array, "M 2"]
+    draw_key: UInt32[Array, "M 2"]
+    temperature: Float[Array, "M"]
+    top_k: Int[Array, "M"]
+    top_p: Float[Array, "M"]
+
+    def where(self, mask: Bool[Array, "M"], **values: Any) -> "Threads":
+        """A copy in which the named fields of the masked threads have new values (broadcast over threads)."""
+
+        def put(old, new):
+            return jnp.where(mask.reshape(mask.shape + (1,) * (old.ndim - 1)), jnp.asarray(new).astype(old.dtype), old)
+
+        return dataclasses.replace(self, **{name: put(getattr(self, name), value) for name, value in values.items()})
+
+
+@pytree
+class Pieces:
+    """The pieces of all messages of a problem, append-only; every field has the shape [Z].
+
+    Attributes:
+        kind: TEMPLATE, PROMPT or SPAN.
+        thread: whose log a SPAN is taken from.
+        start: first token of the piece in the template table, the prompt or the log of that thread.
+        offset: tokens of the same message that come before this piece.
+        length: tokens of the piece.
+    """
+
+    kind: Int[Array, "Z"]
+    thread: Int[Array, "Z"]
+    start: Int[Array, "Z"]
+    offset: Int[Array, "Z"]
+    length: Int[Array, "Z"]
+
+
+@pytree
+class Book:
+    """Everything a protocol may read and write about a problem.
+
+    Attributes:
+        threads: the thread table.
+        sees: UInt32 [M, words]; bit b of row a: thread a may see thread b.
+        used: threads opened so far.
+        pieces, piece_count: the messages.
+        run_owner: Int [runs]; thread that owns a run of the pool, NOBODY if it is free.
+        log_owner, log_first: Int [log_runs]; thread that owns a run of the log and the place of the run's first entry in it.
+        log_used: log runs handed out.
+        prompt, prompt_length: the prompt.
+        problem, sample: the caller's numbers.
+        max_tokens: tokens that each thread may generate.
+        key: UInt32 [2], the key of the problem.
+        active: a problem is here; stop: why it ended, Stop.RUNNING before that.
+    """
+
+    threads: Threads
+    sees: UInt32[Array, "M words"]
+    used: Int[Array, ""]
+    pieces: Pieces
+    piece_count: Int[Array, ""]
+    run_owner: Int[Array, "runs"]
+    log_owner: Int[Array, "log_runs"]
+    log_first: Int[Array, "log_runs"]
+    log_used: Int[Array, ""]
+    prompt: Int[Array, "prompt"]
+    prompt_length: Int[Array, ""]
+    problem: Int[Array, ""]
+    sample: Int[Array, ""]
+    max_tokens: Int[Array, ""]
+    key: UInt32[Array, "2"]
+    active: Bool[Array, ""]
+    stop: Int[Array, ""]
+
+    def replace(self, **values: Any) -> "Book":
+        """A copy with other values, in the dtypes of the old ones: a loop's carry must not widen under `jax_enable_x64`."""
+        return dataclasses.replace(self, **{name: cast(new, getattr(self, name)) for name, new in values.items()})
+
+    def thread(self, number: Int[Array, ""]) -> Threads:
+        """One row of the thread table, as scalars."""
+        return jax.tree.map(lambda field: field[number], self.threads)
+
+    def halt(self, condition: Bool[Array, ""], stop: Stop) -> "Book":
+        """End the whole problem with `stop` if `condition` holds and it has not ended before."""
+        return self.replace(stop=jnp.where(condition & (self.stop == Stop.RUNNING), int(stop), self.stop))
+
+
+def empty(sizes: Sizes) -> Book:
+    """A book without a problem."""
+    m = sizes.threads
+
+    def ints(shape, value=0):
+        return jnp.full(shape, value, jnp.int32)
+
+    special = {
+        "samples": jnp.zeros(m, bool),
+        "released": jnp.zeros(m, bool),
+        "unfed": jnp.zeros(m, bool),
+        "key": jnp.zeros((m, 2), jnp.uint32),
+        "draw_key": jnp.zeros((m, 2), jnp.uint32),
+        "temperature": jnp.zeros(m, jnp.float32),
+        "top_p": jnp.ones(m, jnp.float32),
+        "parent": ints(m, NOBODY),
+        "last": ints(m, -1),
+    }
+    names = [field.name for field in dataclasses.fields(Threads)]
+    return Book(
+        threads=Threads(**{name: special.get(name, ints(m)) for name in names}),
+        sees=jnp.zeros((m, sizes.words), jnp.uint32),
+        used=ints(()),
+        pieces=Pieces(*(ints(sizes.pieces) for _ in range(5))),
+        piece_count=ints(()),
+        run_owner=ints(sizes.runs, NOBODY),
+        log_owner=ints(sizes.log_runs, NOBODY),
+        log_first=ints(sizes.log_runs),
+        log_used=ints(()),
+        prompt=ints(sizes.prompt),
+        prompt_length=ints(()),
+        problem=ints(()),
+        sample=ints(()),
+        max_tokens=ints(()),
+        key=jnp.zeros(2, jnp.uint32),
+        active=jnp.zeros((), bool),
+        stop=ints((), int(Stop.RUNNING)),
+    )
+
+
+def fold(key: UInt32[Array, "2"], number: Int[Array, ""]) -> UInt32[Array, "2"]:
+    """`jax.random.fold_in` on raw key data."""
+    return jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(key), number))
+
+
+def one_bit(number: Int[Array, ""], words: int) -> UInt32[Array, "words"]:
+    """The row of the visibility matrix in which only `number` is set."""
+    return jnp.where(jnp.arange(words) == number // 32, jnp.uint32(1) << (number % 32).astype(jnp.uint32), jnp.uint32(0))
+
+
+def numbers(book: Book) -> Int[Array, "M"]:
+    return jnp.arange(book.threads.status.shape[0], dtype=jnp.int32)
+
+
+def open_root(book: Book, temperature, top_k, top_p, samples: bool) -> Book:
+    """Put the root thread into an empty book."""
+    root = numbers(book) == 0
+    threads = book.threads.where(
+        root, status=READY, samples=samples, key=book.key, draw_key=fold(book.key, jnp.int32(0))
+    ).where(root, temperature=temperature, top_k=top_k, top_p=top_p)
+    sees = jnp.where(root[:, None], one_bit(jnp.int32(0), book.sees.shape[1]), book.sees)
+    return book.replace(threads=threads, sees=sees, used=jnp.int32(1))
+
+
+def open_child(book: Book, parent: Int[Array, ""], shares: bool) -> Book:
+    """Open a child of `parent`; it stays OPENED until `start`. A full thread table ends the problem.
+
+    Args:
+        shares: the child sees what the parent sees, and the parent; its positions go on from the parent's. Otherwise it sees
+            itself alone and counts positions from 0.
+    """
+    full = book.used >= book.threads.status.shape[0]
+    new = (numbers(book) == book.used) & ~full
+    mother = book.thread(parent)
+    key = fold(mother.key, 1 + mother.opened)
+    threads = book.threads.where(
+        new, status=OPENED, parent=parent, ordinal=mother.opened, level=mother.level + 1, samples=True
+    ).where(new, key=key, draw_key=fold(key, jnp.int32(0)))
+    threads = threads.where(new, temperature=mother.temperature, top_k=mother.top_k, top_p=mother.top_p)
+    words = book.sees.shape[1]
+    row = one_bit(book.used, words)
+    if shares:
+        row = row | book.sees[parent]
+        threads = threads.where(new, position=mother.position, inherited=mother.inherited + mother.fed)
+    threads = threads.where(numbers(book) == parent, opened=mother.opened + 1)
+    sees = jnp.where(new[:, None], row, book.sees)
+    return book.replace(threads=threads, sees=sees, used=book.used + ~full).halt(full, Stop.THREADS_FULL)
+
+
+def children(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
+    """The children of the fork that `parent` has open or waits for."""
+    threads = book.threads
+    return (threads.parent == parent) & (threads.ordinal >= threads.fork[parent]) & (numbers(book) < book.used)
+
+
+def commit(book: Book, parent: Int[Array, ""]) -> Book:
+    """Start the opened children of `parent` and let it wait for them; they are later than the row that sampled the fork."""
+    mother = book.thread(parent)
+    born = children(book, parent) & (book.threads.status == OPENED)
+    threads = book.threads.where(born, status=READY, clock=mother.clock, depth=mother.depth)
+    threads = threads.where(numbers(book) == parent, status=WAITING, pending=jnp.sum(born))
+    return book.replace(threads=threads)
+
+
+def compose(
+    book: Book,
+    to: Int[Array, "n"],
+    kind: Int[Array, "n"],
+    thread: Int[Array, "n"],
+    start: Int[Array, "n"],
+    length: Int[Array, "n"],
+    valid: Bool[Array, "n"],
+) -> Book:
+    """Append message pieces; each thread named in `to` gets its valid pieces, which must stand together, as its message.
+
+    Nothing is copied here: the tokens are read when they are fed. A full table of pieces ends the problem.
+    """
+    place = book.piece_count + jnp.cumsum(valid.astype(jnp.int32)) - 1
+    size = book.pieces.kind.shape[0]
+    full = book.piece_count + jnp.sum(valid) > size
+    place = jnp.where(valid & ~full, place, size)
+    mine = (to[None, :] == numbers(book)[:, None]) & valid[None, :]  # [M, n]
+    before = jnp.cumsum(jnp.where(valid, length, 0)) - length
+    first = jnp.min(jnp.where(mine, before[None, :], jnp.iinfo(jnp.int32).max), axis=1)  # tokens before the thread's message
+    offset = before - first[to]
+    fields = (("kind", kind), ("thread", thread), ("start", start), ("offset", offset), ("length", length))
+    pieces = Pieces(**{name: getattr(book.pieces, name).at[place].set(new, mode="drop") for name, new in fields})
+    addressed = jnp.any(mine, axis=1)
+    threads = book.threads.where(
+        addressed,
+        message=jnp.min(jnp.where(mine, place[None, :], size), axis=1),
+        message_end=jnp.max(jnp.where(mine, place[None, :] + 1, 0), axis=1),
+        cursor=0,
+        waiting=jnp.sum(jnp.where(mine, length[None, :], 0), axis=1),
+    )
+    count = book.piece_count + jnp.where(full, 0, jnp.sum(valid))
+    return book.replace(threads=threads, pieces=pieces, piece_count=count).halt(full, Stop.MESSAGES_FULL)
+
+
+def finish(book: Book, thread: Int[Array, ""], stop: Int[Array, ""]) -> Book:
+    """End a thread, drop the children it opened but never started, and tell its parent. The root's end is the problem's."""
+    threads = book.threads
+    orphans = children(book, thread) & (threads.status == OPENED)
+    threads = threads.where(orphans, status=FINISHED, stop=int(Stop.DROPPED), released=True)
+    threads = threads.where(numbers(book) == thread, status=FINISHED, stop=stop, released=True, unfed=False, waiting=0)
+    parent = threads.parent[thread]
+    threads = threads.where(numbers(book) == parent, pending=threads.pending[parent] - 1)
+    is_root = parent == NOBODY
+    return book.replace(threads=threads, stop=jnp.where(is_root & (book.stop == Stop.RUNNING), stop, book.stop))
+
+
+def resume(book: Book, parent: Int[Array, ""]) -> Book:
+    """Let `parent` run again, later than everything its children wrote, and close the fork; nothing if it is finished."""
+    threads = book.threads
+    waited = children(book, parent) & (threads.stop != Stop.DROPPED)
+    is_parent = (numbers(book) == parent) & (threads.status == WAITING)
+    return book.replace(
+        threads=threads.where(
+            is_parent,
+            status=READY,
+            fork=threads.opened[parent],
+            clock=jnp.maximum(threads.clock[parent], jnp.max(jnp.where(waited, threads.clock, 0))),
+            depth=jnp.maximum(threads.depth[parent], jnp.max(jnp.where(waited, threads.depth, 0))),
+        )
+    )
+
+
+def free_runs(book: Book) -> Book:
+    """Give back the runs of threads that are released and that no unreleased thread sees."""
+    threads = book.threads
+    seen = jax.lax.reduce(
+        jnp.where(threads.released[:, None], jnp.uint32(0), book.sees), jnp.uint32(0), jax.lax.bitwise_or, (0,)
+    )
+    number = numbers(book)
+    visible = (seen[number // 32] >> (number % 32).astype(jnp.uint32)) & 1
+    dead = threads.released & (visible == 0)
+    owner = book.run_owner
+    return book.replace(run_owner=jnp.where((owner >= 0) & dead[owner], NOBODY, owner))

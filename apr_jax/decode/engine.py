@@ -1,0 +1,292 @@
+"""From problems to transcripts: the host's side of decoding.
+
+The host fills the queue, runs the compiled program slice by slice, and fetches finished problems between slices. Inside a
+slice nothing is asked of it.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from apr_jax.decode import state as states
+from apr_jax.decode.book import FINISHED, OPENED
+from apr_jax.decode.loop import Program, run_slice
+from apr_jax.decode.sizes import Sizes
+from apr_jax.decode.state import State
+from apr_jax.decode.transcript import Log, Stop, ThreadRecord, Transcript
+from apr_jax.model.transformer import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What is to be decoded.
+
+    Attributes:
+        id: the caller's number of the problem; part of the key of its random draws.
+        prompt: Int [n], token ids, at least one.
+        sample: the caller's number of the sample; part of the key too.
+        temperature: 0 is greedy.
+        top_k: keep that many tokens, 0 is off.
+        top_p: keep that share of the probability, 1 is off.
+        max_tokens: tokens that each thread may generate.
+    """
+
+    id: int
+    prompt: np.ndarray
+    sample: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_tokens: int = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a run stands after a slice; sums over the run.
+
+    Attributes:
+        finished: problems done.
+        problems: problems given.
+        sampled, fed: tokens generated and fed.
+        feed_steps, decode_steps: device steps.
+        occupancy: busy rows of the decode steps over all their rows.
+        seconds: wall time, compilation included.
+    """
+
+    finished: int
+    problems: int
+    sampled: int
+    fed: int
+    feed_steps: int
+    decode_steps: int
+    occupancy: float
+    seconds: float
+
+
+class Engine:
+    """A program compiled for one model, protocol and sizes, to be run on any number of problems.
+
+    Args:
+        model: the model.
+        protocol: the method.
+        sizes: static sizes of a shard.
+        mesh: mesh with the axes `data` and `model`; a mesh of one device by default. The queue is dealt over `data`.
+    """
+
+    def __init__(self, model: Model, protocol: Any, sizes: Sizes, mesh: jax.sharding.Mesh | None = None):
+        self.model, self.sizes = model, sizes
+        self.program = Program(model.graph, protocol, sizes)
+        self.mesh = mesh or jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+        self.shards = self.mesh.shape["data"]
+        self.traces = 0
+        self._run = jax.jit(self._traced, donate_argnums=1)
+
+    def _traced(self, params: Any, state: State, steps: jax.Array) -> State:
+        self.traces += 1
+
+        def shard(params, state, steps):
+            state = jax.tree.map(lambda x: x[0], state)
+            state = run_slice(self.program, params, state, steps)
+            return jax.tree.map(lambda x: x[None], state)
+
+        spec = jax.P("data")
+        return jax.shard_map(
+            shard,
+            mesh=self.mesh,
+            in_specs=(jax.P(), spec, jax.P()),
+            out_specs=spec,
+            axis_names={"data"},
+            check_vma=False,
+        )(params, state, steps)
+
+    def create(self, seed: int) -> State:
+        """An empty state, born sharded over `data`."""
+        config = self.model.config
+        kv_width, dtype = config.kv_heads * config.head_dim, _activation_dtype(self.model)
+
+        def make(key):
+            state = states.create(self.sizes, config.layers, kv_width, dtype, key)
+            return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.shards, *x.shape)), state)
+
+        sharding = jax.NamedSharding(self.mesh, jax.P("data"))
+        return jax.jit(make, out_shardings=sharding)(jax.random.key_data(jax.random.key(seed)))
+
+    def load(self, state: State, problems: Sequence[Problem]) -> State:
+        """Put problems into the queue, which must be spent; at most Q per shard are taken, dealt over the shards."""
+        sizes, shards = self.sizes, self.shards
+        prompt = np.zeros((shards, sizes.queue, sizes.prompt), np.int32)
+        integers = {"prompt_length": "prompt", "problem": "id", "sample": "sample", "max_tokens": "max_tokens"}
+        arrays = {name: np.zeros((shards, sizes.queue), np.int32) for name in (*integers, "top_k")}
+        arrays |= {name: np.zeros((shards, sizes.queue), np.float32) for name in ("temperature", "top_p")}
+        for number, problem in enumerate(problems):
+            where = number % shards, number // shards
+            prompt[where][: len(problem.prompt)] = problem.prompt
+            for name, field in (integers | {n: n for n in ("top_k", "temperature", "top_p")}).items():
+                value = getattr(problem, field)
+                arrays[name][where] = len(value) if name == "prompt_length" else value
+        count = np.array([len(range(shard, len(problems), shards)) for shard in range(shards)], np.int32)
+        queue = states.Queue(prompt=prompt, **arrays, next=np.zeros(shards, np.int32), count=count)
+        return state.replace(queue=jax.device_put(queue, jax.NamedSharding(self.mesh, jax.P("data"))))
+
+    def run(self, state: State, steps: int) -> State:
+        """Run one slice; the state given is consumed."""
+        return self._run(self.model.params, state, jnp.int32(steps))
+
+    def drain(self, state: State) -> tuple[State, list[Transcript]]:
+        """Fetch what is finished and empty the outbox."""
+        outbox = state.outbox
+        counts = np.asarray(outbox.count)
+        if not counts.any():
+            return state, []
+        host = jax.tree.map(np.asarray, outbox)
+        found = [_transcript(host, shard, i, self.sizes) for shard in range(self.shards) for i in range(counts[shard])]
+        empty = jax.device_put(np.zeros_like(counts), jax.NamedSharding(self.mesh, jax.P("data")))
+        return state.replace(outbox=dataclasses.replace(outbox, count=empty)), found
+
+    def decode(
+        self,
+        problems: Sequence[Problem],
+        seed: int = 0,
+        slice_steps: int = 1000,
+        watch: Callable[[Progress], None] | None = None,
+    ) -> Iterator[Transcript]:
+        """Decode any number of problems; transcripts come as they finish.
+
+        Args:
+            problems: what to decode.
+            seed: seed of all random draws.
+            slice_steps: steps between two looks of the host.
+            watch: called after each slice.
+
+        Raises:
+            ValueError: a problem that the sizes cannot hold, named with what is allowed.
+        """
+        for problem in problems:
+            check(problem, self.model.config.vocabulary, self.sizes)
+        state, start = self.create(seed), time.monotonic()
+        batch = self.sizes.queue * self.shards
+        for first in range(0, len(problems), batch):
+            group = problems[first : first + batch]
+            state = self.load(state, group)
+            left = len(group)
+            while left:
+                state = self.run(state, slice_steps)
+                state, found = self.drain(state)
+                left -= len(found)
+                if watch:
+                    watch(self._progress(state, len(problems), time.monotonic() - start))
+                yield from found
+
+    def _progress(self, state: State, problems: int, seconds: float) -> Progress:
+        sums = {field.name: int(np.sum(getattr(state.counters, field.name))) for field in dataclasses.fields(state.counters)}
+        rows = sums.pop("decode_rows") / max(sums["decode_steps"] * self.sizes.rows, 1)
+        return Progress(problems=problems, occupancy=rows, seconds=seconds, **sums)
+
+
+def decode(
+    model: Model, problems: Sequence[Problem], protocol: Any, sizes: Sizes, seed: int = 0, **options: Any
+) -> list[Transcript]:
+    """Decode problems with one method and return their transcripts in the order of `problems`; see `Engine.decode`."""
+    engine = _engine(model.graph, protocol, sizes)
+    engine.model = model
+    found = {(t.problem, t.sample): t for t in engine.decode(problems, seed, **options)}
+    return [found[problem.id, problem.sample] for problem in problems]
+
+
+def check(problem: Problem, vocabulary: int, sizes: Sizes) -> None:
+    """Refuse a problem that cannot be decoded as it is, with the field, its value and what is allowed."""
+    prompt = np.asarray(problem.prompt)
+    name = f"problem {problem.id}"
+    if prompt.ndim != 1 or not len(prompt):
+        raise ValueError(f"{name}: prompt of shape {prompt.shape}; a list of at least one token id is needed")
+    if len(prompt) > sizes.prompt:
+        raise ValueError(f"{name}: prompt of {len(prompt)} tokens; sizes.prompt = {sizes.prompt} is the most, raise it")
+    if prompt.min() < 0 or prompt.max() >= vocabulary:
+        raise ValueError(f"{name}: token ids {prompt.min()} .. {prompt.max()}; allowed are 0 .. {vocabulary - 1}")
+    if problem.max_tokens < 1:
+        raise ValueError(f"{name}: max_tokens = {problem.max_tokens}; at least 1 is needed")
+    if problem.temperature < 0:
+        raise ValueError(f"{name}: temperature = {problem.temperature}; 0 (greedy) or more is needed")
+    if not 0 < problem.top_p <= 1:
+        raise ValueError(f"{name}: top_p = {problem.top_p}; must be above 0 and at most 1 (1 is off)")
+    if problem.top_k < 0:
+        raise ValueError(f"{name}: top_k = {problem.top_k}; 0 (off) or more is needed")
+
+
+def _activation_dtype(model: Model):
+    params = jax.tree.leaves(model.params)
+    return jnp.float64 if params[0].dtype == jnp.float64 else jnp.dtype(model.config.dtype)
+
+
+def _transcript(outbox: states.Outbox, shard: int, place: int, sizes: Sizes) -> Transcript:
+    """Build a transcript from one place of the outbox: threads in the order of their paths, entries thread by thread."""
+    book = {name: value[shard, place] for name, value in outbox.book.items()}
+    log = jax.tree.map(lambda x: x[shard, place], outbox.log)
+    used = int(book["used"])
+    paths: list[tuple[int, ...]] = []
+    for i in range(used):
+        parent = book["thread_parent"][i]
+        paths.append(() if parent < 0 else (*paths[parent], int(book["thread_ordinal"][i])))
+    order = sorted(range(used), key=lambda i: paths[i])
+    renamed = {old: new for new, old in enumerate(order)}
+
+    entries = np.concatenate([_entries(book, i, sizes) for i in order])
+    number = np.full(sizes.log + 1, -1)
+    number[entries] = np.arange(len(entries))
+    queued, fed, logprob = log.queued[entries], log.fed[entries], log.logprob[entries]
+    thread = np.concatenate([np.full(book["thread_length"][i], renamed[i]) for i in order])
+    words = book["sees"][order]
+    sees = (words[:, [i // 32 for i in order]] >> np.array([i % 32 for i in order], np.uint32)) & 1
+    records = tuple(
+        ThreadRecord(paths[i], renamed.get(int(book["thread_parent"][i]), -1), _stop(book, i)) for i in order
+    )
+    return Transcript(
+        problem=int(book["problem"]),
+        sample=int(book["sample"]),
+        stop=Stop(int(book["stop"])),
+        threads=records,
+        sees=sees.astype(bool),
+        log=Log(
+            token=queued[:, 0],
+            thread=thread,
+            index=fed[:, 0],
+            position=fed[:, 1],
+            clock=fed[:, 2],
+            source=queued[:, 1],
+            logprob=logprob[:, 0],
+            behaviour_logprob=logprob[:, 1],
+            predictor=number[queued[:, 2]],
+            depth=queued[:, 3],
+        ),
+        peak_context=int(np.max((book["thread_inherited"] + book["thread_fed"])[:used])),
+    )
+
+
+def _entries(book: dict[str, np.ndarray], thread: int, sizes: Sizes) -> np.ndarray:
+    """Log entries of a thread in order."""
+    runs = np.flatnonzero(book["log_owner"] == thread)
+    runs = runs[np.argsort(book["log_first"][runs])]
+    return (runs[:, None] * sizes.log_run + np.arange(sizes.log_run)).reshape(-1)[: book["thread_length"][thread]]
+
+
+def _stop(book: dict[str, np.ndarray], thread: int) -> Stop:
+    """Why a thread ended; one that had not when its problem ended was killed, or was never started."""
+    status = book["thread_status"][thread]
+    if status == FINISHED:
+        return Stop(int(book["thread_stop"][thread]))
+    return Stop.DROPPED if status == OPENED else Stop.KILLED
+
+
+@functools.lru_cache(maxsize=8)
+def _engine_of(graph, protocol, sizes) -> Engine:
+    return Engine(Model(graph, {}), protocol, sizes)
+
+
+def _engine(graph, protocol, sizes) -> Engine:
+    return _engine_of(graph, protocol, sizes)

@@ -1,0 +1,159 @@
+"""The pool of key/value slots and attention over it.
+
+Attention is over a set: a slot is visible or it is not, whatever its place. Keys and values are kept per layer in arrays
+[P, N, K h] (heads merged, so that the last axis fills TPU tiles); a step writes its rows first and reads afterwards, which
+keeps the arrays in place. Axes: P problems, N slots, W lanes, B tiles, C tokens of a tile, H heads, K kv heads, h head size.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from apr_jax.decode.book import NOBODY, Book, pytree
+from apr_jax.decode.schedule import Places, Tiles
+from apr_jax.decode.sizes import Sizes
+
+
+@pytree
+class Slots:
+    """Who wrote a slot, and when.
+
+    Attributes:
+        owner: thread that wrote the slot, NOBODY before that.
+        clock: clock of the token in it.
+    """
+
+    owner: Int[Array, "P N"]
+    clock: Int[Array, "P N"]
+
+
+@pytree
+class View:
+    """What the rows of a step may see.
+
+    Attributes:
+        mask: Bool [P, W, N] when decoding (one row a lane), [B, C, N] when feeding.
+        blocks: attention blocks to walk: up to the fill mark of the fullest problem.
+    """
+
+    mask: Bool[Array, "..."]
+    blocks: Int[Array, ""]
+
+
+def write(slots: Slots, tiles: Tiles, places: Places, clock: Int[Array, "B C"]) -> Slots:
+    """Sign the slots that the step writes."""
+    row = jnp.broadcast_to(tiles.problem[:, None], places.slot.shape)
+    thread = jnp.broadcast_to(tiles.thread[:, None], places.slot.shape)
+    return Slots(
+        owner=slots.owner.at[row, places.slot].set(thread, mode="drop"),
+        clock=slots.clock.at[row, places.slot].set(clock, mode="drop"),
+    )
+
+
+def visible(
+    words: UInt32[Array, "... words"], thread: Int[Array, "..."], clock: Int[Array, "..."], slots: Slots
+) -> Bool[Array, "... N"]:
+    """Which slots a row may see: those of threads its thread sees with an earlier clock, its own up to and with itself.
+
+    Args:
+        words: row of the visibility matrix of each row's thread, axes [X, Y, words].
+        thread, clock: of each row, [X, Y].
+        slots: of the row's problem, [X, N].
+    """
+    owner = slots.owner[:, None, :]
+    bits = jnp.zeros((*thread.shape, owner.shape[-1]), jnp.uint32)
+    for word in range(words.shape[-1]):
+        shifted = words[:, :, word, None] >> (owner % 32).astype(jnp.uint32)
+        bits = jnp.where(owner // 32 == word, shifted, bits)
+    own = owner == thread[:, :, None]
+    return (bits & 1).astype(bool) & (owner != NOBODY) & (slots.clock[:, None, :] < clock[:, :, None] + own)
+
+
+def look(books: Book, slots: Slots, tiles: Tiles, clock: Int[Array, "B C"], sizes: Sizes) -> View:
+    """The view of the rows of a step, after their slots were signed."""
+    highest = jnp.max(jnp.where(books.run_owner != NOBODY, jnp.arange(sizes.runs) + 1, 0))
+    blocks = -(-(highest * sizes.run) // sizes.block)
+    if clock.shape[1] == 1:
+        lanes = jnp.arange(books.active.shape[0])[:, None]
+        words = books.sees[lanes, tiles.lane_thread]
+        mask = visible(words, tiles.lane_thread, tiles.to_lanes(clock[:, 0]), slots)
+        return View(mask & tiles.lane_busy[:, :, None], blocks)
+    at = jnp.minimum(tiles.problem, books.active.shape[0] - 1)
+    words = jnp.broadcast_to(books.sees[at, tiles.thread][:, None], (*clock.shape, sizes.words))
+    thread = jnp.broadcast_to(tiles.thread[:, None], clock.shape)
+    own_slots = Slots(slots.owner[at], slots.clock[at])
+    return View(visible(words, thread, clock, own_slots) & tiles.busy[:, None, None], blocks)
+
+
+def attention(view: View, tiles: Tiles, places: Places, block: int) -> Callable:
+    """The `attend` function of a step (see `apr_jax.model.transformer.hidden`); a layer's memory is its (keys, values)."""
+    row = jnp.broadcast_to(tiles.problem[:, None], places.slot.shape)
+
+    def attend(q, k, v, memory):
+        keys, values = memory
+        flat = (*places.slot.shape, -1)
+        keys = keys.at[row, places.slot].set(k.reshape(flat).astype(keys.dtype), mode="drop")
+        values = values.at[row, places.slot].set(v.reshape(flat).astype(values.dtype), mode="drop")
+        if q.shape[1] == 1:
+            problems, lanes = tiles.lane_busy.shape
+            spread = jnp.zeros((problems, lanes, *q.shape[2:]), q.dtype)
+            spread = spread.at[tiles.problem, tiles.lane].set(q[:, 0], mode="drop")
+            out = walk(spread, keys, values, view, block)
+            out = out[jnp.minimum(tiles.problem, problems - 1), tiles.lane][:, None]
+        else:
+            at = jnp.minimum(tiles.problem, keys.shape[0] - 1)
+            out = walk(q, keys, values, view, block, at)
+        return out, (keys, values)
+
+    return attend
+
+
+def walk(
+    q: Float[Array, "X Y H h"],
+    keys: Float[Array, "P N Kh"],
+    values: Float[Array, "P N Kh"],
+    view: View,
+    block: int,
+    rows: Int[Array, "X"] | None = None,
+) -> Float[Array, "X Y H h"]:
+    """Softmax attention under `view.mask`, block by block up to the fill mark; a row that sees nothing gives 0.
+
+    Running maximum and sum are kept as in FlashAttention (Dao et al. 2022, section 3.1), so that only the blocks in use are
+    read: a large pool costs no more than a small one with the same fill.
+
+    Args:
+        q: rows of X problems, not scaled.
+        rows: problem of each of the X; None if they are all P in order.
+    """
+    x, y, heads, size = q.shape
+    kv = keys.shape[-1] // size
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    q = (q * size**-0.5).reshape(x, y, kv, heads // kv, size).transpose(0, 2, 3, 1, 4).reshape(x, kv, -1, size)
+
+    def step(i, carry):
+        top, total, out = carry
+        start = (0, i * block, 0)
+        piece = lambda a: jax.lax.dynamic_slice(a, start, (a.shape[0], block, a.shape[2]))  # noqa: E731
+        k, v = piece(keys), piece(values)
+        if rows is not None:
+            k, v = k[rows], v[rows]
+        k, v = (a.reshape(x, block, kv, size).transpose(0, 2, 1, 3) for a in (k, v))
+        mask = jax.lax.dynamic_slice(view.mask, (0, 0, i * block), (x, y, block))[:, None, None]
+        scores = jnp.einsum("xkqh,xknh->xkqn", q, k.astype(q.dtype), preferred_element_type=wide)
+        scores = jnp.where(mask, scores.reshape(x, kv, -1, y, block), -jnp.inf).reshape(x, kv, -1, block)
+        new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
+        shift = jnp.where(jnp.isfinite(new_top), new_top, 0)
+        weights = jnp.exp(scores - shift[..., None])
+        scale = jnp.exp(top - shift)
+        total = total * scale + jnp.sum(weights, axis=-1)
+        add = jnp.einsum("xkqn,xknh->xkqh", weights.astype(q.dtype), v.astype(q.dtype), preferred_element_type=wide)
+        return new_top, total, out * scale[..., None] + add
+
+    shape = q.shape[:-1]
+    start = jnp.full(shape, -jnp.inf, wide), jnp.zeros(shape, wide), jnp.zeros(q.shape, wide)
+    _, total, out = jax.lax.fori_loop(0, view.blocks, step, start)
+    out = out / jnp.where(total > 0, total, 1)[..., None]
+    out = out.reshape(x, kv, heads // kv, y, size).transpose(0, 3, 1, 2, 4)
+    return out.reshape(x, y, heads, size).astype(q.dtype)

@@ -1,0 +1,207 @@
+"""Which threads compute in a step, and where what they feed goes.
+
+A step works on B *tiles* of C tokens, each tile a stretch of one thread: [A, 1] when decoding, [G, C] when feeding.
+Axes: P problems, M threads, W lanes, B tiles, C tokens of a tile, R runs, N slots, T log entries.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from apr_jax.decode.book import NOBODY, PROMPT, READY, TEMPLATE, Book, Threads, pytree
+from apr_jax.decode.sizes import Sizes
+from apr_jax.decode.transcript import Stop
+
+
+@pytree
+class Tiles:
+    """The tiles of a step.
+
+    Attributes:
+        lane_thread: thread of each lane, 0 where the lane is idle (see `lane_busy`).
+        lane_busy: the lane computes in this step.
+        problem, lane, thread: whose tile it is; `problem` is P for an idle tile.
+        busy: the tile computes.
+        count: tokens that the tile feeds.
+        draws: the tile samples a token when it has fed them.
+    """
+
+    lane_thread: Int[Array, "P W"]
+    lane_busy: Bool[Array, "P W"]
+    problem: Int[Array, "B"]
+    lane: Int[Array, "B"]
+    thread: Int[Array, "B"]
+    busy: Bool[Array, "B"]
+    count: Int[Array, "B"]
+    draws: Bool[Array, "B"]
+
+    def to_lanes(self, values: Int[Array, "B"]) -> Int[Array, "P W"]:
+        """Put one number a tile where its lane is; 0 for idle lanes."""
+        return jnp.zeros(self.lane_busy.shape, values.dtype).at[self.problem, self.lane].set(values, mode="drop")
+
+    def at(self, values: Int[Array, "P W"]) -> Int[Array, "B"]:
+        """The lane's number for each tile."""
+        return values[jnp.minimum(self.problem, values.shape[0] - 1), self.lane]
+
+
+@pytree
+class Places:
+    """Where the tokens of the tiles go. Slot N and entry T stand for nowhere.
+
+    Attributes:
+        index: index of each token in its thread.
+        slot: its slot in the pool.
+        message: its place in the thread's waiting message; -1 for the unfed sampled token.
+        entry: its entry in the log.
+        drawn: the entry of the token that will be sampled.
+    """
+
+    index: Int[Array, "B C"]
+    slot: Int[Array, "B C"]
+    message: Int[Array, "B C"]
+    entry: Int[Array, "B C"]
+    drawn: Int[Array, "B"]
+
+
+def waiting(threads: Threads) -> Int[Array, "P M"]:
+    """Tokens that each thread has yet to feed, the unfed sampled one included."""
+    return threads.waiting + threads.unfed
+
+
+def runnable(books: Book) -> Bool[Array, "P M"]:
+    """Threads that have something to feed and may."""
+    live = books.active & (books.stop == Stop.RUNNING)
+    return (books.threads.status == READY) & (waiting(books.threads) > 0) & live[:, None]
+
+
+def choose(books: Book, ready: Bool[Array, "P M"], lanes: int, tiles: int, chunk: int) -> Tiles:
+    """Grant tiles: the oldest ready threads of each problem take its lanes; tiles go round the problems, lane by lane."""
+    problems, threads = ready.shape
+    rank = jnp.cumsum(ready, axis=1) - 1
+    takes = ready[:, None, :] & (rank[:, None, :] == jnp.arange(lanes)[None, :, None])  # [P, W, M]
+    lane_thread = jnp.sum(jnp.where(takes, jnp.arange(threads), 0), axis=2, dtype=jnp.int32)
+    order = jnp.any(takes, axis=2).T.reshape(-1)  # lane-major: every problem's first lane, then every second ...
+    tile = jnp.cumsum(order) - 1
+    granted = order & (tile < tiles)
+    source = jnp.arange(lanes * problems, dtype=jnp.int32)
+    where = jnp.full(tiles, lanes * problems, jnp.int32).at[jnp.where(granted, tile, tiles)].set(source, mode="drop")
+    busy = where < lanes * problems
+    problem, lane = jnp.where(busy, where % problems, problems), jnp.where(busy, where // problems, 0)
+    at = jnp.minimum(problem, problems - 1)
+    thread = lane_thread[at, lane]
+    left = waiting(books.threads)[at, thread]
+    count = jnp.where(busy, jnp.minimum(left, chunk), 0)
+    draws = busy & (count == left) & books.threads.samples[at, thread]
+    lane_busy = granted.reshape(lanes, problems).T
+    return Tiles(lane_thread, lane_busy, problem, lane, thread, busy, count, draws)
+
+
+def allot(
+    tiles: Tiles, start: Int[Array, "B"], count: Int[Array, "B"], run: int
+) -> tuple[Int[Array, "B"], Int[Array, "B"], Int[Array, "P"]]:
+    """How many new runs each tile needs to go from `start` to `start + count`, and which of its problem's it gets.
+
+    Returns:
+        new runs of the tile, number of the first of them among the new runs of the problem, new runs of the problem.
+    """
+    need = -(-(start + count) // run) - (-(-start // run))
+    by_lane = tiles.to_lanes(need)
+    before = jnp.cumsum(by_lane, axis=1) - by_lane
+    return need, tiles.at(before), jnp.sum(by_lane, axis=1)
+
+
+def place(books: Book, tiles: Tiles, chunk: int, sizes: Sizes) -> tuple[Book, Places]:
+    """Hand out slots and log entries to the tokens of the tiles. A problem that runs out of either is halted.
+
+    Its tokens of this step then have no place, and nothing of them is kept.
+    """
+    threads = books.threads
+    problems = threads.status.shape[0]
+    at = jnp.minimum(tiles.problem, problems - 1)
+    step = jnp.arange(chunk)[None, :]
+    fed, length = threads.fed[at, tiles.thread], threads.length[at, tiles.thread]
+    unfed = threads.unfed[at, tiles.thread].astype(jnp.int32)
+    appended = jnp.maximum(tiles.count - unfed, 0) + tiles.draws
+
+    new_runs, new_log_runs = -(-chunk // sizes.run), -(-(chunk + 1) // sizes.log_run)  # of one tile, at most
+    most = min(sizes.lanes, tiles.busy.shape[0]) * new_runs
+    need, first, wanted = allot(tiles, fed, tiles.count, sizes.run)
+    free = jnp.cumsum(books.run_owner == NOBODY, axis=1)  # [P, R]
+    kth_free = jnp.argmax(free[:, None, :] > jnp.arange(most)[None, :, None], axis=2).astype(jnp.int32)  # [P, most]
+    no_slots = wanted > free[:, -1]
+
+    log_need, log_first, log_wanted = allot(tiles, length, appended, sizes.log_run)
+    no_log = books.log_used + log_wanted > sizes.log_runs
+    books = books.halt(no_slots, Stop.POOL_FULL).halt(no_log, Stop.LOG_FULL)
+    halted = (no_slots | no_log)[at]
+    good = tiles.busy & ~halted
+
+    def locate(ordinal, begin, run, current, numbered):
+        """Place of the token with that ordinal: in the current run, or in the k-th new one."""
+        new = ordinal // run - (begin[:, None] - 1) // run  # 0: the run that holds the last token; k: k-th new run
+        return jnp.where(new > 0, numbered(new - 1), current[:, None]) * run + ordinal % run
+
+    ordinal = fed[:, None] + step
+    slot = locate(
+        ordinal, fed, sizes.run, threads.slot_run[at, tiles.thread],
+        lambda k: kth_free[at[:, None], jnp.minimum(first[:, None] + k, most - 1)],
+    )  # fmt: skip
+    base = books.log_used[at] + log_first
+    message = step - unfed[:, None]
+    numbered_log = lambda k: base[:, None] + k  # noqa: E731
+    log_run = threads.log_run[at, tiles.thread]
+    entry = locate(length[:, None] + message, length, sizes.log_run, log_run, numbered_log)
+    entry = jnp.where(message < 0, threads.entry[at, tiles.thread][:, None], entry)
+    drawn = locate((length + appended - 1)[:, None], length, sizes.log_run, log_run, numbered_log)[:, 0]
+
+    used = good[:, None] & (step < tiles.count[:, None])
+    places = Places(
+        index=ordinal,
+        slot=jnp.where(used, slot, sizes.slots),
+        message=message,
+        entry=jnp.where(used, entry, sizes.log),
+        drawn=jnp.where(good & tiles.draws, drawn, sizes.log),
+    )
+    table = books.run_owner
+    for k in range(new_runs):
+        new = jnp.where(good & (k < need), kth_free[at, jnp.minimum(first + k, most - 1)], sizes.runs)
+        table = table.at[tiles.problem, new].set(tiles.thread, mode="drop")
+    log_owner, log_begin = books.log_owner, books.log_first
+    for k in range(new_log_runs):
+        new = jnp.where(good & (k < log_need), base + k, sizes.log_runs)
+        begin = (-(-length // sizes.log_run) + k) * sizes.log_run
+        log_owner = log_owner.at[tiles.problem, new].set(tiles.thread, mode="drop")
+        log_begin = log_begin.at[tiles.problem, new].set(begin, mode="drop")
+    log_used = books.log_used + jnp.sum(tiles.to_lanes(jnp.where(good, log_need, 0)), axis=1)
+    return books.replace(run_owner=table, log_owner=log_owner, log_first=log_begin, log_used=log_used), places
+
+
+def read_messages(books: Book, log_tokens, templates, tiles: Tiles, places: Places, sizes: Sizes) -> Int[Array, "B C"]:
+    """The tokens that the tiles feed: the unfed sampled token, or what stands at that place of the waiting message.
+
+    Args:
+        log_tokens: Int [P, T], the token of every log entry.
+        templates: Int [n], the protocol's template tokens.
+    """
+    threads, pieces = books.threads, books.pieces
+    at = jnp.minimum(tiles.problem, books.active.shape[0] - 1)
+    here = (at, tiles.thread)
+    offset = jnp.maximum(places.message, 0) + threads.cursor[here][:, None]  # [B, C]
+    number = jnp.arange(sizes.pieces)
+    mine = (number >= threads.message[here][:, None]) & (number < threads.message_end[here][:, None])  # [B, Z]
+    start, length = pieces.offset[at], pieces.length[at]  # [B, Z]
+    inside = (offset[:, :, None] >= start[:, None, :]) & (offset[:, :, None] < (start + length)[:, None, :])
+    piece = jnp.argmax(mine[:, None, :] & inside, axis=2)  # [B, C]
+    row = at[:, None]
+    source = pieces.start[row, piece] + offset - pieces.offset[row, piece]
+    entry = find_entry(books, at, pieces.thread[row, piece], source, sizes)
+    kind = pieces.kind[row, piece]
+    token = jnp.where(kind == PROMPT, books.prompt[row, jnp.minimum(source, sizes.prompt - 1)], log_tokens[row, entry])
+    token = jnp.where(kind == TEMPLATE, templates[jnp.minimum(source, templates.shape[0] - 1)], token)
+    return jnp.where(places.message < 0, threads.token[here][:, None], token)
+
+
+def find_entry(books: Book, at: Int[Array, "B"], thread: Int[Array, "B C"], ordinal: Int[Array, "B C"], sizes: Sizes):
+    """Log entry of the `ordinal`-th token of a thread: the run that owns it is found by comparison."""
+    owner, first = books.log_owner[at][:, None, :], books.log_first[at][:, None, :]  # [B, 1, R]
+    holds = (owner == thread[:, :, None]) & (first == (ordinal // sizes.log_run * sizes.log_run)[:, :, None])
+    return jnp.argmax(holds, axis=2) * sizes.log_run + ordinal % sizes.log_run

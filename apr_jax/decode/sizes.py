@@ -1,0 +1,102 @@
+"""Static sizes of a run: everything the compiled program depends on beside the model and the protocol."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Static sizes (per shard); a run compiles once for each value.
+
+    Attributes:
+        problems: P, problems in flight.
+        lanes: W, threads of one problem that may compute in one decode step.
+        rows: A, rows of a decode step, shared by all problems (at most P W).
+        feed_tiles: G, threads that a feed step serves.
+        feed_chunk: C, tokens of one thread in a feed step (a feed step has F = G C rows).
+        feed_threshold: a thread with more waiting tokens than this is served by feed steps, any other by decode steps.
+        threads: M, threads of a problem over its life.
+        slots: N, key/value slots of a problem.
+        run: R, slots of a run; a run belongs to one thread.
+        log: T, log entries of a problem.
+        log_run: entries of a log run; a log run belongs to one thread.
+        queue: Q, problems that one call of the compiled program may be given.
+        prompt: longest prompt, tokens.
+        outbox: O, finished problems kept on the device until the host fetches them.
+        attention_block: slots that attention reads at a time; it stops at the fill mark.
+    """
+
+    problems: int = 8
+    lanes: int = 8
+    rows: int = 64
+    feed_tiles: int = 4
+    feed_chunk: int = 32
+    feed_threshold: int = 4
+    threads: int = 32
+    slots: int = 2048
+    run: int = 16
+    log: int = 4096
+    log_run: int = 16
+    queue: int = 64
+    prompt: int = 64
+    outbox: int = 64
+    attention_block: int = 512
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, least = getattr(self, field.name), 0 if field.name == "feed_threshold" else 1
+            if value < least:
+                raise ValueError(f"sizes.{field.name} = {value}: at least {least} is needed")
+        if self.rows > self.problems * self.lanes:
+            raise ValueError(
+                f"sizes.rows = {self.rows}: more than problems x lanes = {self.problems} x {self.lanes} = "
+                f"{self.problems * self.lanes} rows can never be busy; lower rows or raise lanes"
+            )
+        for whole, part in (("slots", "run"), ("log", "log_run")):
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(
+                    f"sizes.{whole} = {getattr(self, whole)}: must be a multiple of sizes.{part} = {getattr(self, part)}"
+                )
+        if self.slots % self.block:
+            raise ValueError(
+                f"sizes.slots = {self.slots}: must be a multiple of sizes.attention_block = {self.attention_block}"
+            )
+
+    @property
+    def block(self) -> int:
+        """Slots that attention reads at a time."""
+        return min(self.attention_block, self.slots)
+
+    @property
+    def runs(self) -> int:
+        """Runs of a pool."""
+        return self.slots // self.run
+
+    @property
+    def log_runs(self) -> int:
+        """Runs of a log."""
+        return self.log // self.log_run
+
+    @property
+    def words(self) -> int:
+        """32-bit words of one row of the visibility matrix."""
+        return -(-self.threads // 32)
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of messages that a problem may compose over its life: three for a spawn, two for a join, one for a prompt."""
+        return 6 * self.threads + 4
+
+    def memory(self, layers: int, kv_width: int, itemsize: int) -> dict[str, int]:
+        """Bytes that a shard holds, by part.
+
+        Args:
+            layers: layers of the model.
+            kv_width: kv heads times head dimension.
+            itemsize: bytes of one number of the model's dtype.
+        """
+        return {
+            "pool": 2 * layers * self.problems * self.slots * kv_width * itemsize,
+            "log": (self.problems + self.outbox) * self.log * 9 * 4,
+            "slots": self.problems * self.slots * 8,
+            "queue": self.queue * (self.prompt + 7) * 4,
+        }

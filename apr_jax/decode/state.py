@@ -1,0 +1,215 @@
+"""The state that the loop carries, and how problems enter and leave it.
+
+Every leaf of a state has a leading axis of shards; inside `shard_map` a shard sees its own part without it.
+Axes: P problems in flight, Q problems of the queue, O places of the outbox, N slots, T log entries, L layers.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from apr_jax.decode import book as books
+from apr_jax.decode.book import Book, pytree
+from apr_jax.decode.pool import Slots
+from apr_jax.decode.sizes import Sizes
+from apr_jax.decode.transcript import Stop
+
+
+@pytree
+class LogArrays:
+    """The flat logs, one row an entry; grouped by the moment at which they are written.
+
+    Attributes:
+        queued: Int [P, T, 4]: token, source, predictor, depth; written when the token is sampled or fed.
+        fed: Int [P, T, 3]: index, position, clock; written when the token is fed, -1 before.
+        logprob: Float [P, T, 2]: under the model, under the distribution drawn from; NaN for tokens not sampled.
+    """
+
+    queued: Int[Array, "P T 4"]
+    fed: Int[Array, "P T 3"]
+    logprob: Float[Array, "P T 2"]
+
+
+@pytree
+class Queue:
+    """Problems that wait; `next` is the first that has not entered, `count` how many there are."""
+
+    prompt: Int[Array, "Q prompt"]
+    prompt_length: Int[Array, "Q"]
+    problem: Int[Array, "Q"]
+    sample: Int[Array, "Q"]
+    max_tokens: Int[Array, "Q"]
+    temperature: Float[Array, "Q"]
+    top_k: Int[Array, "Q"]
+    top_p: Float[Array, "Q"]
+    next: Int[Array, ""]
+    count: Int[Array, ""]
+
+
+@pytree
+class Outbox:
+    """Finished problems that the host has not fetched: books and logs in their first `count` places."""
+
+    log: LogArrays
+    book: dict[str, Array]
+    count: Int[Array, ""]
+
+
+@pytree
+class Counters:
+    """Sums over the life of a state: steps of either kind, rows that computed, tokens sampled, problems finished."""
+
+    feed_steps: Int[Array, ""]
+    decode_steps: Int[Array, ""]
+    decode_rows: Int[Array, ""]
+    fed: Int[Array, ""]
+    sampled: Int[Array, ""]
+    finished: Int[Array, ""]
+
+
+@pytree
+class State:
+    """Everything that the loop carries; donated from slice to slice.
+
+    Attributes:
+        pool: per layer (keys, values), each [P, N, K h].
+        slots: who wrote each slot.
+        log: the logs of the problems in flight.
+        books: their books, vmapped over P.
+        events: Int [P, M]; the event that each thread has to have handled, 0 for none.
+        queue, outbox, counters: see there.
+        seed: UInt32 [2], the key that problem keys are folded from.
+    """
+
+    pool: tuple[tuple[Array, Array], ...]
+    slots: Slots
+    log: LogArrays
+    books: Book
+    events: Int[Array, "P M"]
+    queue: Queue
+    outbox: Outbox
+    counters: Counters
+    seed: Array
+
+    def replace(self, **values: Any) -> "State":
+        """A copy with other values, in the dtypes of the old ones where the structure is the same."""
+        structure = jax.tree.structure
+        same = lambda new, old: books.cast(new, old) if structure(new) == structure(old) else new  # noqa: E731
+        return dataclasses.replace(self, **{name: same(new, getattr(self, name)) for name, new in values.items()})
+
+
+# What of a book a transcript is made from.
+_KEPT_THREADS = ("status", "stop", "parent", "ordinal", "length", "fed", "inherited")
+_KEPT = ("sees", "used", "log_owner", "log_first", "problem", "sample", "stop")
+
+
+def _kept(book: Book) -> dict[str, Array]:
+    threads = {f"thread_{name}": getattr(book.threads, name) for name in _KEPT_THREADS}
+    return threads | {name: getattr(book, name) for name in _KEPT}
+
+
+def _empty_log(rows: int, entries: int, wide: jnp.dtype) -> LogArrays:
+    return LogArrays(
+        queued=jnp.zeros((rows, entries, 4), jnp.int32),
+        fed=jnp.full((rows, entries, 3), -1, jnp.int32),
+        logprob=jnp.full((rows, entries, 2), jnp.nan, wide),
+    )
+
+
+def create(sizes: Sizes, layers: int, kv_width: int, dtype: Any, seed: Array) -> State:
+    """An empty state of one shard; jit it with `out_shardings` to have it born in its place."""
+    p, m = sizes.problems, sizes.threads
+    wide = jnp.promote_types(dtype, jnp.float32)
+    blank = books.empty(sizes)
+    stack = lambda count: jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), blank)  # noqa: E731
+    zero = jnp.zeros((), jnp.int32)
+    queue_ints = jnp.zeros(sizes.queue, jnp.int32)
+    return State(
+        pool=tuple(tuple(jnp.zeros((p, sizes.slots, kv_width), dtype) for _ in range(2)) for _ in range(layers)),
+        slots=Slots(jnp.full((p, sizes.slots), books.NOBODY, jnp.int32), jnp.zeros((p, sizes.slots), jnp.int32)),
+        log=_empty_log(p, sizes.log, wide),
+        books=stack(p),
+        events=jnp.zeros((p, m), jnp.int32),
+        queue=Queue(
+            prompt=jnp.zeros((sizes.queue, sizes.prompt), jnp.int32),
+            **{name: queue_ints for name in ("prompt_length", "problem", "sample", "max_tokens", "top_k")},
+            **{name: jnp.zeros(sizes.queue, jnp.float32) for name in ("temperature", "top_p")},
+            next=zero,
+            count=zero,
+        ),
+        outbox=Outbox(_empty_log(sizes.outbox, sizes.log, wide), _kept(stack(sizes.outbox)), zero),
+        counters=Counters(*(zero for _ in dataclasses.fields(Counters))),
+        seed=seed,
+    )
+
+
+def leaving(state: State) -> Bool[Array, "P"]:
+    """Problems that have ended and still occupy a place."""
+    return state.books.active & (state.books.stop != Stop.RUNNING)
+
+
+def room(state: State) -> Bool[Array, ""]:
+    """The outbox can take one more problem."""
+    return state.outbox.count < state.outbox.book["used"].shape[0]
+
+
+def retire(state: State) -> State:
+    """Move ended problems to the outbox, as many as it has room for."""
+    ended = leaving(state)
+    place = state.outbox.count + jnp.cumsum(ended) - 1
+    size = state.outbox.book["used"].shape[0]
+    goes = ended & (place < size)
+    place = jnp.where(goes, place, size)
+    put = lambda box, value: box.at[place].set(value, mode="drop")  # noqa: E731
+    outbox = Outbox(
+        log=jax.tree.map(put, state.outbox.log, state.log),
+        book=jax.tree.map(put, state.outbox.book, _kept(state.books)),
+        count=state.outbox.count + jnp.sum(goes, dtype=jnp.int32),
+    )
+    finished = state.counters.finished + jnp.sum(goes, dtype=jnp.int32)
+    return state.replace(
+        outbox=outbox,
+        books=state.books.replace(active=state.books.active & ~goes),
+        events=jnp.where(goes[:, None], 0, state.events),
+        counters=dataclasses.replace(state.counters, finished=finished),
+    )
+
+
+def refill(state: State, protocol: Any, sizes: Sizes) -> State:
+    """Let the next problems of the queue enter the free places. Stale keys and values stay; nobody sees them."""
+    queue = state.queue
+    free = ~state.books.active
+    number = queue.next + jnp.cumsum(free) - 1
+    enters = free & (number < queue.count)
+    row = jnp.minimum(number, sizes.queue - 1)
+
+    def begin(row, enters, old):
+        blank = books.empty(sizes)
+        problem, sample = queue.problem[row], queue.sample[row]
+        book = blank.replace(
+            prompt=queue.prompt[row],
+            prompt_length=queue.prompt_length[row],
+            problem=problem,
+            sample=sample,
+            max_tokens=queue.max_tokens[row],
+            key=books.fold(books.fold(state.seed, problem), sample),
+            active=jnp.ones((), bool),
+        )
+        book = protocol.begin(book, queue.temperature[row], queue.top_k[row], queue.top_p[row])
+        return jax.tree.map(lambda new, old: jnp.where(enters, new, old), book, old)
+
+    entered = jax.vmap(begin)(row, enters, state.books)
+    owner = jnp.where(enters[:, None], books.NOBODY, state.slots.owner)
+    log = state.log
+    # Entries never fed must read -1, tokens not sampled NaN.
+    fed = jnp.where(enters[:, None, None], -1, log.fed)
+    logprob = jnp.where(enters[:, None, None], jnp.nan, log.logprob)
+    return state.replace(
+        books=entered,
+        slots=dataclasses.replace(state.slots, owner=owner),
+        log=dataclasses.replace(log, fed=fed, logprob=logprob),
+        queue=dataclasses.replace(queue, next=queue.next + jnp.sum(enters, dtype=jnp.int32)),
+    )

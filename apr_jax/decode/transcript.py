@@ -1,0 +1,172 @@
+"""The record of a finished problem: one flat log of tokens and a table of threads.
+
+A transcript is what evaluation reads and what training packs: nothing about a rollout is kept anywhere else.
+Axes: E log entries, M threads.
+"""
+
+import dataclasses
+import enum
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+SCHEMA = 1
+
+
+class Source(enum.IntEnum):
+    """Where a token came from."""
+
+    SAMPLED = 0  # drawn from the model's distribution
+    FED = 1  # prompt, spawn message, join message
+    HANDED = 2  # a copy of the parent's unfed last token, given to a child forked without a header
+    REWRITTEN = 3  # put in place of a sampled token by a rule of the protocol
+
+
+class Stop(enum.IntEnum):
+    """Why a thread, or a whole problem, came to its end. RUNNING stands only in transcripts cut off by the caller."""
+
+    RUNNING = 0
+    END = 1  # the model said so
+    LENGTH = 2  # the thread's budget of generated tokens is used up
+    MALFORMED = 3  # a fork that the format does not allow
+    KILLED = 4  # its problem ended first
+    DROPPED = 5  # its message was begun but never committed by a wait
+    POOL_FULL = 6  # no run of key/value slots was left
+    LOG_FULL = 7  # no run of log entries was left
+    THREADS_FULL = 8  # the thread table was full
+    MESSAGES_FULL = 9  # the table of message pieces was full
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """The tokens of a problem; threads stand one after the other, each thread's entries in the order they were queued.
+
+    Attributes (all of shape [E]):
+        token: token id.
+        thread: number of the thread in `Transcript.threads`.
+        index: place among the *fed* tokens of its thread, -1 if it was never fed (an end token, say).
+        position: the position its key was rotated to, -1 if it was never fed.
+        clock: causal time at which it was fed, -1 if it was never fed.
+        source: a `Source`.
+        logprob: log-probability under the model as it is (NaN for tokens that were not sampled), nats.
+        behaviour_logprob: the same under the distribution it was drawn from (temperature, truncation), nats.
+        predictor: number of the entry whose logits it was sampled from, -1 for tokens that were not sampled.
+        depth: critical-path count: generated tokens on the longest chain that ends with this token, itself included.
+    """
+
+    token: np.ndarray
+    thread: np.ndarray
+    index: np.ndarray
+    position: np.ndarray
+    clock: np.ndarray
+    source: np.ndarray
+    logprob: np.ndarray
+    behaviour_logprob: np.ndarray
+    predictor: np.ndarray
+    depth: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.token)
+
+    @property
+    def sampled(self) -> np.ndarray:
+        """Bool [E]: which entries the model generated."""
+        return self.source == Source.SAMPLED
+
+
+@dataclasses.dataclass(frozen=True)
+class ThreadRecord:
+    """One thread of a problem.
+
+    Attributes:
+        path: the ordinals of the forks that lead to it; `()` is the root, `(0, 2)` the third child of the first child.
+        parent: number of the parent thread, -1 for the root.
+        stop: why it ended.
+    """
+
+    path: tuple[int, ...]
+    parent: int
+    stop: Stop
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcript:
+    """A finished problem.
+
+    Attributes:
+        problem: the caller's number of the problem.
+        sample: the caller's number of the sample of that problem.
+        stop: why the problem ended (the root's reason, or the capacity that ran out).
+        threads: the threads, root first.
+        sees: Bool [M, M]; `sees[a, b]`: a may see entries of b (itself included) whose clock is below its own.
+        log: the tokens.
+        peak_context: the most slots one thread ever saw at once.
+    """
+
+    problem: int
+    sample: int
+    stop: Stop
+    threads: tuple[ThreadRecord, ...]
+    sees: np.ndarray
+    log: Log
+    peak_context: int
+
+    def tokens(self, thread: int) -> np.ndarray:
+        """All tokens of one thread in order, fed and sampled: Int [E']."""
+        return self.log.token[self.log.thread == thread]
+
+    def generated(self, thread: int) -> np.ndarray:
+        """The tokens that one thread generated, in order: Int [E']."""
+        return self.log.token[(self.log.thread == thread) & self.log.sampled]
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Log))
+
+
+def write(path: Path, transcripts: Sequence[Transcript], text, extra: Iterable[dict] = ()) -> None:
+    """Write transcripts as JSON lines to `path`, their arrays to an `.npz` of the same name beside it.
+
+    Args:
+        path: the `.jsonl` file.
+        transcripts: what to write.
+        text: function from token ids to text.
+        extra: one dict per transcript with further fields (answer, correct, nums ...), or nothing.
+    """
+    extra = list(extra) or [{} for _ in transcripts]
+    with path.open("w") as file:
+        for transcript, more in zip(transcripts, extra, strict=True):
+            threads = [
+                {"path": list(t.path), "parent": t.parent, "stop": t.stop.name.lower(), "text": text(transcript.tokens(i))}
+                for i, t in enumerate(transcript.threads)
+            ]
+            line = {"schema": SCHEMA, "problem": transcript.problem, "sample": transcript.sample, **more}
+            line |= {"stop": transcript.stop.name.lower(), "peak_context": transcript.peak_context, "threads": threads}
+            file.write(json.dumps(line) + "\n")
+    arrays = {name: np.concatenate([getattr(t.log, name) for t in transcripts]) for name in _FIELDS} if transcripts else {}
+    arrays["entries"] = np.array([len(t.log) for t in transcripts], np.int64)
+    arrays["sees"] = np.concatenate([t.sees.reshape(-1) for t in transcripts]) if transcripts else np.zeros(0, bool)
+    np.savez_compressed(path.with_suffix(".npz"), **arrays)
+
+
+def read(path: Path) -> Iterator[tuple[Transcript, dict]]:
+    """Read what `write` wrote: pairs of a transcript and its JSON line.
+
+    Raises:
+        ValueError: a line of another schema version.
+    """
+    with np.load(path.with_suffix(".npz")) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    entry = seen = 0
+    for number, raw in enumerate(path.read_text().splitlines()):
+        line = json.loads(raw)
+        if line["schema"] != SCHEMA:
+            raise ValueError(f"{path}:{number + 1}: schema {line['schema']}, this version reads {SCHEMA}")
+        count, threads = int(arrays["entries"][number]), len(line["threads"])
+        log = Log(**{name: arrays[name][entry : entry + count] for name in _FIELDS})
+        sees = arrays["sees"][seen : seen + threads**2].reshape(threads, threads)
+        records = tuple(ThreadRecord(tuple(t["path"]), t["parent"], Stop[t["stop"].upper()]) for t in line["threads"])
+        stop = Stop[line["stop"].upper()]
+        yield Transcript(line["problem"], line["sample"], stop, records, sees, log, line["peak_context"]), line
+        entry, seen = entry + count, seen + threads**2

@@ -1,0 +1,135 @@
+"""What is counted on a transcript, for every method alike.
+
+*Generated* tokens are those the model sampled, *fed* tokens everything else that went through it (prompts, messages).
+The *critical path* is the longest chain of generated tokens under fork and join: children start at their parent's
+count, a join takes the maximum of those it waited for. Definitions: ThreadWeaver and APR, unified.
+"""
+
+import heapq
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from apr_jax.decode.transcript import Source, Transcript
+from apr_jax.evaluate import select
+from apr_jax.evaluate.causality import causality, depths, followers_of, topological
+
+
+def generated_tokens(transcript: Transcript) -> int:
+    """Tokens sampled by the model, over all threads, fed afterwards or not."""
+    return int(transcript.log.sampled.sum())
+
+
+def fed_tokens(transcript: Transcript) -> int:
+    """Tokens of prompts, spawn and join messages and handed copies that went through the model."""
+    log = transcript.log
+    return int((np.isin(log.source, (Source.FED, Source.HANDED)) & (log.index >= 0)).sum())
+
+
+def critical_path(transcript: Transcript) -> int:
+    """Generated tokens on the longest chain, as the engine counted it."""
+    log = transcript.log
+    return int(log.depth[log.sampled].max(initial=0))
+
+
+def recomputed_critical_path(transcript: Transcript) -> int:
+    """The same number, found again from clocks, visibility and parents without looking at `log.depth`."""
+    sampled = transcript.log.sampled
+    return int(depths(causality(transcript), sampled)[sampled].max(initial=0))
+
+
+def makespan(transcript: Transcript, workers: float) -> int:
+    """Steps that `workers` workers need to generate the same tokens, each one token a step.
+
+    List scheduling: whenever a worker is free it takes, of the tokens that wait for nothing more, the one with the
+    longest chain behind it. `math.inf` workers give the critical path, one worker the number of generated tokens.
+
+    Raises:
+        ValueError: fewer than one worker.
+    """
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; at least 1 is needed")
+    order, sampled = causality(transcript), transcript.log.sampled
+    followers, line = followers_of(order, sampled), topological(order, sampled)
+    tail = dict.fromkeys(line, 0)
+    for entry in reversed(line):
+        tail[entry] = 1 + max((tail[other] for other in followers[entry]), default=0)
+    missing = {entry: len(order.waits_for[entry]) for entry in line}
+    ready = [(-tail[entry], entry) for entry in line if missing[entry] == 0]
+    heapq.heapify(ready)
+    steps = 0
+    while ready:
+        steps += 1
+        taken = [heapq.heappop(ready)[1] for _ in range(int(min(workers, len(ready))))]
+        for entry in taken:
+            for other in followers[entry]:
+                missing[other] -= 1
+                if missing[other] == 0:
+                    heapq.heappush(ready, (-tail[other], other))
+    return steps
+
+
+def acceleration_ratio(transcript: Transcript) -> float:
+    """1 - critical path / generated tokens; 0 where nothing was generated."""
+    total = generated_tokens(transcript)
+    return 1 - critical_path(transcript) / total if total else 0.0
+
+
+def parallel_ratio(transcript: Transcript) -> float:
+    """Share of the generated tokens that stand in forked threads (all but the root)."""
+    sampled = transcript.log.sampled
+    return float((sampled & (transcript.log.thread > 0)).sum() / sampled.sum()) if sampled.any() else 0.0
+
+
+def threads(transcript: Transcript) -> int:
+    """Threads that generated something, the root included; one that only holds the prompt of samples does not count."""
+    return len(np.unique(transcript.log.thread[transcript.log.sampled]))
+
+
+def forked(transcript: Transcript) -> bool:
+    """Whether the model forked at all: a thread that generated something has a child that did.
+
+    Samples drawn from a common prompt are no fork of the model's. The mean over problems is the activation ratio.
+    """
+    active = set(np.unique(transcript.log.thread[transcript.log.sampled]).tolist())
+    return any(transcript.threads[thread].parent in active for thread in active)
+
+
+def mean_logprob(transcript: Transcript, thread: int | None = None) -> float:
+    """Mean log-probability of the generated tokens under the unmodified model, in nats; -inf where there are none.
+
+    Args:
+        transcript: of a problem.
+        thread: look at this thread only.
+    """
+    log = transcript.log
+    chosen = log.sampled if thread is None else log.sampled & (log.thread == thread)
+    return float(log.logprob[chosen].mean(dtype=np.float64)) if chosen.any() else -math.inf
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Chance that one of k samples is right, drawn without replacement from `samples` with `correct` right ones.
+
+    The unbiased estimate of pass@k.
+
+    Raises:
+        ValueError: k or correct outside of what was sampled.
+    """
+    if not 1 <= k <= samples:
+        raise ValueError(f"k is {k}; between 1 and the {samples} samples that were drawn is possible")
+    if not 0 <= correct <= samples:
+        raise ValueError(f"correct is {correct}; between 0 and the {samples} samples that were drawn is possible")
+    return 1 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def cons_at_k(samples: Sequence[select.Sample], k: int) -> bool:
+    """Whether the majority vote of the first k samples is right; samples without a valid answer do not vote (APR, 5.1).
+
+    Raises:
+        ValueError: k outside of what was sampled.
+    """
+    if not 1 <= k <= len(samples):
+        raise ValueError(f"k is {k}; between 1 and the {len(samples)} samples that were drawn is possible")
+    chosen = select.majority(samples[:k])
+    return chosen is not None and samples[chosen].correct

@@ -1,0 +1,179 @@
+"""The result of a method on a problem, and the means over problems that `summary.json` holds."""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from apr_jax.decode.transcript import Stop, Transcript
+from apr_jax.evaluate import metrics
+
+# The keys of a method in `summary.json`, the same in every evaluation. A method may add others.
+KEYS = (
+    "accuracy",
+    "critical_path",
+    "generated_tokens",
+    "fed_tokens",
+    "threads",
+    "activation",
+    "peak_context",
+    "wall_s",
+    "steps",
+    "traces",
+    "stop_reasons",
+)
+BUDGETS = ("critical_path", "peak_context")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a method made of one problem, all its samples together.
+
+    Attributes:
+        problem: the caller's number of the problem.
+        correct: the verifier's word on the answer.
+        answer: the answer chosen, None if there was none of valid format.
+        critical_path: generated tokens on the longest chain; of independent samples the longest.
+        generated: tokens sampled, all threads and samples.
+        fed: tokens of prompts and messages, all threads and samples.
+        threads: threads that generated something, all samples.
+        forked: whether the model forked in one of the samples.
+        peak_context: the most slots one thread ever saw at once.
+        stop: name of a `Stop` in lower case.
+    """
+
+    problem: int
+    correct: bool
+    answer: str | None
+    critical_path: int
+    generated: int
+    fed: int
+    threads: int
+    forked: bool
+    peak_context: int
+    stop: str
+
+
+def outcome(samples: Sequence[Transcript], answer: str | None, correct: bool) -> Outcome:
+    """Counts the samples of one problem as one computation: samples run side by side, tokens add up.
+
+    Samples may be transcripts of their own or threads of one transcript whose root only reads the prompt. The stop
+    reason is `end` only if every sample ended so; otherwise the most frequent other one.
+
+    Raises:
+        ValueError: no sample, or samples of different problems.
+    """
+    problems = {sample.problem for sample in samples}
+    if len(problems) != 1:
+        raise ValueError(
+            f"samples belong to the problems {sorted(problems)}; samples of exactly one problem are needed"
+        )
+    cut = Counter(stop for sample in samples for stop in _stops(sample) if stop != Stop.END)
+    stop = cut.most_common(1)[0][0] if cut else Stop.END
+    return Outcome(
+        problem=samples[0].problem,
+        correct=bool(correct),
+        answer=answer,
+        critical_path=max(metrics.critical_path(sample) for sample in samples),
+        generated=sum(metrics.generated_tokens(sample) for sample in samples),
+        fed=sum(metrics.fed_tokens(sample) for sample in samples),
+        threads=sum(metrics.threads(sample) for sample in samples),
+        forked=any(metrics.forked(sample) for sample in samples),
+        peak_context=max(int(sample.peak_context) for sample in samples),
+        stop=stop.name.lower(),
+    )
+
+
+def _stops(transcript: Transcript) -> list[Stop]:
+    """Why a transcript ended, or why its samples did where the root generated nothing."""
+    log = transcript.log
+    if transcript.stop != Stop.END or (log.sampled & (log.thread == 0)).any():
+        return [transcript.stop]
+    return [thread.stop for thread in transcript.threads if thread.parent == 0] or [transcript.stop]
+
+
+def accuracy_within(outcomes: Sequence[Outcome], budget: float, field: str = "critical_path") -> float:
+    """Accuracy if a problem counts as solved only when it was solved with `field` <= budget (APR, 5.2).
+
+    Args:
+        outcomes: of one method, all problems.
+        budget: in tokens.
+        field: `critical_path` or `peak_context`.
+
+    Raises:
+        ValueError: another field, or no outcome.
+    """
+    if field not in BUDGETS:
+        raise ValueError(f"field is {field!r}; a budget can be set on {' or '.join(BUDGETS)}")
+    if not outcomes:
+        raise ValueError("outcomes is empty; accuracy needs at least one problem")
+    return sum(o.correct and getattr(o, field) <= budget for o in outcomes) / len(outcomes)
+
+
+def summary(outcomes: Sequence[Outcome], wall_s: float, steps: int, traces: int) -> dict:
+    """The entry of a method in `summary.json`.
+
+    `accuracy` and `activation` are shares of problems; `critical_path`, `generated_tokens`, `fed_tokens`, `threads` and
+    `peak_context` means per problem; `stop_reasons` counts problems.
+
+    Args:
+        outcomes: one per problem.
+        wall_s: seconds for all problems together.
+        steps: device steps for all problems together.
+        traces: how often the decode program was traced.
+
+    Raises:
+        ValueError: no outcome.
+    """
+    if not outcomes:
+        raise ValueError("outcomes is empty; a summary needs at least one problem")
+
+    def mean(field: str) -> float:
+        return sum(getattr(o, field) for o in outcomes) / len(outcomes)
+
+    return {
+        "accuracy": mean("correct"),
+        "critical_path": mean("critical_path"),
+        "generated_tokens": mean("generated"),
+        "fed_tokens": mean("fed"),
+        "threads": mean("threads"),
+        "activation": mean("forked"),
+        "peak_context": mean("peak_context"),
+        "wall_s": float(wall_s),
+        "steps": int(steps),
+        "traces": int(traces),
+        "stop_reasons": dict(Counter(o.stop for o in outcomes).most_common()),
+    }
+
+
+def write_summary(path: Path, problems: int, methods: Mapping[str, Mapping]) -> dict:
+    """Writes `summary.json` and returns what was written.
+
+    Raises:
+        ValueError: a method lacks one of `KEYS`.
+    """
+    written = {"problems": int(problems), "methods": {name: dict(entry) for name, entry in methods.items()}}
+    _check(path, written)
+    path.write_text(json.dumps(written, indent=2) + "\n")
+    return written
+
+
+def read_summary(path: Path) -> dict:
+    """Reads what `write_summary` wrote.
+
+    Raises:
+        ValueError: not of that shape.
+    """
+    read = json.loads(path.read_text())
+    _check(path, read)
+    return read
+
+
+def _check(path: Path, content: dict) -> None:
+    if not isinstance(content, dict) or not {"problems", "methods"} <= content.keys():
+        raise ValueError(f'{path}: not a summary; {{"problems": ..., "methods": {{...}}}} is needed')
+    for name, entry in content["methods"].items():
+        missing = [key for key in KEYS if key not in entry]
+        if missing:
+            raise ValueError(f"{path}: method {name!r} lacks {', '.join(missing)}; a summary holds {', '.join(KEYS)}")

@@ -1,0 +1,151 @@
+"""Pictures of a comparison: accuracy against the critical path and against peak context.
+
+Colours belong to methods, so that a method looks the same in every picture.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+
+from apr_jax.evaluate.outcomes import BUDGETS, Outcome
+from apr_jax.evaluate.report import TITLES, title
+
+# Okabe and Ito's palette, told apart with every kind of colour vision.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6E6E6E")
+INK, FAINT = "#222222", "#D9D9D9"
+LABELS = {
+    "critical_path": "critical path W (generated tokens on the longest chain)",
+    "peak_context": "peak context W (most tokens one thread sees at once)",
+}
+
+
+def colour(method: str, methods: Sequence[str]) -> str:
+    """The colour of a method: fixed for the known ones, then in the order in which `methods` names the others."""
+    known = {name: PALETTE[i] for i, name in enumerate(TITLES)}
+    if method in known:
+        return known[method]
+    others = [name for name in methods if name not in known]
+    return PALETTE[(len(known) + others.index(method)) % len(PALETTE)]
+
+
+def curve(outcomes: Sequence[Outcome], field: str = "critical_path") -> tuple[np.ndarray, np.ndarray]:
+    """The budgets at which accuracy within a budget rises, ascending, and the accuracy reached there: both [S]."""
+    budgets, solved = np.unique([getattr(o, field) for o in outcomes if o.correct], return_counts=True)
+    return budgets, np.cumsum(solved) / len(outcomes)
+
+
+def plot_accuracy(path: Path, outcomes: Mapping[str, Sequence[Outcome]], field: str = "critical_path") -> None:
+    """Draws accuracy within a budget W for every W (line) and the accuracy at full budget over the mean (dot).
+
+    Args:
+        path: the PNG file.
+        outcomes: per method one outcome per problem.
+        field: `critical_path` or `peak_context`.
+
+    Raises:
+        ValueError: another field, or no problem to draw.
+    """
+    if field not in BUDGETS:
+        raise ValueError(f"field is {field!r}; accuracy can be drawn against {' or '.join(BUDGETS)}")
+    if not outcomes or not all(outcomes.values()):
+        raise ValueError("outcomes is empty, or a method of it is; every method needs at least one problem")
+    names = list(outcomes)
+    figure, axes = _axes()
+    used = np.concatenate([[getattr(o, field) for o in rows] for rows in outcomes.values()])
+    low, high = max(1.0, float(used.min())), float(max(used.max(), 2))
+    logarithmic = high / low > 12
+    left = low / 1.15 if logarithmic else 0.0
+    right = high * 1.06 if logarithmic else high * 1.03
+    for name in names:
+        budgets, within = curve(outcomes[name], field)
+        x, y = [left, *budgets, right], [0, *within, within[-1] if len(within) else 0]
+        tint = colour(name, names)
+        mean = np.mean([(getattr(o, field), o.correct) for o in outcomes[name]], axis=0)
+        axes.plot(x, y, drawstyle="steps-post", color=tint, linewidth=2, label=title(name), zorder=3)
+        axes.plot(*mean, "o", color=tint, markersize=9, markeredgecolor="white", zorder=5)
+    top = max(sum(o.correct for o in rows) / len(rows) for rows in outcomes.values())
+    _budget_axis(axes, left, right, logarithmic)
+    _finish(axes, LABELS[field], "accuracy within W", top)
+    axes.plot([], [], "o", color="#888888", markersize=8, label="full budget, at the mean W")
+    _legend(axes, len(names) + 1)
+    _save(figure, path)
+
+
+def plot_summary(path: Path, methods: Mapping[str, Mapping], field: str = "critical_path") -> None:
+    """Draws accuracy over the mean of `field`, one dot per method: what `report.compare` read, without single problems.
+
+    Args:
+        path: the PNG file.
+        methods: entries of `summary.json` by name.
+        field: `critical_path` or `peak_context`.
+
+    Raises:
+        ValueError: another field, or no method to draw.
+    """
+    if field not in BUDGETS:
+        raise ValueError(f"field is {field!r}; accuracy can be drawn against {' or '.join(BUDGETS)}")
+    if not methods:
+        raise ValueError("methods is empty; at least one is needed")
+    figure, axes = _axes()
+    names = list(methods)
+    base = [name.rpartition("/")[2] for name in names]
+    folders = list(dict.fromkeys(name.rpartition("/")[0] for name in names))
+    for name, method in zip(names, base, strict=True):
+        marker = "osD^vP"[folders.index(name.rpartition("/")[0]) % 6]
+        x, y = methods[name][field], methods[name]["accuracy"]
+        axes.plot(
+            x, y, marker, color=colour(method, list(dict.fromkeys(base))), markersize=10, label=title(name), zorder=4
+        )
+    top = max(entry["accuracy"] for entry in methods.values())
+    axes.set_xlim(0, 1.1 * max(entry[field] for entry in methods.values()))
+    _finish(axes, f"mean {LABELS[field].replace(' W', '')}", "accuracy", top)
+    _legend(axes, len(names))
+    _save(figure, path)
+
+
+def _axes() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7.6, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def _budget_axis(axes: Axes, left: float, right: float, logarithmic: bool) -> None:
+    """Limits and, on a logarithmic axis, plain numbers (1, 2, 5 times powers of ten) as ticks."""
+    if logarithmic:
+        axes.set_xscale("log")
+        ticks = [m * 10**e for e in range(7) for m in (1, 2, 5) if left <= m * 10**e <= right]
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_xlim(left, right)
+
+
+def _finish(axes: Axes, x_label: str, y_label: str, top: float) -> None:
+    axes.set_ylim(0, min(1.02, max(0.1, 1.12 * top)))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlabel(x_label, color=INK)
+    axes.set_ylabel(y_label, color=INK)
+    axes.grid(color=FAINT, linewidth=0.7, zorder=0)
+    axes.set_axisbelow(True)
+    axes.tick_params(color=FAINT, labelcolor=INK)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#999999")
+
+
+def _legend(axes: Axes, entries: int) -> None:
+    """Above the axes, where it hides nothing."""
+    columns = min(entries, 3)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, frameon=False, borderaxespad=0.2, handlelength=1.6
+    )
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=160, facecolor="white")

@@ -1,0 +1,127 @@
+"""One table of all methods, for the terminal and as Markdown, and the comparison of several runs."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from apr_jax.evaluate.outcomes import read_summary
+
+# Names of methods in tables, plots and pages; a method that is not listed is shown under its own name.
+TITLES = {
+    "apr": "APR (spawn and join)",
+    "sequential": "sequential search",
+    "self_consistency": "self-consistency",
+    "best_of_n": "best-of-N",
+}
+ORACLES = ("verifier",)  # selections that know the truth
+COLUMNS = (
+    ("accuracy", "accuracy"),
+    ("critical_path", "critical path"),
+    ("generated_tokens", "generated"),
+    ("fed_tokens", "fed"),
+    ("threads", "threads"),
+    ("activation", "forks"),
+    ("peak_context", "peak context"),
+    ("wall_s", "wall s"),
+)
+_SHARES = ("accuracy", "activation")
+_PREFIX = "accuracy_"
+
+
+def title(method: str) -> str:
+    """The name of a method as readers see it; `folder/method` keeps its folder."""
+    folder, _, name = method.rpartition("/")
+    return (f"{folder}: " if folder else "") + TITLES.get(name, name.replace("_", " "))
+
+
+def rows(methods: Mapping[str, Mapping]) -> list[tuple[str, ...]]:
+    """The cells of the table, one row per method and one more per further selection rule of it.
+
+    A key `accuracy_RULE` of a method gives a row that differs in accuracy only; an oracle is named as such.
+    """
+    cells = []
+    for name, entry in methods.items():
+        cells.append((title(name), *(_cell(key, entry[key]) for key, _ in COLUMNS)))
+        for key in entry:
+            if key.startswith(_PREFIX):
+                rule = key.removeprefix(_PREFIX)
+                kind = " (oracle)" if rule in ORACLES else ""
+                shown = entry | {"accuracy": entry[key]}
+                label = f"{title(name)}, by {rule.replace('_', ' ')}{kind}"
+                cells.append((label, *(_cell(key, shown[key]) for key, _ in COLUMNS)))
+    return cells
+
+
+def table(methods: Mapping[str, Mapping], problems: int | None = None) -> Table:
+    """The table for the terminal.
+
+    Args:
+        methods: entries of `summary.json` by name.
+        problems: number of problems, for the caption.
+    """
+    caption = f"{problems:,} problems; counts are means per problem, wall time is for all" if problems else None
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        show_edge=False,
+        caption=caption,
+        caption_justify="left",
+        header_style="bold",
+    )
+    made.add_column("method", min_width=17)
+    for _, heading in COLUMNS:
+        made.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
+    best = max((entry["accuracy"] for entry in methods.values()), default=0.0)
+    named = {title(name): entry for name, entry in methods.items()}
+    for label, *cells in rows(methods):
+        style = (
+            "bold" if label in named and named[label]["accuracy"] == best else ("dim" if label not in named else None)
+        )
+        made.add_row(label, *cells, style=style)
+    return made
+
+
+def markdown(methods: Mapping[str, Mapping], problems: int | None = None) -> str:
+    """The same table as Markdown, with a line about the units below it."""
+    lines = [
+        "| " + " | ".join(["method", *(heading for _, heading in COLUMNS)]) + " |",
+        "| --- |" + " ---: |" * len(COLUMNS),
+    ]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows(methods)]
+    if problems:
+        lines += ["", f"{problems:,} problems; counts are means per problem, wall time is for all of them."]
+    return "\n".join(lines) + "\n"
+
+
+def compare(folders: Iterable[Path]) -> dict[str, dict]:
+    """Reads `summary.json` of several result folders (or the files themselves).
+
+    Returns:
+        Entries by `folder/method`, in the order given, ready for `table`, `markdown` and `plots.plot_summary`.
+
+    Raises:
+        FileNotFoundError: a folder without `summary.json`.
+        ValueError: a file of another shape, or two folders of the same name.
+    """
+    found: dict[str, dict] = {}
+    for folder in map(Path, folders):
+        path = folder / "summary.json" if folder.is_dir() else folder
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; an evaluation writes summary.json into its result folder")
+        for method, entry in read_summary(path)["methods"].items():
+            name = f"{path.parent.resolve().name}/{method}"
+            if name in found:
+                raise ValueError(
+                    f"{path}: {name!r} was read already; results to compare need folders of different names"
+                )
+            found[name] = entry
+    return found
+
+
+def _cell(key: str, value: float) -> str:
+    if key in _SHARES:
+        return f"{100 * value:.1f}%"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"

@@ -1,0 +1,1 @@
+"""The transformer, its configuration, attention under visibility, and weights in and out."""

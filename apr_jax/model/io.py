@@ -1,0 +1,92 @@
+"""Weights in and out: one safetensors file that carries its model's configuration in its header."""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from apr_jax.model.config import ModelConfig
+from apr_jax.model.transformer import Model, Params, abstract_params, graph_of
+
+FORMAT = "apr_jax model 1"
+
+
+def save(path: str | Path, model: Model, config: ModelConfig, storage: str | None = None) -> None:
+    """Writes a model as one file; an existing file is replaced only once the new one is complete.
+
+    Args:
+      path: file to write; its folder must exist.
+      model: what to write.
+      config: the configuration to store with it; usually `model.config`.
+      storage: dtype on disk, such as "bfloat16" for half the size; default `config.param_dtype`. `load` gives back
+        `config.param_dtype`.
+
+    Raises:
+      ValueError: the parameters do not fit the configuration.
+    """
+    _check(f"the model to be saved in {path}", flatten(model.params), config)
+    dtype = jnp.dtype(storage or config.param_dtype)
+    tensors = {name: np.ascontiguousarray(np.asarray(x).astype(dtype)) for name, x in flatten(model.params).items()}
+    temporary = Path(f"{path}.writing")
+    metadata = {"format": FORMAT, "config": json.dumps(config.to_dict())}
+    safetensors.numpy.save_file(tensors, temporary, metadata=metadata)
+    os.replace(temporary, path)
+
+
+def load(path: str | Path) -> Model:
+    """Reads what `save` wrote; its configuration is `model.config`, its parameters have dtype `config.param_dtype`.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is truncated, is not of this format, or its tensors do not fit its configuration; the message
+        names the tensors.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no model file at {path}")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}); was its copy or download cut off?"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {metadata.get('format')!r}; this version reads {FORMAT!r}")
+    config = ModelConfig.from_dict(json.loads(metadata["config"]))
+    _check(str(path), tensors, config)
+    dtype = jnp.dtype(config.param_dtype)
+    return Model(graph_of(config), nest({name: jnp.asarray(x.astype(dtype)) for name, x in tensors.items()}))
+
+
+def flatten(params: Params) -> dict[str, jax.Array]:
+    """A nested tree as one dict with dotted names, such as `layers.0.attention.qkv`."""
+    paths = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {".".join(key.key for key in path): leaf for path, leaf in paths}
+
+
+def nest(tensors: dict[str, jax.Array]) -> Params:
+    """Inverse of `flatten`."""
+    tree: dict = {}
+    for name, tensor in tensors.items():
+        *parents, last = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = tensor
+    return tree
+
+
+def _check(what: str, tensors: dict, config: ModelConfig) -> None:
+    expected = {name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()}
+    missing, left_over = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    if missing or left_over:
+        raise ValueError(f"{what} does not fit its configuration: missing {missing}, left over {left_over}")
+    wrong = [f"{n} is {tuple(tensors[n].shape)}, not {s}" for n, s in expected.items() if tuple(tensors[n].shape) != s]
+    if wrong:
+        raise ValueError(f"{what} does not fit its configuration: {'; '.join(wrong)}")

@@ -1,0 +1,253 @@
+"""A decoder-only transformer that knows positions and visibility, and nothing of threads.
+
+Products of the same input are not fused: on XLA:CPU that gains nothing at 1 to 128 rows, costs a third of the backward
+pass, and would cut heads apart on a mesh. The modules are Flax NNX and are split once, by `init`, into a static graph and a
+plain tree of parameters; everything
+else (decoding, training, sharding) handles `(graph, params)`. Attention is a function that the caller passes in: it may
+read and write a pool of slots, or mask packed rows.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from apr_jax.model.config import ModelConfig
+
+Params = Mapping[str, Any]
+# attend(q [*B, H, h], k [*B, K, h], v [*B, K, h], memory of the layer) -> (out [*B, H, h], memory of the layer).
+# q and k are normed and rotated; q is not scaled.
+Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """The static half of a model: hashable, compared by its configuration, which determines the module graph."""
+
+    config: ModelConfig
+    definition: nnx.GraphDef = dataclasses.field(compare=False, repr=False)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model split in two: `graph` is static, `params` a nested dict of arrays. `hidden` and `logits` run it."""
+
+    graph: Graph = dataclasses.field(metadata={"static": True})
+    params: Params
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.graph.config
+
+
+def graph_of(config: ModelConfig) -> Graph:
+    """The static half alone; allocates nothing."""
+    return Graph(config, nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0)))))
+
+
+def init_params(config: ModelConfig, key: Key[Array, ""]) -> Params:
+    """Parameters drawn from `key`, traceable, so that `jax.jit(..., out_shardings=...)` can let them be born sharded.
+
+    Matrices are normal with deviation 0.02; those that write to the residual stream have 0.02 / sqrt(2 L).
+    """
+    return nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(key)), nnx.Param))
+
+
+def logical_axes(config: ModelConfig) -> Mapping[str, Any]:
+    """The parameter tree with the names of its axes, None for one that is never cut; see `apr_jax.sharding`."""
+    norm = {"scale": ("width",)}
+    head_norms = {"q_norm": {"scale": (None,)}, "k_norm": {"scale": (None,)}} if config.qk_norm else {}
+    block = {
+        "attention_norm": norm,
+        "attention": {
+            "q": ("width", "heads", None),
+            "k": ("width", "kv_heads", None),
+            "v": ("width", "kv_heads", None),
+            "out": ("heads", None, "width"),
+            **head_norms,
+        },
+        "ffn_norm": norm,
+        "ffn": {"gate": ("width", "ffn"), "up": ("width", "ffn"), "down": ("ffn", "width")},
+    }
+    tree = {"embed": ("vocabulary", "width"), "layers": {str(i): block for i in range(config.layers)}, "norm": norm}
+    return tree if config.tied else tree | {"head": ("width", "vocabulary")}
+
+
+def init(config: ModelConfig, key: Key[Array, ""]) -> Model:
+    """A freshly initialised model; see `init_params`."""
+    return Model(graph_of(config), jax.jit(init_params, static_argnums=0)(config, key))
+
+
+def abstract_params(config: ModelConfig) -> Params:
+    """The parameter tree with a `jax.ShapeDtypeStruct` for each array."""
+    return jax.eval_shape(lambda key: init_params(config, key), jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def hidden(
+    graph: Graph,
+    params: Params,
+    tokens: Int[Array, "*B"],
+    positions: Int[Array, "*B"],
+    attend: Attend,
+    memory: tuple,
+    remat: bool = False,
+) -> tuple[Float[Array, "*B D"], tuple]:
+    """Runs all layers and the final norm.
+
+    Args:
+      graph: static half of the model.
+      params: the other half.
+      tokens: token ids, with any leading axes: [A] or [A, 1] when decoding, [B, S] when training.
+      positions: positions of the tokens in their threads, of the same shape.
+      attend: attention, see `Attend`; called once per layer, in order.
+      memory: one item per layer, handed to `attend` and replaced by what it returns; use `(None,) * L` if it has none.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+
+    Returns:
+      The residual stream after the final norm, in the dtype of activations, and the new memory.
+
+    Raises:
+      ValueError: `memory` does not have one item per layer.
+    """
+    if len(memory) != graph.config.layers:
+        raise ValueError(
+            f"memory has {len(memory)} items; the model needs one per layer, that is {graph.config.layers}"
+        )
+    return nnx.merge(graph.definition, params)(tokens, positions, attend, memory, remat)
+
+
+def logits(graph: Graph, params: Params, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+    """Logits of the next token from the output of `hidden`; f32, or f64 if the parameters are f64."""
+    return nnx.merge(graph.definition, params).logits(x)
+
+
+class Norm(nnx.Module):
+    """RMSNorm over the last axis, computed in f32 (f64 for f64)."""
+
+    def __init__(self, size: int, config: ModelConfig):
+        self.eps = config.norm_eps
+        self.scale = nnx.Param(jnp.ones((size,), config.param_dtype))
+
+    def __call__(self, x: Float[Array, "*B n"]) -> Float[Array, "*B n"]:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return (wide * self.scale[...].astype(wide.dtype)).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention: query head i reads key head i // (H // K)."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.q = _normal(rngs, (config.width, config.heads, config.head_dim), config)
+        self.k = _normal(rngs, (config.width, config.kv_heads, config.head_dim), config)
+        self.v = _normal(rngs, (config.width, config.kv_heads, config.head_dim), config)
+        self.out = _normal(rngs, (config.heads, config.head_dim, config.width), config, residual=True)
+        self.q_norm = Norm(config.head_dim, config) if config.qk_norm else None
+        self.k_norm = Norm(config.head_dim, config) if config.qk_norm else None
+
+    def __call__(self, x: Float[Array, "*B D"], rope: Array, attend: Attend, memory: Any) -> tuple[Array, Any]:
+        q, k, v = (_heads(x, w[...]) for w in (self.q, self.k, self.v))
+        if self.config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        out, memory = attend(rotate(q, rope), rotate(k, rope), v, memory)
+        merged = out.reshape(*x.shape[:-1], -1)
+        return _product(merged, self.out[...].reshape(merged.shape[-1], -1)), memory
+
+
+class FeedForward(nnx.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.gate = _normal(rngs, (config.width, config.ffn), config)
+        self.up = _normal(rngs, (config.width, config.ffn), config)
+        self.down = _normal(rngs, (config.ffn, config.width), config, residual=True)
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        return _product(jax.nn.silu(_product(x, self.gate[...])) * _product(x, self.up[...]), self.down[...])
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.attention_norm = Norm(config.width, config)
+        self.attention = Attention(config, rngs)
+        self.ffn_norm = Norm(config.width, config)
+        self.ffn = FeedForward(config, rngs)
+
+    def __call__(self, x: Float[Array, "*B D"], rope: Array, attend: Attend, memory: Any) -> tuple[Array, Any]:
+        out, memory = self.attention(self.attention_norm(x), rope, attend, memory)
+        x = x + out
+        return x + self.ffn(self.ffn_norm(x)), memory
+
+
+class Transformer(nnx.Module):
+    """Embedding, L blocks, final norm, output table."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.embed = _normal(rngs, (config.vocabulary, config.width), config)
+        # String keys: trees with integer keys come back from checkpoints with string keys.
+        self.layers = nnx.Dict({str(i): Block(config, rngs) for i in range(config.layers)})
+        self.norm = Norm(config.width, config)
+        self.head = None if config.tied else _normal(rngs, (config.width, config.vocabulary), config)
+
+    def __call__(
+        self, tokens: Int[Array, "*B"], positions: Int[Array, "*B"], attend: Attend, memory: tuple, remat: bool
+    ) -> tuple[Float[Array, "*B D"], tuple]:
+        table = self.embed[...]
+        dtype = jnp.float64 if table.dtype == jnp.float64 else self.config.dtype
+        x = table[tokens].astype(dtype)
+        rope = rope_angles(positions, self.config, x.dtype)
+        new = []
+        for i in range(self.config.layers):
+            block = self.layers[str(i)]
+            step = jax.checkpoint(lambda x, m, block=block: block(x, rope, attend, m)) if remat else None
+            x, item = step(x, memory[i]) if remat else block(x, rope, attend, memory[i])
+            new.append(item)
+        return self.norm(x), tuple(new)
+
+    def logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        table = (self.embed[...].T if self.config.tied else self.head[...]).astype(x.dtype)
+        rows = jnp.dot(x.reshape(-1, x.shape[-1]), table, preferred_element_type=wide)
+        return rows.reshape(*x.shape[:-1], rows.shape[-1])
+
+
+def rope_angles(positions: Int[Array, "*B"], config: ModelConfig, dtype: Any) -> Float[Array, "2 *B 1 h"]:
+    """Cosine and sine of the rotary angles, in f32 (f64 if `dtype` is f64); the two halves of a head share theirs."""
+    wide = jnp.promote_types(dtype, jnp.float32)
+    frequency = config.rope_theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
+    angle = positions[..., None, None].astype(wide) * jnp.asarray(np.tile(frequency, 2), wide)
+    return jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+
+
+def rotate(x: Float[Array, "*B H h"], rope: Float[Array, "2 *B 1 h"]) -> Float[Array, "*B H h"]:
+    """Rotates pairs (i, i + h/2) of each head by their angles, in the dtype of `rope`."""
+    cos, sin = rope[0], rope[1]
+    wide = x.astype(cos.dtype)
+    low, high = jnp.split(wide, 2, axis=-1)
+    return (wide * cos + jnp.concatenate([-high, low], axis=-1) * sin).astype(x.dtype)
+
+
+def _product(x: Float[Array, "*B n"], w: Float[Array, "n m"]) -> Float[Array, "*B m"]:
+    """One plain product of [rows, n] and [n, m]: the fast form on CPU, backwards too."""
+    out = jnp.dot(x.reshape(-1, x.shape[-1]), w.astype(x.dtype))
+    return out.reshape(*x.shape[:-1], w.shape[-1])
+
+
+def _heads(x: Float[Array, "*B D"], w: Float[Array, "D H h"]) -> Float[Array, "*B H h"]:
+    return _product(x, w.reshape(w.shape[0], -1)).reshape(*x.shape[:-1], *w.shape[1:])
+
+
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], config: ModelConfig, residual: bool = False) -> nnx.Param:
+    deviation = 0.02 / (2 * config.layers) ** 0.5 if residual else 0.02
+    # Drawn in f32 whatever the dtype: the numbers do not depend on jax_enable_x64.
+    return nnx.Param((deviation * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(config.param_dtype))

@@ -1,0 +1,100 @@
+"""What a method of parallel reasoning must say: how a problem begins and what its events do.
+
+A protocol is a frozen dataclass (hashable, static). It is written for one problem; the loop vmaps it, and applies a handler only
+in steps where some problem has that event. Handlers see the book, never keys and values. Axes: B sampled tokens.
+"""
+
+from collections.abc import Callable
+from typing import Protocol as Interface
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from apr_jax.decode import book as books
+from apr_jax.decode.book import Book
+from apr_jax.decode.transcript import Stop
+
+Handler = Callable[[Book, Int[Array, ""]], Book]
+
+
+class Protocol(Interface):
+    """The methods that the loop calls; `thread` is always the number of the thread concerned."""
+
+    @property
+    def templates(self) -> tuple[int, ...]:
+        """Tokens that messages may quote, one table for all; at least one."""
+
+    def begin(self, book: Book, temperature: Float[Array, ""], top_k: Int[Array, ""], top_p: Float[Array, ""]) -> Book:
+        """Open the root in an empty book that holds the prompt, and give it something to feed."""
+
+    def event(self, token: Int[Array, "B"]) -> Int[Array, "B"]:
+        """The event that sampling each token is: 0 for none, else 1 + the index of its handler."""
+
+    @property
+    def handlers(self) -> tuple[Handler, ...]:
+        """What the events of `event` do."""
+
+    def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
+        """`thread`, which does not sample, has fed all it had."""
+
+    def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
+        """All children that `thread` waited for are finished: give it something to feed, or finish it."""
+
+
+def feed_prompt(book: Book, thread: Int[Array, ""], start: Int[Array, ""], length: Int[Array, ""]) -> Book:
+    """Give a thread a stretch of the prompt."""
+    one = jnp.ones(1, jnp.int32)
+    return books.compose(
+        book, one * thread, one * books.PROMPT, one * 0, one * start, one * length, jnp.ones(1, bool)
+    )
+
+
+def say(
+    book: Book,
+    to: Int[Array, "M"],
+    kind: tuple[int, ...],
+    thread: Int[Array, "..."],
+    start: tuple[Int[Array, "M"], ...],
+    length: tuple[Int[Array, "M"] | int, ...],
+    valid: Bool[Array, "M"],
+    footer: int | None = None,
+) -> Book:
+    """Compose messages of which every valid thread of the table contributes the same few pieces.
+
+    Args:
+        to: receiver of each thread's pieces; pieces of one receiver are said in the order of the table.
+        kind, start, length: one item a piece, see `book.Pieces`.
+        thread: whose log the SPAN pieces are taken from.
+        valid: which threads contribute.
+        footer: place in the template table of one last token, said after all pieces.
+    """
+    count = to.shape[0]
+
+    def flat(items, tail):
+        items = jnp.stack([jnp.broadcast_to(jnp.asarray(item, jnp.int32), count) for item in items], axis=1).reshape(-1)
+        return items if footer is None else jnp.append(items, jnp.int32(tail))
+
+    size = len(kind)
+    valid_pieces = jnp.repeat(valid, size)
+    if footer is not None:
+        valid_pieces = jnp.append(valid_pieces, jnp.any(valid))
+    return books.compose(
+        book,
+        to=flat((to,) * size, 0) if footer is None else flat((to,) * size, 0).at[-1].set(to[0]),
+        kind=flat(kind, books.TEMPLATE),
+        thread=flat((thread,) * size, 0),
+        start=flat(start, footer or 0),
+        length=flat(length, 1),
+        valid=valid_pieces,
+    )
+
+
+def choose(condition: Bool[Array, ""], yes: Book, no: Book) -> Book:
+    """`yes` where the condition holds, else `no`."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def end(book: Book, thread: Int[Array, ""]) -> Book:
+    """Handler of an end token."""
+    return books.finish(book, thread, jnp.int32(Stop.END))

@@ -1,0 +1,56 @@
+"""Independent samples of one prompt: what self-consistency and best-of-N draw, with the prompt stored once.
+
+The choice among the samples (majority, mean log-probability, verifier) is made afterwards, in `apr_jax.evaluate.select`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from apr_jax.decode import book as books
+from apr_jax.decode.book import Book
+from apr_jax.decode.transcript import Stop
+from apr_jax.protocols import protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """`count` threads that share the prompt and do not see each other.
+
+    The root is fed all of the prompt but its last token; each child is fed that one, and samples from it.
+    """
+
+    count: int
+    end: int
+
+    templates = (0,)
+    handlers = (protocol.end,)
+
+    def __post_init__(self):
+        if self.count < 1:
+            raise ValueError(f"samples.count = {self.count}: at least 1 sample is needed")
+
+    def begin(self, book: Book, temperature: Float[Array, ""], top_k: Int[Array, ""], top_p: Float[Array, ""]) -> Book:
+        root = jnp.int32(0)
+        book = books.open_root(book, temperature, top_k, top_p, samples=False)
+        book = protocol.feed_prompt(book, root, root, book.prompt_length - 1)
+        # A prompt of one token leaves nothing to flush: the root would never be drained.
+        forked = self.drained(book, root)
+        return protocol.choose(book.prompt_length == 1, forked, book)
+
+    def event(self, token: Int[Array, "B"]) -> Int[Array, "B"]:
+        return (token == self.end).astype(jnp.int32)
+
+    def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
+        book = jax.lax.fori_loop(0, self.count, lambda _, b: books.open_child(b, thread, shares=True), book)
+        born = books.children(book, thread)
+        count = jnp.ones_like(books.numbers(book))
+        book = books.compose(
+            book, books.numbers(book), count * books.PROMPT, count * 0, count * (book.prompt_length - 1), count, born
+        )
+        return books.commit(book, thread)
+
+    def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
+        return books.finish(book, thread, jnp.int32(Stop.END))

@@ -1,0 +1,186 @@
+"""Configurations: frozen dataclasses written in Python files, changed by typed options of the command line.
+
+A configuration file is Python with a function `config()` that returns a frozen dataclass. A program reads it with
+
+    config = settings.parse(argv, "configs/sft_apr.py")
+
+and its user may write `--config other_file.py` and then any field by its dotted name: `--optimizer.learning-rate 1e-3`.
+Unknown names are refused with the nearest known one, wrong values with what is allowed; both end the
+program with code 2.
+"""
+
+import dataclasses
+import json
+import runpy
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tyro
+
+FREE = {"free": True}
+"""Metadata of a field that may differ when a run is resumed: it changes neither the data nor the numbers computed."""
+
+
+def fail(message: str) -> NoReturn:
+    """End the program with one line on the standard error and exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def load(path: str | Path) -> Any:
+    """The configuration that a file describes: what its `config()` returns.
+
+    Raises:
+        ValueError: no such file, no function `config` in it, or it does not return an instance of a dataclass.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"--config {path}: there is no such file; give a Python file with a function config()")
+    names = runpy.run_path(str(path))
+    if "config" not in names:
+        raise ValueError(f"--config {path}: the file has no function config(); it should return a frozen dataclass")
+    config = names["config"]()
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        raise ValueError(f"--config {path}: config() returned {type(config).__name__}, not an instance of a dataclass")
+    return config
+
+
+def parse(
+    argv: Sequence[str],
+    default: str | Path | Any,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Any:
+    """Read the command line of a program.
+
+    Args:
+        argv: the arguments, without the program's name.
+        default: the configuration file used when no `--config` is given, or a configuration itself.
+        presets: per dotted field that holds a dataclass, named values for it: `{"model": PRESETS}` allows
+            `--model small` (single fields of it may be changed after that, `--model.layers 2`).
+
+    Returns:
+        The configuration of the file with the changes of the command line applied, of the type the file returned. When
+        `default` is a configuration, files must return one of its type.
+
+    Raises:
+        SystemExit: code 2 and a message on the standard error when something is wrong; code 0 after `--help`.
+    """
+    rest = list(argv)
+    is_file = isinstance(default, str | Path)
+    path = _take(rest, "config")
+    try:
+        config = load(path or default) if path or is_file else default
+        for field, values in (presets or {}).items():
+            name = _take(rest, field)
+            if name is not None:
+                if name not in values:
+                    raise ValueError(f"--{field} {name}: allowed are {', '.join(values)}")
+                config = _replace(config, field, values[name])
+    except ValueError as error:
+        fail(str(error))
+    if not is_file and type(config) is not type(default):
+        fail(f"--config {path}: it describes {type(config).__name__}, this program wants {type(default).__name__}")
+    description = (
+        f"Configuration: {path or (default if is_file else type(config).__name__)} (--config FILE.py for another)"
+    )
+    return tyro.cli(
+        type(config),
+        prog=Path(sys.argv[0]).stem,
+        description=description,
+        args=rest,
+        default=config,
+        config=(tyro.conf.FlagConversionOff,),
+    )
+
+
+def _take(arguments: list[str], name: str) -> str | None:
+    """Remove `--name VALUE` or `--name=VALUE` from the arguments and return the value, the last one if repeated."""
+    value, option = None, f"--{name}"
+    for spelling in {option, option.replace("_", "-"), option.replace("-", "_")}:
+        while True:
+            place = next((i for i, a in enumerate(arguments) if a == spelling or a.startswith(spelling + "=")), None)
+            if place is None:
+                break
+            if "=" in arguments[place]:
+                value = arguments.pop(place).split("=", 1)[1]
+            elif place + 1 < len(arguments):
+                value = arguments[place + 1]
+                del arguments[place : place + 2]
+            else:
+                fail(f"{spelling} needs a value")
+    return value
+
+
+def _replace(config: Any, field: str, value: Any) -> Any:
+    """`dataclasses.replace` for a dotted name."""
+    head, _, tail = field.replace("-", "_").partition(".")
+    return dataclasses.replace(config, **{head: _replace(getattr(config, head), tail, value) if tail else value})
+
+
+def to_dict(config: Any) -> Any:
+    """A configuration as nested dicts and lists that JSON can hold."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {str(key): to_dict(value) for key, value in config.items()}
+    if isinstance(config, tuple | list):
+        return [to_dict(value) for value in config]
+    if isinstance(config, Path):
+        return str(config)
+    return config
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """A configuration (or its `to_dict`) as one dict from dotted names to values."""
+    flat: dict[str, Any] = {}
+
+    def visit(value: Any, name: str) -> None:
+        nested = isinstance(value, list) and any(isinstance(item, dict) for item in value)
+        if isinstance(value, dict) or nested:
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                visit(item, f"{name}.{key}" if name else str(key))
+        else:
+            flat[name] = value
+
+    visit(to_dict(config), "")
+    return flat
+
+
+def describe(config: Any) -> str:
+    """The resolved configuration as text, one dotted field a line."""
+    flat = flatten(config)
+    width = max(map(len, flat), default=0)
+    return "\n".join(f"{name:<{width}} = {value!r}" for name, value in flat.items())
+
+
+def save(config: Any, folder: str | Path) -> Path:
+    """Write the resolved configuration as `config.json` in `folder` (made if missing); returns the file's path."""
+    path = Path(folder) / "config.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    return path
+
+
+def free_fields(config: Any, prefix: str = "") -> set[str]:
+    """Dotted names of the fields (or whole groups) that are marked with the metadata `FREE`."""
+    names = set()
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        if field.metadata.get("free"):
+            names.add(name)
+        elif dataclasses.is_dataclass(value):
+            names |= free_fields(value, name + ".")
+    return names
+
+
+def differences(config: Any, saved: Any) -> list[str]:
+    """What differs, in fields that matter, between a configuration and the saved `to_dict` of another.
+
+    Returns:
+        One line per field: its dotted name, the saved value and the present one. Fields marked `FREE` are left out.
+    """
+    now, before, free = flatten(config), flatten(saved), free_fields(config)
+    names = [n for n in [*now, *(b for b in before if b not in now)] if now.get(n, "absent") != before.get(n, "absent")]
+    names = [n for n in names if not any(n == f or n.startswith(f + ".") for f in free)]
+    return [f"{n}: was {before.get(n, 'absent')!r}, is now {now.get(n, 'absent')!r}" for n in names]

@@ -1,0 +1,105 @@
+"""How arrays lie on a mesh: named axes of parameters, rules that map names to mesh axes, refusals where they do not fit.
+
+The mesh has two axes: `data` (problems, rows) and `model` (heads, feed-forward width, vocabulary). A head is never cut;
+key/value heads that `model` does not divide are replicated.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+AxisNames = tuple[str | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """For each logical axis the mesh axis it is cut over, or None to replicate it."""
+
+    batch: str | None = "data"
+    vocabulary: str | None = "model"
+    width: str | None = None
+    heads: str | None = "model"
+    kv_heads: str | None = "model"
+    ffn: str | None = "model"
+
+    def mesh_axis(self, name: str | None) -> str | None:
+        """The mesh axis of a logical axis; raises ValueError if there is no such logical axis."""
+        if name is None:
+            return None
+        if name not in (field.name for field in dataclasses.fields(self)):
+            known = ", ".join(field.name for field in dataclasses.fields(self))
+            raise ValueError(f"no rule for the logical axis {name!r}; there are rules for {known}")
+        return getattr(self, name)
+
+
+RULES = Rules()
+
+
+def make_mesh(data: int = 1, model: int = 1) -> jax.sharding.Mesh:
+    """A mesh with axes `data` and `model`, in automatic mode, over the first `data * model` devices.
+
+    Raises:
+      ValueError: a size is below 1 or there are too few devices.
+    """
+    devices = jax.devices()
+    if data < 1 or model < 1 or data * model > len(devices):
+        raise ValueError(
+            f"a mesh of data={data} x model={model} needs {data * model} devices, each size at least 1; "
+            f"there are {len(devices)} ({devices[0].platform}). On CPU, set jax_num_cpu_devices before jax is used"
+        )
+    automatic = (jax.sharding.AxisType.Auto,) * 2
+    return jax.make_mesh((data, model), ("data", "model"), axis_types=automatic, devices=devices[: data * model])
+
+
+def spec(axes: AxisNames, rules: Rules = RULES) -> jax.sharding.PartitionSpec:
+    """The partition of an array whose axes have these names, if every size divides."""
+    return jax.sharding.PartitionSpec(*(rules.mesh_axis(name) for name in axes))
+
+
+def fitted_spec(
+    shape: tuple[int, ...], axes: AxisNames, mesh: jax.sharding.Mesh, rules: Rules = RULES, name: str = "array"
+) -> jax.sharding.PartitionSpec:
+    """`spec` for an array of this shape: key/value heads that do not divide are replicated.
+
+    Raises:
+      ValueError: the number of axes is wrong, or an axis that must be cut does not divide.
+    """
+    if len(shape) != len(axes):
+        raise ValueError(f"{name} has shape {shape}, but its axes are named {axes}")
+    cuts = list(spec(axes, rules))
+    for i, (size, axis, cut) in enumerate(zip(shape, axes, cuts, strict=True)):
+        if cut is None or size % mesh.shape[cut] == 0:
+            continue
+        if axis != "kv_heads":
+            allowed = [n for n in range(1, mesh.shape[cut] + 1) if size % n == 0]
+            raise ValueError(
+                f"{name}: axis {axis!r} of size {size} cannot be cut over {cut}={mesh.shape[cut]}; "
+                f"use a mesh with {cut} one of {allowed}, or pad the axis"
+            )
+        cuts[i] = None
+    return jax.sharding.PartitionSpec(*cuts)
+
+
+def shardings(
+    params: Mapping[str, Any], axes_tree: Mapping[str, Any], mesh: jax.sharding.Mesh, rules: Rules = RULES
+) -> Mapping[str, Any]:
+    """The tree of `NamedSharding`s of a parameter tree (arrays or `jax.ShapeDtypeStruct`s).
+
+    Raises:
+      ValueError: the trees differ, or an axis does not divide; the message names the parameter.
+    """
+
+    def place(path: Any, leaf: Any, axes: AxisNames) -> jax.NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return jax.NamedSharding(mesh, fitted_spec(leaf.shape, axes, mesh, rules, name))
+
+    return jax.tree_util.tree_map_with_path(place, params, axes_tree)
+
+
+def shard_tree(
+    params: Mapping[str, Any], axes_tree: Mapping[str, Any], mesh: jax.sharding.Mesh, rules: Rules = RULES
+) -> Mapping[str, Any]:
+    """The parameters, laid out on the mesh; `axes_tree` is that of `apr_jax.model.transformer.logical_axes`."""
+    return jax.device_put(params, shardings(params, axes_tree, mesh, rules))

@@ -1,0 +1,177 @@
+"""Countdown problems: combine all the numbers with + - * / to reach the target (APR section 4.1; systems notes 1.2).
+
+Every problem is a function of (seed, split, index), so that a stream needs no storage and any part of it can be drawn
+alone. Splits are told apart by a hash of what is to be solved: they stay disjoint however long the streams are.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from apr_jax.tasks.countdown import solver
+
+Split = Literal["train", "val", "test"]
+
+_BUCKETS = 16
+_HELD_OUT: Mapping[str, int] = MappingProxyType({"val": 0, "test": 1})  # all other buckets belong to train
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Reach `target` from `nums`, each used exactly once."""
+
+    nums: tuple[int, ...]
+    target: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A family of problems: how many numbers, and the ranges (both ends included) of the numbers and of the target."""
+
+    numbers: int = 4
+    low: int = 1
+    high: int = 99
+    target_low: int = 10
+    target_high: int = 100
+
+    def __post_init__(self):
+        if not 2 <= self.numbers <= 6:
+            raise ValueError(f"numbers: {self.numbers} is not in 2..6; the exhaustive solver is meant for these")
+        if not 0 <= self.low <= self.high:
+            raise ValueError(f"low, high: {self.low}, {self.high} must satisfy 0 <= low <= high")
+        if not 1 <= self.target_low <= self.target_high:
+            raise ValueError(
+                f"target_low, target_high: {self.target_low}, {self.target_high} must satisfy 1 <= low <= high"
+            )
+
+
+PRESETS: Mapping[str, Setting] = MappingProxyType(
+    {
+        "four": Setting(),  # as published
+        "three": Setting(numbers=3, high=30, target_high=50),
+    }
+)
+
+
+def check(problem: Problem, setting: Setting = PRESETS["four"]) -> None:
+    """Check that a problem is of the setting (not that it can be solved).
+
+    Raises:
+        ValueError: a wrong count of numbers, a number or a target out of range, a value that is not an integer.
+    """
+    if len(problem.nums) != setting.numbers:
+        raise ValueError(f"nums: {len(problem.nums)} numbers {list(problem.nums)}, expected {setting.numbers}")
+    for number in problem.nums:
+        _check_range("nums", number, setting.low, setting.high)
+    _check_range("target", problem.target, setting.target_low, setting.target_high)
+
+
+def _check_range(field: str, value: object, low: int, high: int) -> None:
+    if type(value) is not int:
+        raise ValueError(f"{field}: {value!r} is not an integer; write whole numbers without quotes or decimal point")
+    if not low <= value <= high:
+        raise ValueError(f"{field}: {value} is out of range, allowed are {low}..{high}")
+
+
+def split_of(problem: Problem) -> Split:
+    """The split a problem belongs to, from the sorted numbers and the target alone."""
+    key = f"{sorted(problem.nums)}:{problem.target}".encode()
+    bucket = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") % _BUCKETS
+    return next((split for split, held_out in _HELD_OUT.items() if bucket == held_out), "train")
+
+
+def generator(seed: int, split: str, index: int) -> random.Random:
+    """A random generator of its own for one sample (strings are hashed by SHA-512: alike on every machine)."""
+    return random.Random(f"{seed}/{split}/{index}")
+
+
+def generate(setting: Setting, seed: int, split: Split, index: int) -> Problem:
+    """Draw sample `index` of a split: a uniform target, then numbers until all of them together reach it.
+
+    Raises:
+        ValueError: an unknown split.
+    """
+    if split not in ("train", *_HELD_OUT):
+        raise ValueError(f"split: {split!r} is not one of train, val, test")
+    return draw(setting, split, generator(seed, split, index))
+
+
+def draw(setting: Setting, split: Split, rng: random.Random) -> Problem:
+    """Draw one solvable problem of a split from `rng`."""
+    target = rng.randint(setting.target_low, setting.target_high)
+    while True:
+        nums = tuple(rng.randint(setting.low, setting.high) for _ in range(setting.numbers))
+        problem = Problem(nums, target)
+        if split_of(problem) == split and solver.solve(nums, target) is not None:
+            return problem
+
+
+def stream(setting: Setting, seed: int, split: Split, start: int = 0) -> Iterator[Problem]:
+    """The endless stream of a split from sample `start` on; samples may repeat, as in the published data."""
+    for index in itertools.count(start):
+        yield generate(setting, seed, split, index)
+
+
+def benchmark(setting: Setting, seed: int, split: Split, count: int) -> list[Problem]:
+    """The first `count` problems of a split that differ in (sorted numbers, target).
+
+    Raises:
+        ValueError: the setting seems to have fewer than `count` such problems (50 draws in a row brought nothing new
+            per problem found so far, plus 1000).
+    """
+    seen, problems, idle = set(), [], 0
+    samples = stream(setting, seed, split)
+    while len(problems) < count:
+        problem = next(samples)
+        key = (tuple(sorted(problem.nums)), problem.target)
+        idle = idle + 1 if key in seen else 0
+        if idle > 1000 + 50 * len(problems):
+            raise ValueError(
+                f"count: {count} problems wanted, the split {split!r} of {setting} seems to hold only {len(problems)}"
+            )
+        if key not in seen:
+            seen.add(key)
+            problems.append(problem)
+    return problems
+
+
+def read_jsonl(path: Path, setting: Setting = PRESETS["four"]) -> list[Problem]:
+    """Read problems, one JSON object `{"nums": [...], "target": ...}` a line; blank lines are skipped.
+
+    Raises:
+        ValueError: a line that is no such problem, named by file and line number.
+    """
+    problems = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            problem = _parse(line)
+            check(problem, setting)
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
+        problems.append(problem)
+    return problems
+
+
+def _parse(line: str) -> Problem:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'not JSON ({error}); expected {{"nums": [22, 26, 31, 53], "target": 27}}') from error
+    if not isinstance(record, dict) or not {"nums", "target"} <= record.keys():
+        raise ValueError(f"expected an object with the fields nums and target, got {line.strip()[:80]}")
+    if not isinstance(record["nums"], list):
+        raise ValueError(f"nums: {record['nums']!r} is not a list")
+    return Problem(tuple(record["nums"]), record["target"])
+
+
+def write_jsonl(path: Path, problems: list[Problem]) -> None:
+    """Write problems in the format that `read_jsonl` reads."""
+    path.write_text("".join(json.dumps({"nums": list(p.nums), "target": p.target}) + "\n" for p in problems))

@@ -1,0 +1,180 @@
+"""The two demonstrators of APR: SoS+ hybrid search (section 4.1) and parallel search (section 4.2).
+
+Both yield one abstract trace, a tree of `Search`es; `compact` and `published` turn it into text.
+"""
+
+import dataclasses
+import heapq
+import random
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from apr_jax.tasks.countdown.problems import Problem
+from apr_jax.tasks.countdown.solver import expand
+
+Order = Literal["shuffled", "canonical"]
+
+
+class Node(NamedTuple):
+    """A state of the search.
+
+    Attributes:
+        nums: the remaining numbers, the newest result last.
+        operations: the operations that lead to it from the problem.
+        ordinals: its published name, `(0, 1, 0)` for `#0,1,0`.
+        value: its heuristic value, lower is better.
+        parent: the node it was made from, None for the problem itself.
+    """
+
+    nums: tuple[int, ...]
+    operations: tuple[str, ...]
+    ordinals: tuple[int, ...]
+    value: int
+    parent: "Node | None"
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One expanded node.
+
+    Attributes:
+        node: what was taken from the queue.
+        children: the successors kept, in the order in which they are written; the last one is the goal if one is.
+        branch: what became of those that are not terminal: queued, searched one by one, or searched in parallel.
+        searches: the searches below them, in order; by `sub` they end with the first success.
+    """
+
+    node: Node
+    children: tuple[Node, ...]
+    branch: Literal["queue", "sub", "spawn"] = "queue"
+    searches: tuple["Search", ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """A search: its start, the nodes it expanded in order, and the goal it found, if any."""
+
+    root: Node
+    steps: tuple[Step, ...]
+    goal: Node | None
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """What a demonstrator may do.
+
+    Attributes:
+        beam: successors kept of a node, and nodes taken from the queue at once, in the outermost search.
+        sub_beam: the same in searches below it.
+        promising: probability that the successors of a node are searched at once (by `sub` or `spawn`), not queued.
+        order: published is `shuffled`: kept successors are written in random order and searched best first.
+            `canonical` leaves them in the order of `solver.expand`, which a small model can learn to the letter.
+    """
+
+    beam: int
+    sub_beam: int
+    promising: float
+    order: Order = "shuffled"
+
+    def __post_init__(self):
+        for name in ("beam", "sub_beam"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
+        if not 0 <= self.promising <= 1:
+            raise ValueError(f"promising: {self.promising} is a probability, allowed are 0..1")
+        if self.order not in ("shuffled", "canonical"):
+            raise ValueError(f"order: {self.order!r} is not one of shuffled, canonical")
+
+
+def mult_heuristic(target: int) -> Callable[[tuple[int, ...]], int]:
+    """The published heuristic of a target: summed distance of the numbers to its nearest factors above 1."""
+    factors = [factor for factor in range(2, target + 1) if target % factor == 0] or [target]
+    distances: dict[int, int] = {}
+
+    def value(nums: tuple[int, ...]) -> int:
+        total = 0
+        for number in nums:
+            if number not in distances:
+                distances[number] = min(abs(number - factor) for factor in factors)
+            total += distances[number]
+        return total
+
+    return value
+
+
+class _Context(NamedTuple):
+    """What stays the same during one demonstration."""
+
+    target: int
+    value: Callable[[tuple[int, ...]], int]
+    parallel: bool
+    config: SearchConfig
+    rng: random.Random
+
+
+def sos(problem: Problem, config: SearchConfig, rng: random.Random) -> Search:
+    """SoS+ hybrid search: breadth first by heuristic, with depth-first sub searches of promising nodes."""
+    return _demonstrate(problem, config, rng, parallel=False)
+
+
+def apr(problem: Problem, config: SearchConfig, rng: random.Random) -> Search:
+    """APR parallel search: promising nodes of the outermost search spawn searches of all their successors."""
+    return _demonstrate(problem, config, rng, parallel=True)
+
+
+def _demonstrate(problem: Problem, config: SearchConfig, rng: random.Random, parallel: bool) -> Search:
+    value = mult_heuristic(problem.target)
+    root = Node(problem.nums, (), (0,), value(problem.nums), None)
+    return _search(_Context(problem.target, value, parallel, config, rng), root, level=0)
+
+
+def _search(context: _Context, root: Node, level: int) -> Search:
+    beam = context.config.sub_beam if level else context.config.beam
+    queue, steps, pushed = [(root.value, 0, root)], [], 1
+    while queue:
+        batch = [heapq.heappop(queue)[-1] for _ in range(min(beam, len(queue)))]
+        for node in batch:
+            step, goal, waiting = _expand(context, node, beam, level)
+            steps.append(step)
+            if goal is not None:
+                return Search(root, tuple(steps), goal)
+            for child in waiting:
+                heapq.heappush(queue, (child.value, pushed, child))
+                pushed += 1
+    return Search(root, tuple(steps), None)
+
+
+def _expand(context: _Context, node: Node, beam: int, level: int) -> tuple[Step, Node | None, list[Node]]:
+    """Expand one node: the step, the goal if it was found, and what goes to the queue."""
+    listed, open_nodes = [], []
+    for child in _kept(context, node, beam):
+        child = child._replace(ordinals=(*node.ordinals, len(open_nodes)))
+        listed.append(child)
+        if len(child.nums) > 1:
+            open_nodes.append(child)
+        elif child.nums[0] == context.target:
+            return Step(node, tuple(listed)), child, []
+    if context.config.order == "shuffled":
+        open_nodes.sort(key=lambda child: child.value)
+    enough = (level == 0 and len(open_nodes) > 1) if context.parallel else bool(open_nodes)
+    if not enough or context.rng.random() >= context.config.promising:
+        return Step(node, tuple(listed)), None, open_nodes
+    searches = []
+    for child in open_nodes:
+        searches.append(_search(context, child, level + 1))
+        if searches[-1].goal is not None and not context.parallel:
+            break
+    goal = next((search.goal for search in searches if search.goal is not None), None)
+    return Step(node, tuple(listed), "spawn" if context.parallel else "sub", tuple(searches)), goal, []
+
+
+def _kept(context: _Context, node: Node, beam: int) -> list[Node]:
+    """The `beam` best successors (ties: the earlier pair and operation), in the order of the configuration."""
+    successors = expand(node.nums)
+    values = [context.value(nums) for _, nums in successors]
+    kept = sorted(range(len(successors)), key=values.__getitem__)[:beam]
+    if context.config.order == "shuffled":
+        context.rng.shuffle(kept)
+    else:
+        kept.sort()
+    return [Node(successors[k][1], (*node.operations, successors[k][0]), (), values[k], node) for k in kept]

@@ -1,0 +1,97 @@
+"""Checkpoints of training runs: everything that is needed to go on as if nothing had happened.
+
+A thin layer over Orbax's CheckpointManager (the `args` interface): saves run in the background, are atomic, and the
+newest few are kept.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored(Generic[T]):
+    """A checkpoint read back.
+
+    Attributes:
+        step: number of training steps it has behind it.
+        state: the tree of arrays.
+        cursor: what was saved beside it: plain data for JSON.
+    """
+
+    step: int
+    state: T
+    cursor: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one folder; a context manager that waits for the last save to be on disk."""
+
+    def __init__(self, folder: str | Path, keep: int = 2):
+        """Opens (or makes) the folder.
+
+        Args:
+            folder: where the checkpoints are, one sub-folder per step.
+            keep: how many of the newest are kept.
+        """
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    @property
+    def latest(self) -> int | None:
+        """The newest step that is complete, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, cursor: dict[str, Any]) -> None:
+        """Starts to save; returns when the arrays are copied, so the caller may go on and donate them.
+
+        Args:
+            step: number of training steps done; saving a step that is there already does nothing.
+            state: tree of arrays (typed random keys included).
+            cursor: plain data: position in the data, configuration.
+        """
+        if step == self.latest:
+            return
+        # On CPU a host copy may be a view of the device's buffer, which the next step overwrites when it is donated.
+        state = jax.tree.map(jnp.copy, state)
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), cursor=ocp.args.JsonSave(cursor))
+        self._manager.save(step, args=args)
+
+    def cursor(self, step: int | None = None) -> dict[str, Any]:
+        """What was saved beside the arrays of a step (the newest one by default), without reading the arrays."""
+        step = self.latest if step is None else step
+        return self._manager.restore(step, args=ocp.args.Composite(cursor=ocp.args.JsonRestore())).cursor
+
+    def restore(self, abstract: T, step: int | None = None) -> Restored[T]:
+        """Reads a checkpoint.
+
+        Args:
+            abstract: the tree of `jax.ShapeDtypeStruct`s (with shardings, if they are to be on more than one device).
+            step: which; the newest one by default.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint.
+        """
+        step = self.latest if step is None else step
+        if step is None:
+            raise FileNotFoundError(f"there is no complete checkpoint in {self._manager.directory}")
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), cursor=ocp.args.JsonRestore())
+        found = self._manager.restore(step, args=args)
+        return Restored(step, found.state, found.cursor)
+
+    def wait_until_finished(self) -> None:
+        """Blocks until every save that was started is on disk."""
+        self._manager.wait_until_finished()

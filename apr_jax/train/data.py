@@ -1,0 +1,211 @@
+"""Training data of Countdown: demonstrations drawn ahead of time, packed in rows on disk, with their tokenizer.
+
+A data folder holds `tokenizer.model`, `train/` and `held_out/` (see `rows`) and, written last, `data.json` with the
+configuration and counts. Demonstrations are numbered and drawn in blocks, so the folder does not depend on how many
+processes wrote it.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import multiprocessing
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from apr_jax import settings, tokenizer
+from apr_jax.tasks.countdown import compact, demonstrations, problems
+from apr_jax.tasks.countdown.demonstrations import DemonstrationConfig, Method
+from apr_jax.train import packing, rows
+from apr_jax.train.packing import Count, Rows
+from apr_jax.train.rows import RowStore
+
+BLOCK = 500  # demonstrations that are packed together
+CLASSES = {"digit": tuple("0123456789"), "operator": tuple("+-*/"), "control": compact.CONTROL}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One kind of problems in a mixture.
+
+    Attributes:
+        share: how much of the demonstrations, relative to the shares of the other parts.
+        demonstration: how they are drawn.
+    """
+
+    share: float = 1.0
+    demonstration: DemonstrationConfig = DemonstrationConfig()
+
+    def __post_init__(self):
+        if not self.share > 0:
+            raise ValueError(f"share is {self.share}; it must be above 0 (leave the part out instead)")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What a data folder holds.
+
+    Attributes:
+        folder: where it is (free).
+        method: "apr" demonstrations fork, "sos" ones search in one thread.
+        mixture: kinds of problems.
+        train, held_out: numbers of demonstrations; held-out problems are of another split.
+        length: S, entries of a row.
+        threads: U, threads of a row.
+        too_long: "drop" leaves threads out that are longer than a row, and counts them; "error" stops.
+        seed: of the demonstrations.
+        processes: how many draw them side by side (free).
+    """
+
+    folder: str = dataclasses.field(default="data/apr", metadata=settings.FREE)
+    method: Method = "apr"
+    mixture: tuple[Part, ...] = (Part(),)
+    train: int = 10000
+    held_out: int = 200
+    length: int = 1024
+    threads: int = 64
+    too_long: Literal["drop", "error"] = "drop"
+    seed: int = 0
+    processes: int = dataclasses.field(default=1, metadata=settings.FREE)
+
+    def __post_init__(self):
+        for name in ("train", "held_out", "length", "threads", "processes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.mixture:
+            raise ValueError("mixture is empty; give at least one Part")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data folder, opened.
+
+    Attributes:
+        train, held_out: packed rows.
+        vocabulary: ids the tokenizer has.
+        members: token ids by class of token.
+    """
+
+    train: RowStore
+    held_out: RowStore
+    vocabulary: int
+    members: dict[str, list[int]]
+
+    @classmethod
+    def open(cls, config: DataConfig) -> "Dataset":
+        """Opens the folder of a configuration.
+
+        Raises:
+            FileNotFoundError: it is not there, or not complete.
+            ValueError: it was made with other settings.
+        """
+        path = Path(config.folder) / "data.json"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{config.folder} holds no complete data; write it with `python -m experiments.make_data`"
+            )
+        facts = json.loads(path.read_text())
+        changed = settings.differences(config, facts["config"])
+        if changed:
+            raise ValueError(
+                f"data.folder: {config.folder} was made with other settings ({'; '.join(changed)}); "
+                "give another folder, or remove it to have it made anew"
+            )
+        train, held_out = (RowStore.open(path.parent / name) for name in ("train", "held_out"))
+        return cls(train, held_out, facts["vocabulary"], facts["classes"])
+
+    def classes(self, vocabulary: int) -> tuple[np.ndarray, tuple[str, ...]]:
+        """The class of every id of a model's vocabulary, Int32 [V], and the names of the classes ("other" last)."""
+        table = np.full(vocabulary, len(self.members), np.int32)
+        for number, ids in enumerate(self.members.values()):
+            table[ids] = number
+        return table, (*self.members, "other")
+
+
+def is_made(config: DataConfig) -> bool:
+    """Whether the folder holds complete data (of whatever settings)."""
+    return (Path(config.folder) / "data.json").is_file()
+
+
+def make(config: DataConfig, report: Callable[[str], None] = print) -> dict[str, Count]:
+    """Draw, pack and write the data of a configuration; returns the counts of "train" and "held_out".
+
+    They are written to a folder of their own beside `config.folder` and moved there when they are complete: data that
+    are being read stay as they are, and two programs that make the same data do not meet.
+    """
+    target = Path(config.folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{target.name}.partial-", dir=target.parent) as parent:
+        folder = Path(parent) / target.name
+        counts = _write(config, folder, report)
+        if target.exists():
+            target.rename(Path(parent) / "replaced")
+        folder.rename(target)
+    return counts
+
+
+def _write(config: DataConfig, folder: Path, report: Callable[[str], None]) -> dict[str, Count]:
+    folder.mkdir()
+    words = tokenizer.compact()
+    words.save(folder / "tokenizer.model")
+    counts = {}
+    for split, name, wanted in (("val", "held_out", config.held_out), ("train", "train", config.train)):
+        counts[name] = Count()
+        parts = _count(_blocks(config, split, wanted), counts, name, wanted, report)
+        rows.write(folder / name, parts, config.length, config.threads)
+        report(f"{name}: {_sentence(counts[name])}")
+    classes = {name: [words.encode(piece)[0] for piece in pieces] for name, pieces in CLASSES.items()}
+    facts = {"config": settings.to_dict(config), "vocabulary": words.size, "classes": classes}
+    facts["counts"] = {name: dataclasses.asdict(count) for name, count in counts.items()}
+    (folder / "data.json").write_text(json.dumps(facts, indent=2) + "\n")
+    return counts
+
+
+def _sentence(count: Count) -> str:
+    return (
+        f"{count.transcripts:,} demonstrations, {count.entries:,} tokens ({count.labels:,} trained on) in "
+        f"{count.rows:,} rows, {count.padding:.1%} padding; "
+        f"{count.too_long:,} of {count.components:,} threads too long, left out"
+    )
+
+
+def _count(blocks, counts: dict[str, Count], name: str, wanted: int, report) -> Iterator[Rows]:
+    """Passes rows on, adding up their counts and reporting every twentieth part of the work."""
+    told = 0
+    for part, count in blocks:
+        counts[name] += count
+        done = counts[name].transcripts
+        if done * 20 // wanted > told and done < wanted:
+            told = done * 20 // wanted
+            report(f"{name}: {done:,} of {wanted:,} demonstrations")
+        yield part
+
+
+def _blocks(config: DataConfig, split: problems.Split, wanted: int) -> Iterator[tuple[Rows, Count]]:
+    """The packed blocks of a split, in order."""
+    spans = [(start, min(start + BLOCK, wanted)) for start in range(0, wanted, BLOCK)]
+    work = functools.partial(_block, config, split)
+    if config.processes == 1:
+        yield from map(work, spans)
+        return
+    # A forked child of a process that runs XLA's threads may hang.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(config.processes, mp_context=context) as pool:
+        yield from pool.map(work, spans)
+
+
+def _block(config: DataConfig, split: problems.Split, span: tuple[int, int]) -> tuple[Rows, Count]:
+    encode = tokenizer.compact().encode
+    shares = [part.share for part in config.mixture]
+    transcripts = []
+    for index in range(*span):
+        pick = problems.generator(config.seed, f"{split}/mixture", index)
+        part = pick.choices(config.mixture, shares)[0]
+        _, threads = demonstrations.sample(config.method, part.demonstration, config.seed, index, split)
+        transcripts.append(demonstrations.to_transcript(threads, encode, index))
+    packed, _, count = packing.pack(transcripts, config.length, config.threads, config.too_long)
+    return packed, count

@@ -1,0 +1,92 @@
+"""Losses on packed rows. Axes: B rows, S entries of a row, V vocabulary, C classes of tokens."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from apr_jax.model import transformer
+from apr_jax.model.attention import packed_attend
+from apr_jax.train.packing import Rows
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """What cross-entropy adds up over labelled entries; the sums of batches may be added.
+
+    Attributes:
+        nll: negative log-likelihood times weight, nats.
+        weight: of the labels.
+        labels: how many, per class of the label (C + 1: the last class is "none").
+        correct: for how many of them the most likely token is the label.
+    """
+
+    nll: Float[Array, ""]
+    weight: Float[Array, ""]
+    labels: Int[Array, " C"]
+    correct: Int[Array, " C"]
+
+    @property
+    def loss(self) -> Float[Array, ""]:
+        """Mean cross-entropy, nats per labelled token."""
+        return self.nll / jnp.maximum(self.weight, 1e-9)
+
+
+def cross_entropy(
+    logits: Float[Array, "*B V"],
+    label: Int[Array, "*B"],
+    weight: Float[Array, "*B"],
+    classes: Int[Array, " V"],
+    count: int,
+) -> Sums:
+    """Cross-entropy of labels, computed in f32 (f64 for f64).
+
+    Args:
+        logits: of the entry from which the label was sampled.
+        label: token id, -1 where there is none.
+        weight: weight in the mean; ignored where there is no label.
+        classes: class of every token id, 0 to `count` - 1.
+        count: number of classes.
+    """
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    real = label >= 0
+    target = jnp.maximum(label, 0)
+    picked = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+    nll = jax.nn.logsumexp(logits, axis=-1) - picked
+    weight = jnp.where(real, weight, 0)
+    correct = real & (jnp.argmax(logits, axis=-1) == target)
+    member = (jnp.asarray(classes)[target][..., None] == jnp.arange(count)) & real[..., None]
+    axes = tuple(range(label.ndim))
+    return Sums(
+        nll=jnp.sum(jnp.where(real, nll, 0) * weight),
+        weight=jnp.sum(weight),
+        labels=jnp.sum(member, axis=axes, dtype=jnp.int32),
+        correct=jnp.sum(member & correct[..., None], axis=axes, dtype=jnp.int32),
+    )
+
+
+def rows_loss(
+    graph: transformer.Graph,
+    params: transformer.Params,
+    rows: Rows,
+    classes: Int[Array, " V"],
+    count: int,
+    chunk: int = 128,
+    remat: bool = False,
+) -> tuple[Float[Array, ""], Sums]:
+    """Mean cross-entropy of a batch of packed rows under the visibility they were decoded with.
+
+    Args:
+        graph, params: the model.
+        rows: the batch.
+        classes, count: see `cross_entropy`.
+        chunk: queries per block of attention.
+        remat: recompute each layer in the backward pass.
+    """
+    attend = packed_attend(rows.owner, rows.clock, rows.sees, chunk)
+    memory = (None,) * graph.config.layers
+    x, _ = transformer.hidden(graph, params, rows.token, rows.position, attend, memory, remat)
+    sums = cross_entropy(transformer.logits(graph, params, x), rows.label, rows.weight, classes, count)
+    return sums.loss, sums

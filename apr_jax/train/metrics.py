@@ -1,0 +1,108 @@
+"""What a run reports while it goes: JSON lines, TensorBoard curves, and a progress bar, or lines without a terminal."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+
+class Metrics:
+    """Writes numbers by step to `metrics.jsonl` and to TensorBoard event files in one folder."""
+
+    def __init__(self, folder: str | Path, from_step: int = 0, tensorboard: bool = True):
+        """Opens the files.
+
+        Args:
+            folder: where; made if missing.
+            from_step: the run goes on from here; what an earlier attempt wrote about later steps is dropped.
+            tensorboard: write event files as well.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        if self.path.exists():
+            self.path.write_text(
+                "".join(line + "\n" for line in self._complete() if json.loads(line)["step"] <= from_step)
+            )
+        self._file = self.path.open("a")
+        self._board = SummaryWriter(str(folder), purge_step=from_step + 1) if tensorboard else None
+
+    def _complete(self) -> list[str]:
+        """The whole lines of the file: a killed run may have left half of one."""
+        lines = self.path.read_text().split("\n")
+        return [line for line in lines[:-1] if line]
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one line; names may hold slashes ("held_out/loss")."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items() if self._board is not None else ():
+            self._board.add_scalar(name, value, step)
+
+
+class ProgressReport:
+    """Shows how far a run is: a bar with speed and remaining time on a terminal, a line per report elsewhere."""
+
+    def __init__(self, total: int, done: int = 0, terminal: bool | None = None):
+        """Begins to report.
+
+        Args:
+            total: steps in all.
+            done: steps done before now.
+            terminal: whether to draw a bar; None asks the standard output.
+        """
+        self._total, self._first, self._start = total, done, time.monotonic()
+        self._bar = None
+        if sys.stdout.isatty() if terminal is None else terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns)
+            self._task = self._bar.add_task("training", total=total, completed=done)
+
+    def __enter__(self) -> "ProgressReport":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        """Moves the bar to `step`."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def report(self, step: int, values: Mapping[str, float]) -> None:
+        """Shows numbers of a step."""
+        text = "  ".join(
+            f"{name} {value:.4g}" if value < 1000 else f"{name} {value:,.0f}" for name, value in values.items()
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=text)
+        else:
+            rate = (time.monotonic() - self._start) / max(step - self._first, 1)
+            print(f"step {step}/{self._total}  {text}  {_clock(rate * (self._total - step))} left", flush=True)
+
+    def note(self, text: str) -> None:
+        """Prints a line without tearing the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text)
+        else:
+            print(text, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

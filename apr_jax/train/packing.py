@@ -1,0 +1,246 @@
+"""Transcripts to training rows: many problems side by side in rows of one length, each seeing what it saw when it was
+decoded.
+
+A *component* is a set of threads connected by `sees`; an isolated thread is a component of its own. Components are
+packed whole, first-fit, and sorted inside by (clock, thread, index), so every visible entry stands earlier in the row:
+rows are causal. A sampled token is no input of its own place but the *label* of its predictor, the entry whose logits
+it was drawn from; so tokens that were never fed (`<end>`, `<wait>`) are trained on as well.
+
+Axes: B rows, S entries of a row, U threads of a row, E log entries, M threads of a transcript.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from apr_jax.decode.transcript import Transcript
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Packed rows; `apr_jax.model.attention.packed_attend` masks by them.
+
+    Key k is visible to query q iff `sees[owner_q, owner_k] & (clock_k < clock_q + (owner_q == owner_k))`.
+
+    Attributes:
+        token: what is fed; 0 in the padding.
+        position: the position its key is rotated to.
+        clock: causal time.
+        owner: number of its thread in the row, 0 to U - 1; -1 marks padding.
+        label: the token that was sampled from this entry's logits, -1 if none was.
+        weight: weight of the label in the loss, 0 where there is none.
+        sees: `sees[b, u, v]`: thread u of row b may see thread v.
+    """
+
+    token: Int[Array, "B S"]
+    position: Int[Array, "B S"]
+    clock: Int[Array, "B S"]
+    owner: Int[Array, "B S"]
+    label: Int[Array, "B S"]
+    weight: Float[Array, "B S"]
+    sees: Bool[Array, "B U U"]
+
+    def __len__(self) -> int:
+        return self.token.shape[0]
+
+    def __getitem__(self, rows) -> "Rows":
+        return jax.tree.map(lambda array: array[rows], self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where the entries of packed rows come from, for what a loss looks up in the logs; Int [B, S], -1 is nothing.
+
+    Attributes:
+        transcript: number of the transcript in the order given.
+        entry: number of the row's entry in its log.
+        label_entry: number of the sampled entry that is its label.
+    """
+
+    transcript: np.ndarray
+    entry: np.ndarray
+    label_entry: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """What became of the transcripts. Padding is `rows * S - entries`."""
+
+    transcripts: int = 0
+    components: int = 0
+    too_long: int = 0  # components with more than S entries or U threads, left out
+    entries: int = 0  # packed entries
+    labels: int = 0  # packed labels
+    left_out: int = 0  # labels in the components that were left out
+    rows: int = 0
+    places: int = 0  # rows * S
+
+    def __add__(self, other: "Count") -> "Count":
+        return Count(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+    @property
+    def padding(self) -> float:
+        """Share of the places that hold no token."""
+        return 1 - self.entries / self.places if self.places else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Component:
+    transcript: int
+    entries: np.ndarray  # log entries in row order
+    owner: np.ndarray  # thread of each entry, numbered within the component
+    sees: np.ndarray  # Bool [threads, threads] of the component
+    label_entry: np.ndarray
+
+
+def groups(sees: Bool[np.ndarray, "M M"]) -> Int[np.ndarray, " M"]:
+    """The component of every thread, named by its smallest member: connected parts of `sees` both ways."""
+    name = np.arange(len(sees))
+    for a, b in np.argwhere(sees | sees.T):
+        if name[a] != name[b]:
+            low, high = sorted((name[a], name[b]))
+            name[name == high] = low
+    return name
+
+
+def _labels(transcript: Transcript) -> np.ndarray:
+    """For every log entry the sampled entry that was drawn from its logits, -1 if none was: Int [E].
+
+    Raises:
+        ValueError: a predictor was never fed, or two tokens were sampled from one entry.
+    """
+    log, name = transcript.log, f"transcript {transcript.problem}.{transcript.sample}"
+    sampled = np.flatnonzero(log.sampled)
+    predictor = log.predictor[sampled]
+    if (predictor < 0).any() or (log.index[predictor] < 0).any():
+        bad = sampled[(predictor < 0) | (log.index[predictor] < 0)][0]
+        raise ValueError(f"{name}: entry {bad} was sampled from entry {log.predictor[bad]}, which was never fed")
+    label = np.full(len(log), -1, np.int32)
+    label[predictor] = sampled
+    if (label >= 0).sum() != len(sampled):
+        twice = np.flatnonzero(np.bincount(predictor) > 1)[0]
+        raise ValueError(f"{name}: two tokens were sampled from the logits of entry {twice}; each needs its own")
+    return label
+
+
+def _components(transcript: Transcript, number: int) -> Iterable[_Component]:
+    """The components of one transcript that hold entries which were fed, in the order of their first threads."""
+    log = transcript.log
+    label_entry = _labels(transcript)
+    group = groups(transcript.sees)
+    fed = np.flatnonzero(log.index >= 0)
+    order = fed[np.lexsort((log.index[fed], log.thread[fed], log.clock[fed], group[log.thread[fed]]))]
+    starts = np.flatnonzero(np.diff(group[log.thread[order]], prepend=-1))
+    for entries in np.split(order, starts[1:]):
+        if len(entries):
+            threads, owner = np.unique(log.thread[entries], return_inverse=True)
+            sees = transcript.sees[np.ix_(threads, threads)]
+            yield _Component(number, entries, owner, sees, label_entry[entries])
+
+
+def pack(
+    transcripts: Sequence[Transcript],
+    length: int,
+    threads: int,
+    too_long: str = "error",
+    weights: Sequence[np.ndarray] | None = None,
+) -> tuple[Rows, Origin, Count]:
+    """Pack transcripts in rows.
+
+    Args:
+        transcripts: what to pack; only entries that were fed take a place.
+        length: S, entries of a row.
+        threads: U, threads of a row.
+        too_long: what to do with a component that no row can hold: "error", or "drop" it and count it.
+        weights: per transcript the loss weight of each log entry, Float [E], used where it was sampled; None: all 1.
+
+    Returns:
+        Rows of NumPy arrays (as many as needed), where their entries come from, and counts.
+
+    Raises:
+        ValueError: a component that is too long under "error", or a log that names impossible predictors.
+    """
+    if too_long not in ("error", "drop"):
+        raise ValueError(f'too_long is {too_long!r}; allowed are "error" and "drop"')
+    rows, lost, labels_lost = _first_fit(transcripts, length, threads, too_long)
+    filled, origin = _fill(rows, transcripts, weights, length, threads)
+    count = Count(
+        transcripts=len(transcripts),
+        components=sum(map(len, rows)) + lost,
+        too_long=lost,
+        entries=int((filled.owner >= 0).sum()),
+        labels=int((filled.label >= 0).sum()),
+        left_out=labels_lost,
+        rows=len(rows),
+        places=len(rows) * length,
+    )
+    return filled, origin, count
+
+
+def _first_fit(transcripts, length: int, threads: int, too_long: str) -> tuple[list[list[_Component]], int, int]:
+    """Assign components to rows: each to the first row with room. Returns rows, and components and labels left out."""
+    rows: list[list[_Component]] = []
+    room = np.zeros((0, 2), int)  # entries and threads still free in each row
+    lost = labels_lost = 0
+    for number, transcript in enumerate(transcripts):
+        for part in _components(transcript, number):
+            need = np.array([len(part.entries), len(part.sees)])
+            if need[0] > length or need[1] > threads:
+                if too_long == "error":
+                    raise ValueError(
+                        f"transcript {transcript.problem}.{transcript.sample}: a component has {need[0]} entries and "
+                        f"{need[1]} threads, rows hold {length} and {threads}; use longer rows or too_long='drop'"
+                    )
+                lost, labels_lost = lost + 1, labels_lost + int((part.label_entry >= 0).sum())
+                continue
+            fits = np.flatnonzero((room >= need).all(axis=1))
+            if len(fits) == 0:
+                rows.append([])
+                room = np.concatenate([room, [[length, threads]]])
+                fits = [len(rows) - 1]
+            rows[fits[0]].append(part)
+            room[fits[0]] -= need
+    return rows, lost, labels_lost
+
+
+def _fill(rows, transcripts, weights, length: int, threads: int) -> tuple[Rows, Origin]:
+    """Write the components of each row one after the other."""
+    count = len(rows)
+
+    def blank(value, dtype=np.int32):
+        return np.full((count, length), value, dtype)
+
+    out = Rows(
+        blank(0),
+        blank(0),
+        blank(0),
+        blank(-1),
+        blank(-1),
+        blank(0, np.float32),
+        np.zeros((count, threads, threads), bool),
+    )
+    origin = Origin(blank(-1), blank(-1), blank(-1))
+    for row, parts in enumerate(rows):
+        start = first = 0
+        for part in parts:
+            log = transcripts[part.transcript].log
+            place = (row, slice(start, start + len(part.entries)))
+            out.token[place] = log.token[part.entries]
+            out.position[place] = log.position[part.entries]
+            out.clock[place] = log.clock[part.entries]
+            out.owner[place] = part.owner + first
+            labelled = part.label_entry >= 0
+            weight = 1.0 if weights is None else weights[part.transcript][part.label_entry]
+            out.label[place] = np.where(labelled, log.token[part.label_entry], -1)
+            out.weight[place] = np.where(labelled, weight, 0.0)
+            own = slice(first, first + len(part.sees))
+            out.sees[row, own, own] = part.sees
+            origin.transcript[place] = part.transcript
+            origin.entry[place] = part.entries
+            origin.label_entry[place] = part.label_entry
+            start, first = start + len(part.entries), first + len(part.sees)
+    return out, origin

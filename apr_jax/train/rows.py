@@ -1,0 +1,123 @@
+"""Packed rows on disk: written once, read by training in any order through memory maps, and a resumable order of
+reading.
+
+A folder holds one raw file of int16 per field of `Rows` ([N, S]), `sees.bin` (the bits of [N, U, U], padded to bytes)
+and `rows.json` with the sizes. Weights are not stored: every label counts 1.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from apr_jax.train.packing import Rows
+
+FIELDS = ("token", "position", "clock", "owner", "label")
+
+
+def write(folder: str | Path, parts: Iterable[Rows], length: int, threads: int) -> int:
+    """Write rows in the order given; returns how many.
+
+    Args:
+        folder: where; made if missing, what is there is replaced.
+        parts: groups of rows of NumPy arrays, [*, S] and [*, U, U].
+        length: S.
+        threads: U.
+
+    Raises:
+        ValueError: a number that 16 bits do not hold, or weights other than 1 on labels.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {name: (folder / f"{name}.bin").open("wb") for name in (*FIELDS, "sees")}
+    count = 0
+    for rows in parts:
+        if not np.array_equal(rows.weight, rows.label >= 0):
+            raise ValueError("weight: rows on disk keep no weights, every label must have weight 1")
+        for name in FIELDS:
+            array = getattr(rows, name)
+            if array.size and (array.max() > np.iinfo(np.int16).max or array.min() < -1):
+                raise ValueError(f"{name} goes from {array.min()} to {array.max()}; rows on disk hold -1 to 32767")
+            files[name].write(np.ascontiguousarray(array, np.int16).tobytes())
+        files["sees"].write(np.packbits(rows.sees.reshape(len(rows), -1), axis=1).tobytes())
+        count += len(rows)
+    for file in files.values():
+        file.close()
+    # Written last: a folder without it is not complete.
+    (folder / "rows.json").write_text(json.dumps({"rows": count, "length": length, "threads": threads}) + "\n")
+    return count
+
+
+@dataclasses.dataclass(frozen=True)
+class RowStore:
+    """Rows on disk, read on demand.
+
+    Attributes:
+        length: S.
+        threads: U.
+        arrays: memory maps by field, Int16 [N, S].
+        bits: memory map of `sees`, Uint8 [N, ceil(U U / 8)].
+    """
+
+    length: int
+    threads: int
+    arrays: dict[str, np.ndarray]
+    bits: np.ndarray
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "RowStore":
+        """Opens what `write` wrote.
+
+        Raises:
+            FileNotFoundError: the folder holds no complete rows.
+            ValueError: it holds no row at all.
+        """
+        folder = Path(folder)
+        if not (folder / "rows.json").is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no complete rows; write them with `python -m experiments.make_data`"
+            )
+        sizes = json.loads((folder / "rows.json").read_text())
+        count, length, threads = sizes["rows"], sizes["length"], sizes["threads"]
+        if count == 0:
+            raise ValueError(f"{folder} holds 0 rows; ask for more demonstrations")
+        arrays = {n: np.memmap(folder / f"{n}.bin", np.int16, "r", shape=(count, length)) for n in FIELDS}
+        bits = np.memmap(folder / "sees.bin", np.uint8, "r", shape=(count, -(-(threads**2) // 8)))
+        return cls(length, threads, arrays, bits)
+
+    def __len__(self) -> int:
+        return len(self.bits)
+
+    def read(self, numbers: Int[np.ndarray, " B"]) -> Rows:
+        """The rows of these numbers, in that order; number -1 gives a row of padding."""
+        blank = numbers < 0
+        found = {name: np.where(blank[:, None], -1, self.arrays[name][numbers]).astype(np.int32) for name in FIELDS}
+        for name in ("token", "position", "clock"):
+            found[name][blank] = 0
+        sees = np.unpackbits(self.bits[numbers], axis=1, count=self.threads**2).astype(bool)
+        weight = (found["label"] >= 0).astype(np.float32)
+        return Rows(**found, weight=weight, sees=sees.reshape(-1, self.threads, self.threads))
+
+
+def order(position: int, count: int, total: int, seed: int) -> Int[np.ndarray, " B"]:
+    """Which rows a batch takes: places `position` to `position + count` of an endless sequence of epochs.
+
+    The first epoch reads the rows as they stand on disk; every later one in an order of its own, drawn from (seed,
+    epoch). So the position alone says what comes next.
+
+    Args:
+        position: places read before.
+        count: B.
+        total: rows there are.
+        seed: of the orders.
+    """
+    places = np.arange(position, position + count)
+    numbers = np.empty(count, np.int64)
+    for epoch in np.unique(places // total):
+        mine = places // total == epoch
+        table = np.arange(total) if epoch == 0 else np.random.default_rng((seed, int(epoch))).permutation(total)
+        numbers[mine] = table[places[mine] % total]
+    return numbers

@@ -1,0 +1,280 @@
+"""Supervised training on demonstrations packed in rows (APR section 4.3: imitation before reinforcement).
+
+    result = run(config)
+
+Everything a run needs to go on is in its checkpoints: parameters, optimiser, step, random key, position in the data,
+and the configuration. A run that is interrupted and started again ends with the same bits as one that was not.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Int, Key
+
+from apr_jax import settings
+from apr_jax.model import io, transformer
+from apr_jax.model.config import PRESETS, ModelConfig
+from apr_jax.train import optimizer
+from apr_jax.train.checkpoints import Checkpoints
+from apr_jax.train.data import DataConfig, Dataset
+from apr_jax.train.interrupt import Interrupt
+from apr_jax.train.losses import Sums, rows_loss
+from apr_jax.train.metrics import Metrics, ProgressReport
+from apr_jax.train.optimizer import OptimizerConfig
+from apr_jax.train.packing import Rows
+from apr_jax.train.rows import RowStore, order
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig:
+    """One supervised run. Fields that may be changed when it is resumed are marked (free).
+
+    Attributes:
+        data: the demonstrations.
+        model: its sizes.
+        optimizer: how parameters are updated.
+        rows_per_batch: B.
+        steps: updates in all.
+        seed: of the initial parameters and of the order of rows after the first epoch.
+        chunk: queries per block of attention.
+        remat: recompute layers in the backward pass: less memory, more time.
+        log_every, evaluate_every, checkpoint_every: steps between reports, held-out evaluations, checkpoints (free).
+        workdir: folder for checkpoints, metrics and the resolved configuration (free).
+        export: file for the trained parameters (free).
+        tensorboard: write event files beside `metrics.jsonl` (free).
+    """
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = PRESETS["tiny"]
+    optimizer: OptimizerConfig = OptimizerConfig()
+    rows_per_batch: int = 8
+    steps: int = 1000
+    seed: int = 0
+    chunk: int = 128
+    remat: bool = False
+    log_every: int = dataclasses.field(default=20, metadata=settings.FREE)
+    evaluate_every: int = dataclasses.field(default=250, metadata=settings.FREE)
+    checkpoint_every: int = dataclasses.field(default=250, metadata=settings.FREE)
+    workdir: str = dataclasses.field(default="work/sft", metadata=settings.FREE)
+    export: str = dataclasses.field(default="work/sft/model.safetensors", metadata=settings.FREE)
+    tensorboard: bool = dataclasses.field(default=True, metadata=settings.FREE)
+
+    def __post_init__(self):
+        for name in ("rows_per_batch", "steps", "chunk", "log_every", "evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a training step changes.
+
+    Attributes:
+        params: of the model.
+        optimizer: state of the optimiser.
+        step: updates done.
+        key: random key of the run, for whatever a step draws (nothing as yet).
+    """
+
+    params: transformer.Params
+    optimizer: optax.OptState
+    step: Int[Array, ""]
+    key: Key[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        step: updates done.
+        finished: whether these are all; otherwise it was interrupted and can be resumed.
+        held_out: numbers of the last evaluation, empty if there was none.
+        state: the state at the end.
+    """
+
+    step: int
+    finished: bool
+    held_out: dict[str, float]
+    state: TrainState
+
+
+def initial_state(config: SftConfig) -> TrainState:
+    """The state before the first step; traceable."""
+    key, used = jax.random.split(jax.random.key(config.seed))
+    params = transformer.init_params(config.model, used)
+    tx = optimizer.make(config.optimizer, config.steps)
+    return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32), key)
+
+
+def make_step(
+    config: SftConfig, classes: np.ndarray, count: int
+) -> Callable[[TrainState, Rows], tuple[TrainState, dict]]:
+    """The compiled training step; it consumes (donates) the state it is given.
+
+    Args:
+        config: of the run.
+        classes: class of every token id, Int [V].
+        count: number of classes.
+
+    Returns:
+        Function from a state and a batch to the next state and a dict of arrays: sums, gradient_norm, learning_rate.
+    """
+    graph = transformer.graph_of(config.model)
+    tx = optimizer.make(config.optimizer, config.steps)
+    rate = optimizer.schedule(config.optimizer, config.steps)
+
+    def step(state: TrainState, rows: Rows) -> tuple[TrainState, dict[str, Any]]:
+        def loss(params):
+            return rows_loss(graph, params, rows, classes, count, config.chunk, config.remat)
+
+        (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        update, inner = tx.update(gradient, state.optimizer, state.params)
+        metrics = dict(sums=sums, gradient_norm=optax.tree.norm(gradient), learning_rate=rate(state.step))
+        return TrainState(optax.apply_updates(state.params, update), inner, state.step + 1, state.key), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_evaluation(config: SftConfig, store: RowStore, classes: np.ndarray, names: tuple[str, ...]) -> Callable:
+    """Function from parameters to held-out numbers: loss, accuracy, accuracy by class of token."""
+    graph = transformer.graph_of(config.model)
+    sums_of = jax.jit(lambda params, rows: rows_loss(graph, params, rows, classes, len(names), config.chunk)[1])
+    batch = config.rows_per_batch
+    numbers = np.arange(-(-len(store) // batch) * batch)
+    numbers = np.where(numbers < len(store), numbers, -1)  # the last batch is filled up with padding
+
+    def evaluate(params: transformer.Params) -> dict[str, float]:
+        parts = [sums_of(params, store.read(part)) for part in numbers.reshape(-1, batch)]
+        return summarise(jax.tree.map(lambda *xs: np.sum(np.asarray(xs, np.float64), axis=0), *parts), names)
+
+    return evaluate
+
+
+def summarise(sums: Sums, names: tuple[str, ...]) -> dict[str, float]:
+    """Sums as numbers to report: loss (nats per label), accuracy, and accuracy by class of label."""
+    labels, correct = np.asarray(sums.labels, np.float64), np.asarray(sums.correct, np.float64)
+    values = {"loss": float(sums.nll) / max(float(sums.weight), 1e-9), "accuracy": correct.sum() / max(labels.sum(), 1)}
+    for name, right, all_ in zip(names, correct, labels, strict=True):
+        values[f"accuracy/{name}"] = right / max(all_, 1)
+    return {name: float(value) for name, value in values.items()}
+
+
+def run(config: SftConfig) -> Result:
+    """Train to the end, or until SIGINT or SIGTERM; goes on from the checkpoints in `workdir` if there are any.
+
+    Raises:
+        ValueError: the data do not fit the model, or the checkpoints are those of another configuration.
+        FloatingPointError: the loss is not finite.
+    """
+    data = Dataset.open(config.data)
+    if data.vocabulary > config.model.vocabulary:
+        raise ValueError(
+            f"model.vocabulary is {config.model.vocabulary}, but the tokenizer in {config.data.folder} has "
+            f"{data.vocabulary} ids; choose at least that many"
+        )
+    classes, names = data.classes(config.model.vocabulary)
+    with Checkpoints(Path(config.workdir) / "checkpoints") as checkpoints, Interrupt() as interrupt:
+        state, position = _restore_or_init(config, checkpoints)
+        settings.save(config, config.workdir)
+        loop = _Loop(config, data, make_step(config, classes, len(names)), names, checkpoints, interrupt)
+        evaluate = make_evaluation(config, data.held_out, classes, names)
+        first = int(state.step)
+        with (
+            Metrics(config.workdir, first, config.tensorboard) as metrics,
+            ProgressReport(config.steps, first) as progress,
+        ):
+            if first:
+                progress.note(f"resumed at step {first} from {config.workdir}")
+            state, step, held_out = loop.run(state, first, position, evaluate, metrics, progress)
+        if step == config.steps:
+            io.save(config.export, transformer.Model(transformer.graph_of(config.model), state.params), config.model)
+            progress.note(f"finished; parameters are in {config.export}")
+        else:
+            progress.note(f"interrupted at step {step}, which is saved; run the same command again to go on")
+    return Result(step, step == config.steps, held_out, state)
+
+
+def _restore_or_init(config: SftConfig, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+    """The state to go on from and the position in the data."""
+    if checkpoints.latest is None:
+        return jax.jit(initial_state, static_argnums=0)(config), 0
+    changed = settings.differences(config, checkpoints.cursor()["config"])
+    if changed:
+        raise ValueError(
+            f"{config.workdir} holds a run with another configuration ({'; '.join(changed)}); "
+            "give these fields their old values to go on with it, or choose another --workdir"
+        )
+    restored = checkpoints.restore(jax.eval_shape(lambda: initial_state(config)))
+    return restored.state, restored.cursor["position"]
+
+
+@dataclasses.dataclass
+class _Loop:
+    config: SftConfig
+    data: Dataset
+    step: Callable
+    names: tuple[str, ...]
+    checkpoints: Checkpoints
+    interrupt: Interrupt
+
+    def run(self, state, first: int, position: int, evaluate, metrics: Metrics, progress: ProgressReport):
+        """Steps until all are done or an interrupt; returns state, step and the last held-out numbers."""
+        config, store = self.config, self.data.train
+        held_out: dict[str, float] = {}
+        done, pending, clock = first, [], time.monotonic()
+        while done < config.steps and not self.interrupt.requested:
+            rows = store.read(order(position, config.rows_per_batch, len(store), config.seed))
+            state, output = self.step(state, rows)
+            done, position = done + 1, position + config.rows_per_batch
+            # Numbers of earlier steps are fetched only now, when this step is on its way.
+            if len(pending) >= config.log_every:
+                clock = self._report(done - 1, pending, clock, metrics, progress)
+                pending = []
+            pending.append((output, int((rows.owner >= 0).sum())))
+            progress.advance(done)
+            if done % config.evaluate_every == 0 or done == config.steps:
+                clock = self._report(done, pending, clock, metrics, progress)
+                pending = []
+                held_out = {f"held_out/{name}": value for name, value in evaluate(state.params).items()}
+                metrics.write(done, held_out)
+                progress.report(done, held_out)
+                clock = time.monotonic()
+            if done % config.checkpoint_every == 0:
+                clock = self._report(done, pending, clock, metrics, progress)  # a state that is not finite is not saved
+                pending = []
+                self._save(done, state, position)
+        self._report(done, pending, clock, metrics, progress)
+        self._save(done, state, position)
+        return state, done, held_out
+
+    def _save(self, done: int, state: TrainState, position: int) -> None:
+        self.checkpoints.save(done, state, {"position": position, "config": settings.to_dict(self.config)})
+
+    def _report(self, step: int, pending: list, clock: float, metrics: Metrics, progress: ProgressReport) -> float:
+        """Writes the means over the pending steps; returns the time."""
+        if not pending:
+            return clock
+        outputs = jax.device_get([output for output, _ in pending])
+        values = summarise(jax.tree.map(lambda *xs: np.sum(xs, axis=0), *[o["sums"] for o in outputs]), self.names)
+        now = time.monotonic()
+        values["gradient_norm"] = float(np.mean([o["gradient_norm"] for o in outputs]))
+        values["learning_rate"] = float(outputs[-1]["learning_rate"])
+        values["tokens_per_second"] = sum(tokens for _, tokens in pending) / max(now - clock, 1e-9)
+        metrics.write(step, values)
+        shown = ("loss", "accuracy", "gradient_norm", "tokens_per_second")
+        progress.report(step, {name: values[name] for name in shown})
+        if not np.isfinite(values["loss"]):
+            raise FloatingPointError(
+                f"the loss is {values['loss']} in the steps up to {step}; lower --optimizer.learning-rate "
+                f"(now {self.config.optimizer.learning_rate}) and start again from {self.config.workdir}"
+            )
+        return now

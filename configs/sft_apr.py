@@ -1,0 +1,43 @@
+"""A small model learns APR's parallel search on Countdown (imitation, APR section 4.3), on one CPU core.
+
+    python -m experiments.train_sft --config configs/sft_apr.py
+
+Problems of three numbers, which one thread solves, and of four as published, which are forked at the root: the eight best first
+operations go to children, who search everything below theirs. Successors stand in canonical order, so that what a thread
+writes next follows from what it sees. `python -m experiments.measure_demonstrator` tells what a demonstrator solves and costs.
+"""
+
+from apr_jax.model.config import PRESETS
+from apr_jax.tasks.countdown import problems
+from apr_jax.tasks.countdown.demonstrations import DemonstrationConfig
+from apr_jax.train.data import DataConfig, Part
+from apr_jax.train.optimizer import OptimizerConfig
+from apr_jax.train.sft import SftConfig
+
+THREE = DemonstrationConfig(
+    setting=problems.PRESETS["three"], beam=(15, 15), sub_beam=(15, 15), promising=0.0, order="canonical"
+)
+FOUR = DemonstrationConfig(
+    setting=problems.PRESETS["four"], beam=(8, 8), sub_beam=(10, 10), promising=1.0, order="canonical"
+)
+
+
+def config() -> SftConfig:
+    return SftConfig(
+        data=DataConfig(
+            folder="data/apr",
+            method="apr",
+            mixture=(Part(2.0, THREE), Part(1.0, FOUR)),
+            train=16_500,
+            held_out=150,
+            length=512,  # entries of a row
+            threads=48,
+            processes=2,
+        ),
+        model=PRESETS["tiny"],
+        optimizer=OptimizerConfig(learning_rate=3e-3, warm_up=150, final=0.02),
+        rows_per_batch=8,  # 4,096 tokens a step
+        steps=2_600,
+        workdir="work/sft_apr",
+        export="work/sft_apr/model.safetensors",
+    )

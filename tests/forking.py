@@ -1,0 +1,99 @@
+"""Random models and problems that fork, return and end a lot, in good order and out of it."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from apr_jax.model.config import ModelConfig
+from apr_jax.model.transformer import Model, abstract_params, graph_of
+
+
+def biased_model(config: ModelConfig, seed: int, bias: np.ndarray, strength: float = 2.0) -> Model:
+    """A model with random weights so large that its logits depend on the whole context, in float64.
+
+    Args:
+      config: its shape; not `tied`, and wider than its vocabulary.
+      seed: of its weights.
+      bias: [V, V]; `bias[token, after]` is added to the logits of `after` where `token` was fed last. It cannot be exact:
+        the deeper layers write to the same coordinates.
+      strength: deviation of the rest of the logits.
+    """
+    size = config.vocabulary
+    assert not config.tied and config.width > size, "the bias needs coordinates and an output table of its own"
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape) / np.sqrt(config.width) if leaf.ndim > 1 else np.ones(leaf.shape),
+        abstract_params(config),
+    )
+    # Large one-hot coordinates survive the layers, which add numbers of about 1 to all coordinates.
+    params["embed"] = np.concatenate([24.0 * np.eye(size), rng.normal(size=(size, config.width - size))], axis=1)
+    root_mean_square = 24.0 / np.sqrt(config.width)
+    params["head"] = strength * root_mean_square / np.sqrt(config.width) * rng.normal(size=params["head"].shape)
+    params["head"][:size] = bias * root_mean_square / 24.0
+    return Model(graph_of(config), jax.tree.map(jnp.asarray, params))
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """Token ids of the tests' vocabulary of 16. Inside a message other words are likely than outside of one."""
+
+    spawn: int = 2
+    wait: int = 3
+    result: int = 4
+    join: int = 5
+    end: int = 6
+    go: int = 7
+    plain: tuple[int, ...] = (0, 1, 8, 9)
+    late: tuple[int, ...] = (10, 11)
+    message: tuple[int, ...] = (12, 13, 14, 15)
+
+    def bias(self) -> np.ndarray:
+        """A table for `biased_model` under which threads mostly fork, return and end in good order, and now and then not."""
+        table = np.full((16, 16), -8.0)
+
+        def row(tokens: Sequence[int], **likely: float) -> None:
+            for name, value in likely.items():
+                words = getattr(self, name)
+                for word in words if isinstance(words, tuple) else (words,):
+                    table[list(tokens), word] = value
+
+        row((*self.plain, self.wait, self.result), plain=0.0, spawn=1.5, join=0.0, end=-1.5, late=-1.0)
+        row((*self.message, self.spawn), message=0.0, spawn=0.5, wait=2.5)
+        row((*self.late, self.go), plain=-1.0, late=0.5, spawn=0.0, join=2.0, end=1.0)
+        row((self.join,), late=1.5, spawn=-0.5, end=-1.0)
+        return table
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Has the fields of `apr_jax.decode.Problem`."""
+
+    id: int
+    prompt: np.ndarray
+    sample: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_tokens: int = 16
+
+
+def random_case(
+    rng: np.random.Generator, number: int, greedy: float = 0.3, prompt: int = 6, max_tokens: int = 24
+) -> Case:
+    """A problem with any mix of sampling parameters that f32 holds exactly; its prompt mostly ends outside of a message."""
+    words = Words()
+    text = rng.integers(0, 16, size=rng.integers(1, prompt + 1))
+    if rng.random() < 0.9:
+        text[-1] = rng.choice(words.plain)
+    return Case(
+        id=number,
+        prompt=text.astype(np.int32),
+        sample=int(rng.integers(0, 3)),
+        temperature=0.0 if rng.random() < greedy else float(rng.choice([0.5, 0.75, 1.0, 1.25])),
+        top_k=int(rng.choice([0, 0, 1, 2, 5, 16])),
+        top_p=float(rng.choice([1.0, 1.0, 0.5, 0.875, 0.984375])),
+        max_tokens=int(rng.integers(max_tokens // 4, max_tokens + 1)),
+    )

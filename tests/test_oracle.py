@@ -1,0 +1,310 @@
+"""The oracle itself: cases worked out by hand, with a scripted model; its transformer against the one of the package."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import forking
+import oracle
+from apr_jax.decode.transcript import Source, Stop
+from apr_jax.model import transformer
+from apr_jax.model.attention import masked_attention
+from apr_jax.model.config import ModelConfig
+
+SPAWN, WAIT, RESULT, JOIN, END, GO = 2, 3, 4, 5, 6, 7
+FED, SAMPLED = int(Source.FED), int(Source.SAMPLED)
+CONFIG = ModelConfig(
+    vocabulary=16, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48, qk_norm=True, tied=False
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequential:
+    end: int = END
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    count: int
+    end: int = END
+
+
+@dataclasses.dataclass(frozen=True)
+class SpawnJoin:
+    max_depth: int = 1
+    spawn: int = SPAWN
+    wait: int = WAIT
+    result: int = RESULT
+    join: int = JOIN
+    end: int = END
+    go: int = GO
+
+
+def scripted(texts: Mapping[tuple[int, ...], Sequence[int]]) -> Callable:
+    """A choice of tokens that follows a script per thread, END after it."""
+
+    def choose(thread, logits, uniform, problem):
+        text = texts.get(thread.path, ())
+        return (text[thread.generated] if thread.generated < len(text) else END), -1.0, -0.5
+
+    return choose
+
+
+def played(texts: Mapping[tuple[int, ...], Sequence[int]], protocol, prompt: Sequence[int], max_tokens: int = 60):
+    case = forking.Case(id=0, prompt=np.array(prompt), max_tokens=max_tokens)
+    return oracle.run(lambda context: np.zeros(16), case, protocol, 0, choose=scripted(texts))
+
+
+def rows(transcript, thread: int) -> list[tuple[int, ...]]:
+    """(token, source, index, position, clock, depth if sampled) of every entry of a thread."""
+    log, out = transcript.log, []
+    for i in np.flatnonzero(log.thread == thread):
+        depth = int(log.depth[i]) if log.source[i] == SAMPLED else None
+        out.append(
+            (int(log.token[i]), int(log.source[i]), int(log.index[i]), int(log.position[i]), int(log.clock[i]), depth)
+        )
+    return out
+
+
+def test_sequential_by_hand():
+    transcript = played({(): [10, 11]}, Sequential(), [1, 9])
+    assert transcript.stop == Stop.END
+    assert rows(transcript, 0) == [
+        (1, FED, 0, 0, 1, None),
+        (9, FED, 1, 1, 2, None),
+        (10, SAMPLED, 2, 2, 3, 1),
+        (11, SAMPLED, 3, 3, 4, 2),
+        (END, SAMPLED, -1, -1, -1, 3),
+    ]
+    assert transcript.log.predictor.tolist() == [-1, -1, 1, 2, 3]
+    assert transcript.peak_context == 4
+
+
+def test_sequential_out_of_tokens():
+    transcript = played({(): [10, 11, 12]}, Sequential(), [1], max_tokens=2)
+    assert transcript.stop == Stop.LENGTH
+    assert rows(transcript, 0) == [(1, FED, 0, 0, 1, None), (10, SAMPLED, 1, 1, 2, 1), (11, SAMPLED, -1, -1, -1, 2)]
+    assert played({(): [10, END]}, Sequential(), [1], max_tokens=2).stop == Stop.END
+
+
+def test_samples_by_hand():
+    transcript = played({(0,): [10], (1,): [11, 12]}, Samples(2), [1, 8, 9], max_tokens=2)
+    assert [(t.path, t.parent, t.stop) for t in transcript.threads] == [
+        ((), -1, Stop.END),
+        ((0,), 0, Stop.END),
+        ((1,), 0, Stop.LENGTH),
+    ]
+    assert rows(transcript, 0) == [(1, FED, 0, 0, 1, None), (8, FED, 1, 1, 2, None)]
+    assert rows(transcript, 1) == [(9, FED, 0, 2, 3, None), (10, SAMPLED, 1, 3, 4, 1), (END, SAMPLED, -1, -1, -1, 2)]
+    assert rows(transcript, 2) == [(9, FED, 0, 2, 3, None), (11, SAMPLED, 1, 3, 4, 1), (12, SAMPLED, -1, -1, -1, 2)]
+    assert transcript.sees.tolist() == [[True, False, False], [True, True, False], [True, False, True]]
+    assert transcript.log.predictor.tolist() == [-1, -1, -1, 2, 3, -1, 5, 6]
+    assert transcript.peak_context == 4
+
+
+def test_samples_of_a_prompt_of_one_token():
+    transcript = played({(0,): [10]}, Samples(1), [1])
+    assert rows(transcript, 0) == []
+    assert rows(transcript, 1) == [(1, FED, 0, 0, 1, None), (10, SAMPLED, 1, 1, 2, 1), (END, SAMPLED, -1, -1, -1, 2)]
+
+
+def test_spawn_join_by_hand():
+    texts = {(): [SPAWN, 12, SPAWN, 13, 14, WAIT, 10], (0,): [8, JOIN, 9, 9], (1,): []}
+    transcript = played(texts, SpawnJoin(), [1])
+    assert [(t.path, t.stop) for t in transcript.threads] == [((), Stop.END), ((0,), Stop.END), ((1,), Stop.END)]
+    assert rows(transcript, 0) == [
+        (1, FED, 0, 0, 1, None),
+        (SPAWN, SAMPLED, 1, 1, 2, 1),
+        (12, SAMPLED, 2, 2, 3, 2),
+        (SPAWN, SAMPLED, 3, 3, 4, 3),
+        (13, SAMPLED, 4, 4, 5, 4),
+        (14, SAMPLED, 5, 5, 6, 5),
+        # Sampled by the row of clock 6; the longest child writes clocks 7 to 13 and ends with a count of 11.
+        (WAIT, SAMPLED, 6, 6, 14, 6),
+        (RESULT, FED, 7, 7, 15, None),
+        (9, FED, 8, 8, 16, None),
+        (9, FED, 9, 9, 17, None),
+        (RESULT, FED, 10, 10, 18, None),
+        (GO, FED, 11, 11, 19, None),
+        (10, SAMPLED, 12, 12, 20, 12),
+        (END, SAMPLED, -1, -1, -1, 13),
+    ]
+    assert rows(transcript, 1) == [
+        (SPAWN, FED, 0, 0, 7, None),
+        (12, FED, 1, 1, 8, None),
+        (GO, FED, 2, 2, 9, None),
+        (8, SAMPLED, 3, 3, 10, 7),
+        (JOIN, SAMPLED, 4, 4, 11, 8),
+        (9, SAMPLED, 5, 5, 12, 9),
+        (9, SAMPLED, 6, 6, 13, 10),
+        (END, SAMPLED, -1, -1, -1, 11),
+    ]
+    assert rows(transcript, 2) == [
+        (SPAWN, FED, 0, 0, 7, None),
+        (13, FED, 1, 1, 8, None),
+        (14, FED, 2, 2, 9, None),
+        (GO, FED, 3, 3, 10, None),
+        (END, SAMPLED, -1, -1, -1, 7),
+    ]
+    assert (transcript.sees == np.eye(3, dtype=bool)).all()
+    assert transcript.log.predictor[:14].tolist() == [-1, 0, 1, 2, 3, 4, 5, -1, -1, -1, -1, -1, 11, 12]
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "threads"),
+    [
+        ([WAIT], Stop.MALFORMED, []),
+        ([SPAWN, 12, END], Stop.MALFORMED, [Stop.DROPPED]),
+        ([SPAWN, 12, SPAWN], Stop.LENGTH, [Stop.DROPPED, Stop.DROPPED]),
+        ([SPAWN, WAIT, WAIT], Stop.MALFORMED, [Stop.END]),
+        ([SPAWN, 9, WAIT], Stop.LENGTH, [Stop.END]),
+        ([JOIN, RESULT, END], Stop.END, []),
+    ],
+)
+def test_stops_of_the_root(text, stop, threads):
+    transcript = played({(): text}, SpawnJoin(), [1, 8], max_tokens=3)
+    assert transcript.stop == stop
+    assert [t.stop for t in transcript.threads[1:]] == threads
+    dropped = [i for i, t in enumerate(transcript.threads) if t.stop == Stop.DROPPED]
+    assert not np.isin(transcript.log.thread, dropped).any()
+
+
+def test_a_join_without_budget_is_never_fed():
+    transcript = played({(): [SPAWN, 9, WAIT], (0,): [8]}, SpawnJoin(), [1], max_tokens=3)
+    assert rows(transcript, 0)[-1] == (WAIT, SAMPLED, -1, -1, -1, 3)
+    assert (transcript.log.source[transcript.log.thread == 0] == FED).sum() == 1
+
+
+def test_dropped_children_count_in_paths_and_the_clock_waits_for_grandchildren():
+    texts = {
+        (): [SPAWN, WAIT, SPAWN, 12, WAIT, 9],
+        (0,): [SPAWN, 13, END],  # malformed: its own child is dropped
+        (1,): [SPAWN, WAIT],  # out of tokens while its child runs
+        (1, 0): [8, 8],
+    }
+    case = forking.Case(id=0, prompt=np.array([1]), max_tokens=60)
+    inner = scripted(texts)
+
+    def choose(thread, logits, uniform, problem):
+        problem = dataclasses.replace(problem)
+        return inner(thread, logits, uniform, problem)
+
+    transcript = oracle.run(lambda context: np.zeros(16), case, SpawnJoin(max_depth=2), 0, choose=choose)
+    assert [(t.path, t.parent, t.stop) for t in transcript.threads] == [
+        ((), -1, Stop.END),
+        ((0,), 0, Stop.MALFORMED),
+        ((0, 0), 1, Stop.DROPPED),
+        ((1,), 0, Stop.END),
+        ((1, 0), 3, Stop.END),
+    ]
+    # Root: 1, spawn at clocks 1, 2; child 0 writes 3 to 6; wait, result, go, spawn, 12 at 7 to 11; child 1 writes 12 to 15, then
+    # its child 16 to 19, then wait, result, go 20 to 22; the root goes on at 23.
+    root = transcript.log.clock[transcript.log.thread == 0].tolist()
+    assert root == [1, 2, 7, 8, 9, 10, 11, 23, 24, 25, 26, -1]
+    assert transcript.log.clock[transcript.log.thread == 1].tolist() == [3, 4, 5, 6, -1]
+    assert transcript.log.clock[transcript.log.thread == 3].tolist() == [12, 13, 14, 15, 20, 21, 22, -1]
+    assert transcript.log.clock[transcript.log.thread == 4].tolist() == [16, 17, 18, 19, -1]
+    # Counts: root 2, child 0 up to 5, root 8; child 1 10, grandchild 13, child 1 14, root 15 and 16.
+    depth = transcript.log.depth[(transcript.log.thread == 0) & transcript.log.sampled].tolist()
+    assert depth == [1, 2, 6, 7, 8, 15, 16]
+
+
+def test_a_parent_out_of_tokens_passes_on_the_clock_and_count_of_its_child():
+    texts = {(): [SPAWN, WAIT, 9, END], (0,): [10, SPAWN, 11, WAIT], (0, 0): [8, 8, 8]}
+    transcript = played(texts, SpawnJoin(max_depth=2), [1], max_tokens=4)
+    assert [t.stop for t in transcript.threads] == [Stop.END, Stop.LENGTH, Stop.END]
+    # Child: spawn, go, 10, spawn, 11 at clocks 3 to 7. Grandchild: spawn, 11, go, 8, 8, 8 at 8 to 13. The root goes on at 14.
+    assert transcript.log.clock[transcript.log.thread == 0].tolist() == [1, 2, 14, 15, 16, 17, -1]
+    assert transcript.log.depth[(transcript.log.thread == 0) & transcript.log.sampled].tolist() == [1, 2, 11, 12]
+
+
+def test_a_message_may_hold_what_was_joined_and_return_from_the_first_join():
+    texts = {(): [SPAWN, 9, WAIT], (0,): [JOIN, SPAWN, WAIT, JOIN, 10], (0, 0): [JOIN, 11]}
+    transcript = played(texts, SpawnJoin(max_depth=2), [1])
+    returned = [SPAWN, WAIT, RESULT, 11, GO, JOIN, 10]
+    assert transcript.tokens(0).tolist() == [1, SPAWN, 9, WAIT, RESULT, *returned, GO, END]
+
+
+def test_sampling_by_hand():
+    logits = np.log(np.array([0.1, 0.4, 0.2, 0.3]))
+
+    def token(uniform, **fields):
+        return oracle.draw(logits, uniform, forking.Case(0, np.array([1]), **{"temperature": 1.0, **fields}))
+
+    assert token(0.05)[0] == 0 and token(0.11)[0] == 1 and token(0.51)[0] == 2 and token(0.99)[0] == 3
+    assert token(0.7, temperature=0.0) == (1, pytest.approx(np.log(0.4)), 0.0)
+    # top-k 2 keeps 1 (4/7) and 3 (3/7); top-p 0.5 of those keeps token 1 alone, top-p 0.6 both.
+    assert token(0.57, top_k=2) == (1, pytest.approx(np.log(0.4)), pytest.approx(np.log(4 / 7)))
+    assert token(0.58, top_k=2) == (3, pytest.approx(np.log(0.3)), pytest.approx(np.log(3 / 7)))
+    assert token(0.58, top_k=2, top_p=0.5)[0] == 1
+    assert token(0.58, top_k=2, top_p=0.6)[0] == 3
+    # top-p 0.65 of everything keeps 1 and 3 (0.7): the crossing one is included.
+    assert np.flatnonzero(
+        oracle.kept(logits, forking.Case(0, np.array([1]), temperature=1.0, top_p=0.65))
+    ).tolist() == [1, 3]
+    squared = np.array([1, 16, 4, 9]) / 30
+    assert np.allclose(oracle.kept(logits, forking.Case(0, np.array([1]), temperature=0.5)), squared)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, dict(qk_norm=False), dict(tied=True), dict(kv_heads=4), dict(kv_heads=1, rope_theta=100.0)]
+)
+def test_transformer_is_that_of_the_package(fields):
+    config = dataclasses.replace(CONFIG, **fields)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / 4), transformer.abstract_params(config)
+    )
+    tokens = rng.integers(0, 16, size=9)
+    positions = np.sort(rng.integers(0, 40, size=9))
+    mask = jnp.tril(jnp.ones((9, 9), bool))
+    attend = lambda q, k, v, memory: (masked_attention(q, k, v, mask), memory)
+    graph = transformer.graph_of(config)
+    x, _ = transformer.hidden(
+        graph, params, jnp.asarray(tokens), jnp.asarray(positions), attend, (None,) * config.layers
+    )
+    right = oracle.all_logits(jax.tree.map(np.asarray, params), config, tokens, positions)
+    np.testing.assert_allclose(transformer.logits(graph, params, x), right, rtol=0, atol=1e-10)
+
+
+def test_order_of_running_does_not_matter():
+    """200 random programs in three orders; the mix of events is what the tests of the engine rely on."""
+    model = forking.biased_model(CONFIG, 0, forking.Words().bias(), 1.5)
+    forward = oracle.transformer(model.params, CONFIG)
+    rng = np.random.default_rng(1)
+    events = collections.Counter()
+    for number in range(200):
+        protocol = [SpawnJoin(1), SpawnJoin(2), SpawnJoin(3), Samples(3), Sequential()][number % 5]
+        case = forking.random_case(rng, number, max_tokens=16)
+        expected = oracle.run(forward, case, protocol, 3)
+        for order in range(2):
+            oracle.compare(oracle.run(forward, case, protocol, 3, np.random.default_rng(order)), expected, 0.0)
+        oracle.replay(expected, forward, case, protocol, 3)
+        if isinstance(protocol, SpawnJoin):
+            events["problems"] += 1
+            events["forked"] += any(t.path and t.stop != Stop.DROPPED for t in expected.threads)
+            events["forked twice"] += any(len(t.path) > 1 and t.stop != Stop.DROPPED for t in expected.threads)
+            events.update(t.stop.name for t in expected.threads)
+    print(dict(events))
+    assert events["forked"] > 0.5 * events["problems"] and events["forked twice"] > 0.1 * events["problems"]
+    assert min(events[stop] for stop in ("END", "LENGTH", "MALFORMED", "DROPPED")) > 20
+
+
+def test_replay_and_compare_find_faults():
+    model = forking.biased_model(CONFIG, 0, forking.Words().bias(), 1.5)
+    forward = oracle.transformer(model.params, CONFIG)
+    case = forking.Case(id=5, prompt=np.array([1, 8]), temperature=1.0, max_tokens=12)
+    right = oracle.run(forward, case, Sequential(), 3)
+    for field in ("token", "clock", "position", "predictor", "source", "depth", "logprob", "behaviour_logprob"):
+        wrong = getattr(right.log, field).copy()
+        wrong[2] += 1
+        broken = dataclasses.replace(right, log=dataclasses.replace(right.log, **{field: wrong}))
+        with pytest.raises(AssertionError):
+            oracle.compare(broken, right)
+        with pytest.raises(AssertionError):
+            oracle.replay(broken, forward, case, Sequential(), 3)

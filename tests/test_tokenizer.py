@@ -1,0 +1,73 @@
+"""The compact vocabulary, round trips, and refusals."""
+
+import pytest
+
+from apr_jax import tokenizer
+from apr_jax.tokenizer import COMPACT_CHARACTERS, CONTROL_WORDS, SPECIALS, Tokenizer
+
+TEXTS = (
+    "<s>27:22,26,31,53<go>",
+    "<spawn>27:53-26=27,22,31<spawn>27:53-22=31,26,31<wait>",
+    "<result><result>53-22=31;31/31=1;26+1=27<go>",
+    "<node>31/31=1,26+27-25*26/26+27<goal><join>53-22=31<end></s>",
+    "<sub>1*2=2,3<exit><exit>",
+)
+
+
+def test_compact_ids_are_those_of_the_format():
+    words = tokenizer.compact()
+    pieces = [*SPECIALS, *CONTROL_WORDS, *COMPACT_CHARACTERS]
+    assert words.size == 32 and [words.piece(i) for i in range(words.size)] == pieces
+    assert [words.id(piece) for piece in pieces] == list(range(32))
+    assert (words.pad, words.bos, words.eos) == (0, 2, 3)
+    for piece in pieces[2:]:
+        assert words.encode(piece) == [words.id(piece)] and words.decode([words.id(piece)]) == piece
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_texts_survive_the_round_trip_symbol_by_symbol(text):
+    words = tokenizer.compact()
+    ids = words.encode(text)
+    assert words.decode(ids) == text
+    assert "".join(words.piece(i) for i in ids) == text
+    # Nothing is added, nothing is merged: encoding is a homomorphism over symbols.
+    assert ids == [i for piece in map(words.piece, ids) for i in words.encode(piece)]
+
+
+def test_padding_shows_nothing_and_strange_ids_are_refused():
+    words = tokenizer.compact()
+    assert words.decode([words.id("<go>"), words.pad, words.pad]) == "<go>"
+    assert words.encode("27x") == [*words.encode("27"), 1]
+    with pytest.raises(ValueError, match="id 32 at place 1 is not in the vocabulary; ids are 0 to 31"):
+        words.decode([3, 32])
+    with pytest.raises(ValueError, match="'<fork>' is not one id"):
+        words.id("<fork>")
+
+
+def test_training_is_deterministic_and_blind_to_frequency(tmp_path):
+    one = tokenizer.train(["b a<go>", "é  aaaa"], ["<go>"], path=tmp_path / "one")
+    two = tokenizer.train(["é", "bbb<go> a"], ["<go>"], path=tmp_path / "two")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert [one.piece(i) for i in range(4, one.size)] == ["<go>", "▁", "a", "b", "é"]
+    for text in (" a  b <go>", "aa", " ", ""):
+        assert two.decode(two.encode(text)) == text
+
+
+def test_files(tmp_path):
+    tokenizer.compact().save(tmp_path / "words.model")
+    loaded = Tokenizer.from_file(tmp_path / "words.model")
+    assert loaded.encode(TEXTS[0]) == tokenizer.compact().encode(TEXTS[0])
+    with pytest.raises(FileNotFoundError):
+        Tokenizer.from_file(tmp_path / "nowhere")
+    (tmp_path / "broken").write_bytes(b"not a model")
+    with pytest.raises(ValueError, match="11 bytes.*not a SentencePiece model"):
+        Tokenizer.from_file(tmp_path / "broken")
+
+
+def test_symbols_that_cannot_be_kept_are_refused():
+    with pytest.raises(ValueError, match="did not keep"):
+        tokenizer.train(["a\nb"])
+    with pytest.raises(ValueError, match="at least one character"):
+        tokenizer.train(["<go>"])
+    with pytest.raises(ValueError, match="distinct"):
+        tokenizer.train(["a"], ["<go>", "<go>"])
