@@ -1,6 +1,7 @@
 """Text to token ids and back: SentencePiece behind an interface that other tokenizers can stand in for."""
 
 import io
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -80,16 +81,11 @@ class Tokenizer:
         return self._processor.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids.
-
-        Raises:
-          ValueError: an id is negative or not below `size` (a padded model vocabulary can produce such ids).
-        """
-        ids = [int(i) for i in ids]
-        for place, i in enumerate(ids):
-            if not 0 <= i < self.size:
-                raise ValueError(f"id {i} at place {place} is not in the vocabulary; ids are 0 to {self.size - 1}")
-        return self._processor.decode(ids)
+        """Text of ids. An id that a padded model vocabulary has beyond this one is shown as `<unused 40>`."""
+        ids, text = [int(i) for i in ids], ""
+        for known, group in itertools.groupby(ids, lambda i: 0 <= i < self.size):
+            text += self._processor.decode(list(group)) if known else "".join(f"<unused {i}>" for i in group)
+        return text
 
     def piece(self, i: int) -> str:
         """The symbol of one id, as it stands in the vocabulary."""

@@ -2,9 +2,13 @@
 
     python -m experiments.train_sft --config configs/sft_apr.py
 
-Problems of three numbers, which one thread solves, and of four as published, which are forked at the root: the eight best first
-operations go to children, who search everything below theirs. Successors stand in canonical order, so that what a thread
-writes next follows from what it sees. `python -m experiments.measure_demonstrator` tells what a demonstrator solves and costs.
+Problems of three numbers, which one thread solves, and of four as published, which are forked at the root: the ten best first
+operations go to children, who search everything below theirs. Successors stand in canonical order and numbers above 199 are
+pruned, so that what a thread writes next follows from what it sees and its arithmetic stays small.
+What the demonstrators solve and cost:
+
+    python -m experiments.measure_demonstrator --beams 10,15 --methods apr --promising 1 --largest 199
+    python -m experiments.measure_demonstrator --beams 10,15 --methods sos --promising 0.5 --largest 199
 """
 
 from apr_jax.model.config import PRESETS
@@ -14,12 +18,9 @@ from apr_jax.train.data import DataConfig, Part
 from apr_jax.train.optimizer import OptimizerConfig
 from apr_jax.train.sft import SftConfig
 
-THREE = DemonstrationConfig(
-    setting=problems.PRESETS["three"], beam=(15, 15), sub_beam=(15, 15), promising=0.0, order="canonical"
-)
-FOUR = DemonstrationConfig(
-    setting=problems.PRESETS["four"], beam=(8, 8), sub_beam=(10, 10), promising=1.0, order="canonical"
-)
+SEARCH = dict(sub_beam=(15, 15), order="canonical", largest=199)
+THREE = DemonstrationConfig(setting=problems.PRESETS["three"], beam=(15, 15), promising=0.0, **SEARCH)
+FOUR = DemonstrationConfig(setting=problems.PRESETS["four"], beam=(10, 10), promising=1.0, **SEARCH)
 
 
 def config() -> SftConfig:
@@ -28,7 +29,7 @@ def config() -> SftConfig:
             folder="data/apr",
             method="apr",
             mixture=(Part(2.0, THREE), Part(1.0, FOUR)),
-            train=16_500,
+            train=15_300,
             held_out=150,
             length=512,  # entries of a row
             threads=48,
@@ -37,7 +38,7 @@ def config() -> SftConfig:
         model=PRESETS["tiny"],
         optimizer=OptimizerConfig(learning_rate=3e-3, warm_up=150, final=0.02),
         rows_per_batch=8,  # 4,096 tokens a step
-        steps=2_600,
+        steps=2_200,
         workdir="work/sft_apr",
         export="work/sft_apr/model.safetensors",
     )

@@ -44,6 +44,7 @@ def main():
     parser.add_argument("--beams", nargs="+", default=["5,5", "6,6", "7,7", "8,8", "8,10", "10,10", "12,10"])
     parser.add_argument("--methods", nargs="+", choices=("apr", "sos"), default=["apr", "sos"])
     parser.add_argument("--order", choices=("canonical", "shuffled"), default="canonical")
+    parser.add_argument("--largest", type=int, default=0, help="numbers above are pruned, 0: none")
     parser.add_argument("--promising", type=float, help="default: 0.9 for apr, 0.5 for sos, as published")
     parser.add_argument("--split", choices=("train", "val", "test"), default="val")
     parser.add_argument("--count", type=int, default=500, help="problems")
@@ -56,7 +57,7 @@ def main():
         promising = {"apr": 0.9, "sos": 0.5}[method] if args.promising is None else args.promising
         for beams in args.beams:
             beam, sub_beam = map(int, beams.split(","))
-            config = search.SearchConfig(beam, sub_beam, promising, args.order)
+            config = search.SearchConfig(beam, sub_beam, promising, args.order, args.largest)
             print(measure(method, samples, config, args.seed), flush=True)
 
 

@@ -75,6 +75,7 @@ def plain_forward(config, params, tokens, positions, mask):
     return np.stack([plain_norm(row, params["norm"]["scale"], config.norm_eps) @ table for row in x])
 
 
+@jax.jit
 def run(model, tokens, positions, mask):
     """Logits of rows [B, S] under one mask [S, S]."""
     attend = lambda q, k, v, memory: (masked_attention(q, k, v, mask), memory + 1)

@@ -145,9 +145,17 @@ class Engine:
         if not counts.any():
             return state, []
         host = jax.tree.map(np.asarray, outbox)
-        found = [_transcript(host, shard, i, self.sizes) for shard in range(self.shards) for i in range(counts[shard])]
+        places = [(shard, i) for shard in range(self.shards) for i in range(counts[shard])]
+        found = [_transcript(host.book, host.log, place, self.sizes) for place in places]
         empty = jax.device_put(np.zeros_like(counts), jax.NamedSharding(self.mesh, jax.P("data")))
         return state.replace(outbox=dataclasses.replace(outbox, count=empty)), found
+
+    def peek(self, state: State) -> list[Transcript]:
+        """The problems in flight as they stand: their threads so far, with the stop reason RUNNING."""
+        book = jax.tree.map(np.asarray, states.kept(state.books))
+        log = jax.tree.map(np.asarray, state.log)
+        places = [tuple(place) for place in np.argwhere(np.asarray(state.books.active))]
+        return [_transcript(book, log, place, self.sizes) for place in places]
 
     def decode(
         self,
@@ -224,10 +232,10 @@ def _activation_dtype(model: Model):
     return jnp.float64 if params[0].dtype == jnp.float64 else jnp.dtype(model.config.dtype)
 
 
-def _transcript(outbox: states.Outbox, shard: int, place: int, sizes: Sizes) -> Transcript:
-    """Build a transcript from one place of the outbox: threads in the order of their paths, entries thread by thread."""
-    book = {name: value[shard, place] for name, value in outbox.book.items()}
-    log = jax.tree.map(lambda x: x[shard, place], outbox.log)
+def _transcript(books: dict[str, np.ndarray], logs: states.LogArrays, place: tuple[int, int], sizes: Sizes) -> Transcript:
+    """Build the transcript of one place (shard, row): threads in the order of their paths, entries thread by thread."""
+    book = {name: value[place] for name, value in books.items()}
+    log = jax.tree.map(lambda x: x[place], logs)
     used = int(book["used"])
     paths: list[tuple[int, ...]] = []
     for i in range(used):
@@ -280,6 +288,8 @@ def _stop(book: dict[str, np.ndarray], thread: int) -> Stop:
     status = book["thread_status"][thread]
     if status == FINISHED:
         return Stop(int(book["thread_stop"][thread]))
+    if book["stop"] == Stop.RUNNING:
+        return Stop.RUNNING
     return Stop.DROPPED if status == OPENED else Stop.KILLED
 
 

@@ -101,12 +101,12 @@ class State:
         return dataclasses.replace(self, **{name: same(new, getattr(self, name)) for name, new in values.items()})
 
 
-# What of a book a transcript is made from.
 _KEPT_THREADS = ("status", "stop", "parent", "ordinal", "length", "fed", "inherited")
 _KEPT = ("sees", "used", "log_owner", "log_first", "problem", "sample", "stop")
 
 
-def _kept(book: Book) -> dict[str, Array]:
+def kept(book: Book) -> dict[str, Array]:
+    """What of a book a transcript is made from."""
     threads = {f"thread_{name}": getattr(book.threads, name) for name in _KEPT_THREADS}
     return threads | {name: getattr(book, name) for name in _KEPT}
 
@@ -140,7 +140,7 @@ def create(sizes: Sizes, layers: int, kv_width: int, dtype: Any, seed: Array) ->
             next=zero,
             count=zero,
         ),
-        outbox=Outbox(_empty_log(sizes.outbox, sizes.log, wide), _kept(stack(sizes.outbox)), zero),
+        outbox=Outbox(_empty_log(sizes.outbox, sizes.log, wide), kept(stack(sizes.outbox)), zero),
         counters=Counters(*(zero for _ in dataclasses.fields(Counters))),
         seed=seed,
     )
@@ -166,7 +166,7 @@ def retire(state: State) -> State:
     put = lambda box, value: box.at[place].set(value, mode="drop")  # noqa: E731
     outbox = Outbox(
         log=jax.tree.map(put, state.outbox.log, state.log),
-        book=jax.tree.map(put, state.outbox.book, _kept(state.books)),
+        book=jax.tree.map(put, state.outbox.book, kept(state.books)),
         count=state.outbox.count + jnp.sum(goes, dtype=jnp.int32),
     )
     finished = state.counters.finished + jnp.sum(goes, dtype=jnp.int32)

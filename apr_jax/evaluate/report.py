@@ -1,12 +1,12 @@
 """One table of all methods, for the terminal and as Markdown, and the comparison of several runs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
-from apr_jax.evaluate.outcomes import read_summary
+from apr_jax.evaluate.outcomes import Outcome, accuracy_within, read_summary
 
 # Names of methods in tables, plots and pages; a method that is not listed is shown under its own name.
 TITLES = {
@@ -28,6 +28,9 @@ COLUMNS = (
 )
 _SHARES = ("accuracy", "activation")
 _PREFIX = "accuracy_"
+
+
+BUDGETS = (64, 128, 192, 256, 320, 384, 512, 768, 1024, 1536, 2048)  # tokens
 
 
 def title(method: str) -> str:
@@ -93,6 +96,18 @@ def markdown(methods: Mapping[str, Mapping], problems: int | None = None) -> str
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows(methods)]
     if problems:
         lines += ["", f"{problems:,} problems; counts are means per problem, wall time is for all of them."]
+    return "\n".join(lines) + "\n"
+
+
+def budget_markdown(outcomes: Mapping[str, Sequence[Outcome]], field: str) -> str:
+    """Accuracy of each method within budgets of `field`, from the smallest to one that nothing exceeds, as Markdown."""
+    largest = max(getattr(o, field) for found in outcomes.values() for o in found)
+    budgets = [budget for budget in BUDGETS if budget < largest] + [largest]
+    lines = [f"| {field.replace('_', ' ')} at most | " + " | ".join(f"{b:,}" for b in budgets) + " |"]
+    lines.append("|---" * (len(budgets) + 1) + "|")
+    for name, found in outcomes.items():
+        cells = [f"{accuracy_within(found, budget, field):.1%}" for budget in budgets]
+        lines.append(f"| {title(name)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -24,7 +24,7 @@ class DemonstrationConfig:
         sub_beam: the same for searches below it, drawn at least as large as the beam (published for apr: up to 15);
             None: the beam of the outermost search (published for sos).
         promising: see `SearchConfig` (published: 0.9 for apr, 0.5 for sos).
-        order: see `SearchConfig`.
+        order, largest: see `SearchConfig`.
         solved_only: draw a further problem of the same sample until the demonstrator succeeds.
     """
 
@@ -33,6 +33,7 @@ class DemonstrationConfig:
     sub_beam: tuple[int, int] | None = (1, 15)
     promising: float = 0.9
     order: search.Order = "shuffled"
+    largest: int = 0
     solved_only: bool = False
 
     def __post_init__(self):
@@ -43,7 +44,7 @@ class DemonstrationConfig:
             raise ValueError(
                 f"sub_beam: its largest value {self.sub_beam[1]} is below that of beam, {self.beam[1]}; raise it"
             )
-        search.SearchConfig(self.beam[0], self.beam[0], self.promising, self.order)  # checks the rest
+        search.SearchConfig(self.beam[0], self.beam[0], self.promising, self.order, self.largest)  # checks the rest
 
 
 def trace(problem: Problem, method: Method, config: DemonstrationConfig, rng: random.Random) -> search.Search:
@@ -56,7 +57,7 @@ def trace(problem: Problem, method: Method, config: DemonstrationConfig, rng: ra
         raise ValueError(f"method: {method!r} is not one of apr, sos")
     beam = rng.randint(*config.beam)
     sub_beam = beam if config.sub_beam is None else rng.randint(max(beam, config.sub_beam[0]), config.sub_beam[1])
-    searching = search.SearchConfig(beam, sub_beam, config.promising, config.order)
+    searching = search.SearchConfig(beam, sub_beam, config.promising, config.order, config.largest)
     return {"apr": search.apr, "sos": search.sos}[method](problem, searching, rng)
 
 

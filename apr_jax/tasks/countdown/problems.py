@@ -72,6 +72,20 @@ def check(problem: Problem, setting: Setting = PRESETS["four"]) -> None:
     _check_range("target", problem.target, setting.target_low, setting.target_high)
 
 
+def check_any(problem: Problem) -> Setting:
+    """The preset with as many numbers as the problem, whose ranges it must keep.
+
+    Raises:
+        ValueError: no preset has that many numbers, or see `check`.
+    """
+    for setting in PRESETS.values():
+        if setting.numbers == len(problem.nums):
+            check(problem, setting)
+            return setting
+    counts = sorted(setting.numbers for setting in PRESETS.values())
+    raise ValueError(f"nums: {len(problem.nums)} numbers {list(problem.nums)}; {' or '.join(map(str, counts))} are needed")
+
+
 def _check_range(field: str, value: object, low: int, high: int) -> None:
     if type(value) is not int:
         raise ValueError(f"{field}: {value!r} is not an integer; write whole numbers without quotes or decimal point")
@@ -141,11 +155,15 @@ def benchmark(setting: Setting, seed: int, split: Split, count: int) -> list[Pro
     return problems
 
 
-def read_jsonl(path: Path, setting: Setting = PRESETS["four"]) -> list[Problem]:
+def read_jsonl(path: Path, setting: Setting | None = None) -> list[Problem]:
     """Read problems, one JSON object `{"nums": [...], "target": ...}` a line; blank lines are skipped.
 
+    Args:
+        path: the file.
+        setting: what all problems must keep; None: the preset with as many numbers.
+
     Raises:
-        ValueError: a line that is no such problem, named by file and line number.
+        ValueError: a line that is no such problem, named by file and line number; a file without problems.
     """
     problems = []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
@@ -153,10 +171,12 @@ def read_jsonl(path: Path, setting: Setting = PRESETS["four"]) -> list[Problem]:
             continue
         try:
             problem = _parse(line)
-            check(problem, setting)
+            check(problem, setting) if setting else check_any(problem)
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from error
         problems.append(problem)
+    if not problems:
+        raise ValueError(f"{path}: no problems in it; expected lines like " + '{"nums": [22, 26, 31, 53], "target": 27}')
     return problems
 
 

@@ -68,13 +68,16 @@ class SearchConfig:
         sub_beam: the same in searches below it.
         promising: probability that the successors of a node are searched at once (by `sub` or `spawn`), not queued.
         order: published is `shuffled`: kept successors are written in random order and searched best first.
-            `canonical` leaves them in the order of `solver.expand`, which a small model can learn to the letter.
+            `canonical` leaves them in the order of `solver.expand` and searches first what was found first, so that what
+            comes next follows from what is written: a small model can learn it to the letter.
+        largest: successors with a larger number are not kept; 0 keeps all (published: an argument, never used).
     """
 
     beam: int
     sub_beam: int
     promising: float
     order: Order = "shuffled"
+    largest: int = 0
 
     def __post_init__(self):
         for name in ("beam", "sub_beam"):
@@ -139,7 +142,7 @@ def _search(context: _Context, root: Node, level: int) -> Search:
             if goal is not None:
                 return Search(root, tuple(steps), goal)
             for child in waiting:
-                heapq.heappush(queue, (child.value, pushed, child))
+                heapq.heappush(queue, (child.value if context.config.order == "shuffled" else 0, pushed, child))
                 pushed += 1
     return Search(root, tuple(steps), None)
 
@@ -170,7 +173,8 @@ def _expand(context: _Context, node: Node, beam: int, level: int) -> tuple[Step,
 
 def _kept(context: _Context, node: Node, beam: int) -> list[Node]:
     """The `beam` best successors (ties: the earlier pair and operation), in the order of the configuration."""
-    successors = expand(node.nums)
+    largest = context.config.largest or float("inf")
+    successors = [successor for successor in expand(node.nums) if max(successor[1]) <= largest]
     values = [context.value(nums) for _, nums in successors]
     kept = sorted(range(len(successors)), key=values.__getitem__)[:beam]
     if context.config.order == "shuffled":

@@ -1,0 +1,107 @@
+"""The programs a user starts, with the checkpoints that ship, as a user starts them."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from apr_jax.decode import transcript as transcripts
+from apr_jax.evaluate import metrics, outcomes
+from apr_jax.tasks.countdown import compact, verify
+from apr_jax.tasks.countdown import problems as countdown
+from experiments import evaluate, solve
+
+LINES = ['{"nums": [22, 26, 31, 53], "target": 27}', '{"nums": [3, 7, 12], "target": 33}', "", '{"nums": [1, 2, 3], "target": 10}']
+
+
+def start(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=540)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """An evaluation of APR on a file of problems, in a process of its own."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    (folder / "problems.jsonl").write_text("\n".join(LINES))
+    arguments = ("--problems-file", str(folder / "problems.jsonl"), "--only", "apr", "--output", str(folder / "out"))
+    done = start("experiments.evaluate", *arguments, "--methods.apr.rollout.max-tokens", "500")
+    assert done.returncode == 0, done.stderr
+    return folder / "out", done.stdout
+
+
+def test_evaluate_leaves_what_it_says(results):
+    folder, printed = results
+    read = outcomes.read_summary(folder / "summary.json")
+    assert read["problems"] == 3 and list(read["methods"]) == ["apr"]
+    entry = read["methods"]["apr"]
+    assert entry["traces"] == 1
+    assert sum(entry["stop_reasons"].values()) == 3
+    assert f"{entry['accuracy']:.1%}".rstrip("%")[:2] in printed
+    config = json.loads((folder / "config.json").read_text())
+    assert config["methods"]["apr"]["rollout"]["max_tokens"] == 500
+    assert "max_tokens" in printed
+    for name in ("accuracy_critical_path.png", "accuracy_peak_context.png", "timeline.html", "report.md"):
+        assert (folder / name).stat().st_size > 0
+
+
+def test_transcripts_hold_the_numbers_of_the_summary(results):
+    """Counts recomputed from the files alone, the critical path from fork and join rather than from the recorded depths."""
+    folder, _ = results
+    pairs = list(transcripts.read(folder / "transcripts_apr.jsonl"))
+    entry = outcomes.read_summary(folder / "summary.json")["methods"]["apr"]
+    logs = [t for t, _ in pairs]
+    assert np.mean([metrics.recomputed_critical_path(t) for t in logs]) == pytest.approx(entry["critical_path"])
+    assert np.mean([t.log.sampled.sum() for t in logs]) == pytest.approx(entry["generated_tokens"])
+    right = 0
+    for _, line in pairs:
+        operations = compact.parse_answer(line["threads"][0]["text"])
+        problem = countdown.Problem(tuple(line["nums"]), line["target"])
+        solved = operations is not None and verify.check_solution(problem, operations)
+        assert solved == line["correct"]
+        right += solved
+    assert right / 3 == pytest.approx(entry["accuracy"])
+
+
+def test_solve_shows_threads_and_checks():
+    done = start("experiments.solve", "3", "7", "12", "--target", "33")
+    assert "root" in done.stdout, done.stderr
+    assert ("checked" in done.stdout) == (done.returncode == 0)
+    assert "critical path" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["22", "26", "31", "53", "--target", "270"], "target: 270 is out of range, allowed are 10..100"),
+        (["22", "26", "31", "530", "--target", "27"], "nums: 530 is out of range, allowed are 1..99"),
+        (["22", "26", "--target", "27"], "2 numbers [22, 26]; 3 or 4 are needed"),
+        (["22", "26", "31", "53"], "--target"),
+        (["22", "26", "31", "53", "--target", "27", "--method", "beam"], "allowed are sequential"),
+        (["--problems-file", "nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_solve_refuses(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        solve.main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_bad_line_is_named_and_nothing_is_evaluated(tmp_path, capsys):
+    file = tmp_path / "problems.jsonl"
+    file.write_text("\n".join([*LINES, '{"nums": [1, 2, "3"], "target": 10}']))
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(["--problems-file", str(file), "--output", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert "problems.jsonl:5: nums" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_a_misspelt_option_gets_a_suggestion(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(["--problems-per-seting", "3"])
+    assert stopped.value.code == 2
+    assert "problems-per-setting" in capsys.readouterr().err
