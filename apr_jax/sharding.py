@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 AxisNames = tuple[str | None, ...]
+Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh  # an abstract mesh has sizes, but no devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ def spec(axes: AxisNames, rules: Rules = RULES) -> jax.sharding.PartitionSpec:
 
 
 def fitted_spec(
-    shape: tuple[int, ...], axes: AxisNames, mesh: jax.sharding.Mesh, rules: Rules = RULES, name: str = "array"
+    shape: tuple[int, ...], axes: AxisNames, mesh: Mesh, rules: Rules = RULES, name: str = "array"
 ) -> jax.sharding.PartitionSpec:
     """`spec` for an array of this shape: key/value heads that do not divide are replicated.
 
@@ -83,7 +84,7 @@ def fitted_spec(
 
 
 def shardings(
-    params: Mapping[str, Any], axes_tree: Mapping[str, Any], mesh: jax.sharding.Mesh, rules: Rules = RULES
+    params: Mapping[str, Any], axes_tree: Mapping[str, Any], mesh: Mesh, rules: Rules = RULES
 ) -> Mapping[str, Any]:
     """The tree of `NamedSharding`s of a parameter tree (arrays or `jax.ShapeDtypeStruct`s).
 

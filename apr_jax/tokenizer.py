@@ -82,10 +82,11 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids. An id that a padded model vocabulary has beyond this one is shown as `<unused 40>`."""
-        ids, text = [int(i) for i in ids], ""
-        for known, group in itertools.groupby(ids, lambda i: 0 <= i < self.size):
-            text += self._processor.decode(list(group)) if known else "".join(f"<unused {i}>" for i in group)
-        return text
+        groups = itertools.groupby(map(int, ids), lambda i: 0 <= i < self.size)
+        return "".join(self._show(list(group), known) for known, group in groups)
+
+    def _show(self, ids: list[int], known: bool) -> str:
+        return self._processor.decode(ids) if known else "".join(f"<unused {i}>" for i in ids)
 
     def piece(self, i: int) -> str:
         """The symbol of one id, as it stands in the vocabulary."""

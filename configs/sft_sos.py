@@ -17,7 +17,9 @@ FOUR = dataclasses.replace(sft_apr.FOUR, promising=0.5)
 
 def config() -> SftConfig:
     apr = sft_apr.config()
-    mixture = tuple(dataclasses.replace(part, demonstration=d) for part, d in zip(apr.data.mixture, (THREE, FOUR), strict=True))
+    mixture = tuple(
+        dataclasses.replace(part, demonstration=d) for part, d in zip(apr.data.mixture, (THREE, FOUR), strict=True)
+    )
     data = dataclasses.replace(apr.data, folder="data/sos", method="sos", mixture=mixture, length=2048, threads=32)
     return dataclasses.replace(
         apr,

@@ -149,8 +149,13 @@ def measure_loops(config: BenchmarkConfig, say: Callable[[str], None]) -> dict:
         state, timing = timed(lambda: engine.run(state, config.steps))
         after = jax.tree.map(int, jax.tree.map(np.sum, state.counters))
         sampled = after.sampled - before.sampled
-        if sampled != config.steps * config.problems * config.lanes or after.decode_steps - before.decode_steps != config.steps:
-            raise RuntimeError(f"the timed slice sampled {sampled} tokens in {after.decode_steps} decode steps: not full")
+        if (
+            sampled != config.steps * config.problems * config.lanes
+            or after.decode_steps - before.decode_steps != config.steps
+        ):
+            raise RuntimeError(
+                f"the timed slice sampled {sampled} tokens in {after.decode_steps} decode steps: not full"
+            )
         return timing
 
     def run_bare(name: str) -> Timing:
@@ -175,7 +180,10 @@ def measure_loops(config: BenchmarkConfig, say: Callable[[str], None]) -> dict:
         say(f"turn {turn + 1} of {config.repeats}: " + ", ".join(f"{n} {t[-1].wall:.2f} s" for n, t in timings.items()))
     seconds, tokens = run_whole()
     traces = {ENGINE: engine.traces, **{name: loop.traces for name, loop in bare.items()}}
-    return summarise(config, timings) | {"traces": traces, "whole": {"tokens_per_s": tokens / seconds, "tokens": tokens}}
+    return summarise(config, timings) | {
+        "traces": traces,
+        "whole": {"tokens_per_s": tokens / seconds, "tokens": tokens},
+    }
 
 
 def summarise(config: BenchmarkConfig, timings: dict[str, list[Timing]]) -> dict:

@@ -150,7 +150,9 @@ def main(argv: Sequence[str]) -> int:
     entries = {name: result.entry for name, result in results.items()}
     console = rich.console.Console()
     console.print(report.table(entries, len(next(iter(results.values())).outcomes)))
-    console.print(f"{time.monotonic() - start:.0f} s; results are in {config.output}, open {config.output}/timeline.html")
+    console.print(
+        f"{time.monotonic() - start:.0f} s; results are in {config.output}, open {config.output}/timeline.html"
+    )
     return 0
 
 

@@ -1,8 +1,8 @@
 """Watch one Countdown problem being solved.
 
-    python -m experiments.solve 22 26 31 53 --target 27
-    python -m experiments.solve 3 7 12 --target 33 --method sequential
-    python -m experiments.solve --problems-file my_problems.jsonl
+python -m experiments.solve 22 26 31 53 --target 27
+python -m experiments.solve 3 7 12 --target 33 --method sequential
+python -m experiments.solve --problems-file my_problems.jsonl
 """
 
 import argparse
@@ -20,7 +20,7 @@ from rich.text import Text
 
 from apr_jax import settings
 from apr_jax.decode import Engine, Sizes, Stop, Transcript
-from apr_jax.evaluate import metrics, methods, report
+from apr_jax.evaluate import methods, metrics, report
 from apr_jax.tasks.countdown import problems as countdown
 from apr_jax.tasks.countdown import solver
 from apr_jax.tokenizer import Tokenizer
@@ -78,7 +78,9 @@ def picture(transcript: Transcript, words: Tokenizer, width: int) -> Table:
     for number, thread in enumerate(transcript.threads):
         text = words.decode(transcript.tokens(number))
         shown = text if len(text) <= room else "..." + text[3 - room :]
-        name = "root" if not thread.path else "  " * (len(thread.path) - 1) + "thread " + ".".join(map(str, thread.path))
+        name = (
+            "root" if not thread.path else "  " * (len(thread.path) - 1) + "thread " + ".".join(map(str, thread.path))
+        )
         state = "" if thread.stop == Stop.RUNNING else thread.stop.name.lower()
         table.add_row(Text(name, "bold"), Text(shown, "green" if "<goal>" in text else ""), Text(state, "dim"))
     return table
@@ -90,8 +92,12 @@ def verdict(problem: countdown.Problem, transcript: Transcript, words: Tokenizer
     if correct:
         return Text(f"{', '.join(answer.split(';'))}  = {problem.target}, checked", "bold green"), True
     if answer is not None:
-        return Text(f"wrong: {', '.join(answer.split(';'))} does not reach {problem.target} from {list(problem.nums)}", "red"), False
-    reason = "the model found no solution" if transcript.stop == Stop.END else f"stopped: {transcript.stop.name.lower()}"
+        return Text(
+            f"wrong: {', '.join(answer.split(';'))} does not reach {problem.target} from {list(problem.nums)}", "red"
+        ), False
+    reason = (
+        "the model found no solution" if transcript.stop == Stop.END else f"stopped: {transcript.stop.name.lower()}"
+    )
     known = solver.solve(problem.nums, problem.target)
     hint = f"; there is one: {', '.join(known)}" if known else "; there is none"
     return Text(reason + hint, "yellow"), False
@@ -101,7 +107,9 @@ def solve(problem, engine: Engine, method: methods.MethodConfig, words: Tokenize
     """Solve one problem before the user's eyes; returns whether it was solved."""
     console.print(f"[bold]{' '.join(map(str, problem.nums))} -> {problem.target}[/bold]")
     if solver.solve(problem.nums, problem.target) is None:
-        console.print("[yellow]this problem has no solution that uses every number once; the model will search in vain[/yellow]")
+        console.print(
+            "[yellow]this problem has no solution that uses every number once; the model will search in vain[/yellow]"
+        )
     request = methods.requests([problem], method.rollout, words)[0]
     start = time.monotonic()
     with Live(console=console, auto_refresh=False, transient=True) as live:

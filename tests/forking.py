@@ -17,8 +17,8 @@ def biased_model(config: ModelConfig, seed: int, bias: np.ndarray, strength: flo
     Args:
       config: its shape; not `tied`, and wider than its vocabulary.
       seed: of its weights.
-      bias: [V, V]; `bias[token, after]` is added to the logits of `after` where `token` was fed last. It cannot be exact:
-        the deeper layers write to the same coordinates.
+      bias: [V, V]; `bias[token, after]` is added to the logits of `after` where `token` was fed last. It cannot be
+        exact: the deeper layers write to the same coordinates.
       strength: deviation of the rest of the logits.
     """
     size = config.vocabulary
@@ -51,7 +51,7 @@ class Words:
     message: tuple[int, ...] = (12, 13, 14, 15)
 
     def bias(self) -> np.ndarray:
-        """A table for `biased_model` under which threads mostly fork, return and end in good order, and now and then not."""
+        """A table for `biased_model` under which threads mostly fork, return and end in good order, but not always."""
         table = np.full((16, 16), -8.0)
 
         def row(tokens: Sequence[int], **likely: float) -> None:
@@ -61,9 +61,9 @@ class Words:
                     table[list(tokens), word] = value
 
         row((*self.plain, self.wait, self.result), plain=0.0, spawn=1.5, join=0.0, end=-1.5, late=-1.0)
-        row((*self.message, self.spawn), message=0.0, spawn=0.5, wait=2.5)
+        row((*self.message, self.spawn), message=0.0, spawn=0.5, wait=2.5, join=-2.0, end=-2.0)
         row((*self.late, self.go), plain=-1.0, late=0.5, spawn=0.0, join=2.0, end=1.0)
-        row((self.join,), late=1.5, spawn=-0.5, end=-1.0)
+        row((self.join,), late=1.5, spawn=-0.5, join=-1.0, end=-1.0)
         return table
 
 
@@ -83,7 +83,7 @@ class Case:
 def random_case(
     rng: np.random.Generator, number: int, greedy: float = 0.3, prompt: int = 6, max_tokens: int = 24
 ) -> Case:
-    """A problem with any mix of sampling parameters that f32 holds exactly; its prompt mostly ends outside of a message."""
+    """A problem with any mix of sampling parameters that f32 holds exactly; most prompts end outside of a message."""
     words = Words()
     text = rng.integers(0, 16, size=rng.integers(1, prompt + 1))
     if rng.random() < 0.9:

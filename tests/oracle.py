@@ -1,15 +1,15 @@
 """A slow interpreter of threads in plain Python: what the compiled loop must do, said a second time and independently.
 
-A thread is a coroutine in direct style and its context an explicit list of (token, position) in the order it sees them. Every
-token costs one full causal forward in NumPy over that list: no cache, no pool, no slots. Only the uniform draws come
-from `jax.random`, as the loop's contract says.
+A thread is a coroutine in direct style and its context an explicit list of (token, position) in the order it sees
+them. Every token costs one full causal forward in NumPy over that list: no cache, no pool, no slots. Only the uniform
+draws come from `jax.random`, as the loop's contract says.
 
-    forward = transformer(params, config)
+    forward = reference_model.transformer(params, config)
     expected = run(forward, problem, protocol, seed)
     compare(transcript, expected)
     replay(transcript, forward, problem, protocol, seed)      # for f32, where near ties may fall either way
 
-Axes: T tokens of a context, V vocabulary, D width, H query heads, K key heads, h size of a head.
+Axes: V vocabulary.
 """
 
 import dataclasses
@@ -21,68 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from apr_jax.decode.transcript import Log, Source, Stop, ThreadRecord, Transcript
+from reference_model import Forward
 
-Context = tuple[tuple[int, int], ...]  # (token, position) of everything a thread sees, in order
-Forward = Callable[[Context], np.ndarray]  # logits [V] that follow a context
 DRAWS = 64  # uniforms computed at once per thread
-
-
-# ---- the model
-
-
-def transformer(params: Any, config: Any) -> Forward:
-    """The logits of a model as a function of a context, in float64, remembered by context."""
-    tree = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-    known: dict[Context, np.ndarray] = {}
-
-    def forward(context: Context) -> np.ndarray:
-        if context not in known:
-            tokens, positions = (np.array(column) for column in zip(*context, strict=True))
-            known[context] = all_logits(tree, config, tokens, positions)[-1]
-        return known[context]
-
-    return forward
-
-
-def all_logits(params: Any, config: Any, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Logits [T, V] after every token of one causal sequence."""
-    x = params["embed"][tokens]
-    for number in range(config.layers):
-        layer = params["layers"][str(number)]
-        x = x + _attention(layer["attention"], config, _norm(x, layer["attention_norm"], config), positions)
-        y = _norm(x, layer["ffn_norm"], config)
-        gate, up = y @ layer["ffn"]["gate"], y @ layer["ffn"]["up"]
-        x = x + (gate / (1 + np.exp(-gate)) * up) @ layer["ffn"]["down"]
-    head = params["embed"].T if config.tied else params["head"]
-    return _norm(x, params["norm"], config) @ head
-
-
-def _attention(layer: Any, config: Any, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    size, group = config.head_dim, config.heads // config.kv_heads
-    query, key, value = (np.tensordot(x, layer[name], 1) for name in ("q", "k", "v"))
-    if config.qk_norm:
-        query, key = _norm(query, layer["q_norm"], config), _norm(key, layer["k_norm"], config)
-    query, key = _rotate(query, positions, config), _rotate(key, positions, config)
-    later = np.triu(np.ones((len(x), len(x)), bool), 1)
-    heads = []
-    for head in range(config.heads):
-        score = query[:, head] @ key[:, head // group].T / np.sqrt(size)
-        score[later] = -np.inf
-        weight = np.exp(score - score.max(axis=1, keepdims=True))
-        heads.append(weight / weight.sum(axis=1, keepdims=True) @ value[:, head // group])
-    return np.tensordot(np.stack(heads, axis=1), layer["out"], 2)
-
-
-def _norm(x: np.ndarray, layer: Any, config: Any) -> np.ndarray:
-    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + config.norm_eps) * layer["scale"]
-
-
-def _rotate(x: np.ndarray, positions: np.ndarray, config: Any) -> np.ndarray:
-    """Turns coordinates (i, i + h/2) of each head, taken as complex numbers, by position * theta**(-2i/h)."""
-    half = config.head_dim // 2
-    speed = config.rope_theta ** (-2.0 * np.arange(half) / config.head_dim)
-    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * positions[:, None, None] * speed)
-    return np.concatenate([turned.real, turned.imag], axis=-1)
 
 
 # ---- sampling
@@ -91,8 +32,8 @@ def _rotate(x: np.ndarray, positions: np.ndarray, config: Any) -> np.ndarray:
 @jax.jit
 def _uniforms(key: jax.Array) -> jax.Array:
     draws = jax.random.fold_in(key, 0)
-    one = lambda draw: jax.random.uniform(jax.random.fold_in(draws, draw), dtype=jnp.float32)
-    return jax.vmap(one)(jnp.arange(DRAWS))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(draws, jnp.arange(DRAWS))
+    return jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(keys)
 
 
 @jax.jit
@@ -409,8 +350,8 @@ def replay(
 ) -> None:
     """Assert that a transcript made in f32 follows from its own tokens.
 
-    The interpreter is run with the tokens of the transcript in place of its own. A greedy token must have a logit within
-    `tolerance` of the best, a sampled one its uniform draw within `tolerance` of its interval of the cumulative
+    The interpreter is run with the tokens of the transcript in place of its own. A greedy token must have a logit
+    within `tolerance` of the best, a sampled one its uniform draw within `tolerance` of its interval of the cumulative
     distribution; then everything else must be equal, log-probs within `tolerance`.
     """
     tokens = {thread.path: transcript.generated(i) for i, thread in enumerate(transcript.threads)}
@@ -421,9 +362,8 @@ def replay(
         token = int(tokens[thread.path][thread.generated])
         plain = _log_softmax(logits)[token]
         if problem.temperature == 0:
-            assert logits[token] >= logits.max() - tolerance, (
-                f"{where}: {token} is {logits.max() - logits[token]} below the best"
-            )
+            below = logits.max() - logits[token]
+            assert below <= tolerance, f"{where}: the logit of {token} is {below} below the best"
             return token, plain, 0.0
         for slack in (0.0, -tolerance, tolerance):
             probability = kept(logits, problem, slack)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apr_jax.model.attention import causal_attention, masked_attention, packed_attend, packed_blocks
+from apr_jax.model.attention import masked_attention, packed_attend, packed_blocks
 
 
 def plain_attention(q, k, v, mask):
@@ -55,7 +55,7 @@ def test_masked_attention_equals_a_plain_loop(heads, kv_heads):
     rng = np.random.default_rng(0)
     q, k, v = draw(rng, (2, 3, 5, heads, 4), (2, 3, 7, kv_heads, 4), (2, 3, 7, kv_heads, 4))
     mask = (rng.random((2, 3, 5, 7)) < 0.4) & (np.arange(5) != 2)[:, None]
-    out = masked_attention(q, k, v, jnp.asarray(mask))
+    out = jax.jit(masked_attention)(q, k, v, mask)
     for b in np.ndindex(2, 3):
         np.testing.assert_allclose(out[b], plain_attention(q[b], k[b], v[b], mask[b]), atol=1e-13)
     assert not np.any(out[:, :, 2])
@@ -67,10 +67,10 @@ def test_masked_attention_keeps_the_dtype_and_large_scores(dtype, queries):
     rng = np.random.default_rng(0)
     q, k, v = draw(rng, (2, queries, 4, 8), (2, 6, 2, 8), (2, 6, 2, 8))
     mask = jnp.asarray(rng.random((2, queries, 6)) < 0.7)
-    want = masked_attention(q, k, v, mask)
-    got = masked_attention(*(x.astype(dtype) for x in (q, k, v)), mask)
+    attend = jax.jit(masked_attention)
+    want, got = attend(q, k, v, mask), attend(*(x.astype(dtype) for x in (q, k, v)), mask)
     assert got.dtype == dtype
-    np.testing.assert_allclose(got.astype(jnp.float64), want, atol=1e-6 if dtype == jnp.float32 else 0.03)
+    np.testing.assert_allclose(got.astype(jnp.float64), want, atol=1e-6 if dtype == jnp.float32 else 0.05)
     assert np.isfinite(
         np.asarray(masked_attention(*(x.astype(dtype) for x in (1e4 * q, 1e4 * k, v)), mask), np.float64)
     ).all()
@@ -80,7 +80,7 @@ def test_gradients_are_finite_where_nothing_is_seen():
     rng = np.random.default_rng(0)
     q, k, v = draw(rng, (1, 4, 2, 8), (1, 6, 2, 8), (1, 6, 2, 8))
     mask = jnp.zeros((1, 4, 6), bool).at[:, 3, 1].set(True)
-    gradients = jax.grad(lambda q, k, v: jnp.sum(masked_attention(q, k, v, mask) ** 2), (0, 1, 2))(q, k, v)
+    gradients = jax.jit(jax.grad(lambda *x: jnp.sum(masked_attention(*x, mask) ** 2), (0, 1, 2)))(q, k, v)
     assert all(np.isfinite(x).all() for x in gradients)
     assert not np.any(gradients[0][:, :3]) and np.any(gradients[2][:, 1]) and not np.any(gradients[2][:, 2:])
 
@@ -89,7 +89,7 @@ def test_gradients_are_finite_where_nothing_is_seen():
 def test_blocks_hold_what_the_rule_says(threads, chunk):
     length = 48
     owner, clock, sees = random_rows(threads, 2, length, threads)
-    blocks = packed_blocks(jnp.asarray(owner), jnp.asarray(clock), jnp.asarray(sees), chunk)
+    blocks = jax.jit(packed_blocks, static_argnums=3)(owner, clock, sees, chunk)
     assert [block.shape[1:] for block in blocks] == [
         (min(chunk, length - start), min(start + chunk, length)) for start in range(0, length, chunk)
     ]
@@ -104,17 +104,20 @@ def test_causal_attention_equals_masked_attention(chunk):
     q, k, v = draw(np.random.default_rng(1), (2, 40, 4, 8), (2, 40, 2, 8), (2, 40, 2, 8))
     mask = jnp.stack([jnp.asarray(plain_mask(*(np.asarray(x[row]) for x in rows))) for row in range(2)])
 
+    @jax.jit
     def chunked(q, k, v):
-        return causal_attention(q, k, v, packed_blocks(*rows, chunk))
+        out, memory = packed_attend(*rows, chunk)(q, k, v, "untouched")
+        assert memory == "untouched"
+        return out
 
+    @jax.jit
     def whole(q, k, v):
         return masked_attention(q, k, v, mask)
 
     np.testing.assert_allclose(chunked(q, k, v), whole(q, k, v), atol=1e-13)
-    out, memory = packed_attend(*rows, chunk)(q, k, v, "untouched")
-    np.testing.assert_array_equal(out, chunked(q, k, v))
-    assert memory == "untouched"
-    gradients = [jax.grad(lambda *x, f=f: jnp.sum(jnp.sin(f(*x))), (0, 1, 2))(q, k, v) for f in (chunked, whole)]
+    gradients = [
+        jax.jit(jax.grad(lambda *x, f=f: jnp.sum(jnp.sin(f(*x))), (0, 1, 2)))(q, k, v) for f in (chunked, whole)
+    ]
     for a, b in zip(*gradients, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
 
@@ -124,7 +127,7 @@ def test_padding_changes_nothing():
     owner[:, 20:] = -1
     q, k, v = draw(np.random.default_rng(1), *[(1, 24, 2, 4)] * 3)
     rows = tuple(jnp.asarray(x) for x in (owner, clock, sees))
-    out, _ = packed_attend(*rows, 8)(q, k, v, None)
-    other, _ = packed_attend(*rows, 8)(q.at[:, 20:].set(7), k.at[:, 20:].set(7), v.at[:, 20:].set(7), None)
+    attend = jax.jit(lambda q, k, v: packed_attend(*rows, 8)(q, k, v, None)[0])
+    out, other = attend(q, k, v), attend(*(x.at[:, 20:].set(7) for x in (q, k, v)))
     assert not np.any(out[:, 20:])
     np.testing.assert_array_equal(out, other)

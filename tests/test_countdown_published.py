@@ -5,13 +5,13 @@ import random
 import re
 
 import pytest
-from countdown_traces import traces
 from hypothesis import given, settings
 
 from apr_jax.tasks.countdown import published, search, verify
 from apr_jax.tasks.countdown.problems import Problem
 from apr_jax.tasks.countdown.search import SearchConfig
 from apr_jax.tasks.countdown.solver import expand
+from countdown_traces import traces
 
 PROBLEM = Problem((22, 26, 31, 53), 27)
 

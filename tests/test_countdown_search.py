@@ -4,13 +4,13 @@ import random
 import re
 
 import pytest
-from countdown_traces import METHODS, traces
 from hypothesis import given, settings
 
 from apr_jax.tasks.countdown import compact, problems, search, verify
 from apr_jax.tasks.countdown.problems import PRESETS, Problem
 from apr_jax.tasks.countdown.search import SearchConfig
 from apr_jax.tasks.countdown.solver import expand
+from countdown_traces import METHODS, traces
 
 PROBLEM = Problem((22, 26, 31, 53), 27)
 

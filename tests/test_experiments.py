@@ -13,7 +13,12 @@ from apr_jax.tasks.countdown import compact, verify
 from apr_jax.tasks.countdown import problems as countdown
 from experiments import evaluate, solve
 
-LINES = ['{"nums": [22, 26, 31, 53], "target": 27}', '{"nums": [3, 7, 12], "target": 33}', "", '{"nums": [1, 2, 3], "target": 10}']
+LINES = [
+    '{"nums": [22, 26, 31, 53], "target": 27}',
+    '{"nums": [3, 7, 12], "target": 33}',
+    "",
+    '{"nums": [1, 2, 3], "target": 10}',
+]
 
 
 def start(*arguments: str) -> subprocess.CompletedProcess:

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import oracle
 from apr_jax.decode.transcript import Source, Stop
 from apr_jax.evaluate import metrics, outcomes, select
 from apr_jax.evaluate.causality import causality, depths
 from apr_jax.protocols.samples import Samples
 from apr_jax.protocols.spawn_join import SpawnJoin
-import oracle
 from synthetic import Thread, build, random_tree
 
 # Root: 2 fed, generates ab (2), forks two threads: one generates 3 tokens, one 1; two results fed; generates 2 more.

@@ -100,13 +100,15 @@ def test_logits_equal_a_plain_forward_pass(config):
 
 def test_leading_axes_do_not_matter():
     model = perturbed(CONFIG)
-    tokens = jnp.arange(6)
-    attend = lambda q, k, v, memory: (q * jnp.sum(v, -2, keepdims=True), memory)
-    want, _ = transformer.hidden(model.graph, model.params, tokens, tokens, attend, (None, None))
-    for shape in ((6, 1), (2, 3), (1, 3, 2)):
-        x, _ = transformer.hidden(
-            model.graph, model.params, tokens.reshape(shape), tokens.reshape(shape), attend, (None, None)
-        )
+
+    @jax.jit
+    def run(tokens):
+        attend = lambda q, k, v, memory: (q * jnp.sum(v, -2, keepdims=True), memory)
+        return transformer.hidden(model.graph, model.params, tokens, tokens, attend, (None, None))[0]
+
+    want = run(jnp.arange(6))
+    for shape in ((6, 1), (1, 3, 2)):
+        x = run(jnp.arange(6).reshape(shape))
         assert x.shape == (*shape, CONFIG.width)
         np.testing.assert_allclose(x.reshape(6, -1), want, atol=1e-12)
 
@@ -127,7 +129,7 @@ def test_dtypes_and_gradients(dtype, param_dtype):
 
     logits = run(model, jnp.arange(5)[None], jnp.arange(5)[None], mask)
     assert logits.dtype == jnp.float32
-    gradients = jax.grad(loss)(model.params)
+    gradients = jax.jit(jax.grad(loss))(model.params)
     assert all(
         x.dtype.name == param_dtype and np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves(gradients)
     )
@@ -142,7 +144,7 @@ def test_remat_changes_nothing():
         tokens = jnp.arange(6)[None]
         return jnp.sum(transformer.hidden(model.graph, params, tokens, tokens, attend, (None, None), remat)[0] ** 3)
 
-    plain, again = (jax.grad(loss)(model.params, remat) for remat in (False, True))
+    plain, again = (jax.jit(jax.grad(loss), static_argnums=1)(model.params, remat) for remat in (False, True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), plain, again)
 
 
@@ -200,7 +202,7 @@ def test_published_parameter_counts():
     ("change", "message"),
     [
         ({"width": 0}, "ModelConfig.width is 0"),
-        ({"layers": 2.5}, "ModelConfig.layers is 2.5"),
+        ({"layers": -1}, "ModelConfig.layers is -1"),
         ({"kv_heads": 3}, r"kv_heads is 3, which does not divide heads=4; choose one of \[1, 2, 4\]"),
         ({"head_dim": 5}, "head_dim is 5"),
         ({"norm_eps": 0.0}, "norm_eps is 0.0"),
@@ -238,7 +240,7 @@ def test_bf16_storage(tmp_path):
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), model.params)
     jax.tree.map(np.testing.assert_array_equal, loaded, rounded)
     sizes = [(tmp_path / name).stat().st_size for name in ("None", "bfloat16")]
-    assert sizes[0] - sizes[1] == pytest.approx(2 * CONFIG.parameters, abs=64)
+    assert sizes[0] - sizes[1] == pytest.approx(2 * CONFIG.parameters, abs=128)
     bf16 = dataclasses.replace(CONFIG, dtype="bfloat16", param_dtype="bfloat16")
     io.save(tmp_path / "as_bf16", model, bf16)
     loaded = io.load(tmp_path / "as_bf16").params

@@ -1,4 +1,4 @@
-"""The oracle itself: cases worked out by hand, with a scripted model; its transformer against the one of the package."""
+"""The oracle itself: cases worked out by hand with a scripted model; its transformer against that of the package."""
 
 import collections
 import dataclasses
@@ -11,6 +11,7 @@ import pytest
 
 import forking
 import oracle
+import reference_model
 from apr_jax.decode.transcript import Source, Stop
 from apr_jax.model import transformer
 from apr_jax.model.attention import masked_attention
@@ -187,14 +188,7 @@ def test_dropped_children_count_in_paths_and_the_clock_waits_for_grandchildren()
         (1,): [SPAWN, WAIT],  # out of tokens while its child runs
         (1, 0): [8, 8],
     }
-    case = forking.Case(id=0, prompt=np.array([1]), max_tokens=60)
-    inner = scripted(texts)
-
-    def choose(thread, logits, uniform, problem):
-        problem = dataclasses.replace(problem)
-        return inner(thread, logits, uniform, problem)
-
-    transcript = oracle.run(lambda context: np.zeros(16), case, SpawnJoin(max_depth=2), 0, choose=choose)
+    transcript = played(texts, SpawnJoin(max_depth=2), [1])
     assert [(t.path, t.parent, t.stop) for t in transcript.threads] == [
         ((), -1, Stop.END),
         ((0,), 0, Stop.MALFORMED),
@@ -202,8 +196,8 @@ def test_dropped_children_count_in_paths_and_the_clock_waits_for_grandchildren()
         ((1,), 0, Stop.END),
         ((1, 0), 3, Stop.END),
     ]
-    # Root: 1, spawn at clocks 1, 2; child 0 writes 3 to 6; wait, result, go, spawn, 12 at 7 to 11; child 1 writes 12 to 15, then
-    # its child 16 to 19, then wait, result, go 20 to 22; the root goes on at 23.
+    # Root: 1, spawn at clocks 1, 2; child 0 writes 3 to 6; wait, result, go, spawn, 12 at 7 to 11; child 1 writes 12 to
+    # 15, then its child 16 to 19, then wait, result, go 20 to 22; the root goes on at 23.
     root = transcript.log.clock[transcript.log.thread == 0].tolist()
     assert root == [1, 2, 7, 8, 9, 10, 11, 23, 24, 25, 26, -1]
     assert transcript.log.clock[transcript.log.thread == 1].tolist() == [3, 4, 5, 6, -1]
@@ -218,7 +212,7 @@ def test_a_parent_out_of_tokens_passes_on_the_clock_and_count_of_its_child():
     texts = {(): [SPAWN, WAIT, 9, END], (0,): [10, SPAWN, 11, WAIT], (0, 0): [8, 8, 8]}
     transcript = played(texts, SpawnJoin(max_depth=2), [1], max_tokens=4)
     assert [t.stop for t in transcript.threads] == [Stop.END, Stop.LENGTH, Stop.END]
-    # Child: spawn, go, 10, spawn, 11 at clocks 3 to 7. Grandchild: spawn, 11, go, 8, 8, 8 at 8 to 13. The root goes on at 14.
+    # Child: spawn, go, 10, spawn, 11 at clocks 3 to 7. Grandchild: spawn, 11, go, 8, 8, 8 at 8 to 13. Root: from 14 on.
     assert transcript.log.clock[transcript.log.thread == 0].tolist() == [1, 2, 14, 15, 16, 17, -1]
     assert transcript.log.depth[(transcript.log.thread == 0) & transcript.log.sampled].tolist() == [1, 2, 11, 12]
 
@@ -263,19 +257,20 @@ def test_transformer_is_that_of_the_package(fields):
     tokens = rng.integers(0, 16, size=9)
     positions = np.sort(rng.integers(0, 40, size=9))
     mask = jnp.tril(jnp.ones((9, 9), bool))
-    attend = lambda q, k, v, memory: (masked_attention(q, k, v, mask), memory)
-    graph = transformer.graph_of(config)
-    x, _ = transformer.hidden(
-        graph, params, jnp.asarray(tokens), jnp.asarray(positions), attend, (None,) * config.layers
-    )
-    right = oracle.all_logits(jax.tree.map(np.asarray, params), config, tokens, positions)
+    graph, memory = transformer.graph_of(config), (None,) * config.layers
+
+    def attend(q, k, v, memory):
+        return masked_attention(q, k, v, mask), memory
+
+    x, _ = transformer.hidden(graph, params, jnp.asarray(tokens), jnp.asarray(positions), attend, memory)
+    right = reference_model.all_logits(jax.tree.map(np.asarray, params), config, tokens, positions)
     np.testing.assert_allclose(transformer.logits(graph, params, x), right, rtol=0, atol=1e-10)
 
 
 def test_order_of_running_does_not_matter():
     """200 random programs in three orders; the mix of events is what the tests of the engine rely on."""
     model = forking.biased_model(CONFIG, 0, forking.Words().bias(), 1.5)
-    forward = oracle.transformer(model.params, CONFIG)
+    forward = reference_model.transformer(model.params, CONFIG)
     rng = np.random.default_rng(1)
     events = collections.Counter()
     for number in range(200):
@@ -297,7 +292,7 @@ def test_order_of_running_does_not_matter():
 
 def test_replay_and_compare_find_faults():
     model = forking.biased_model(CONFIG, 0, forking.Words().bias(), 1.5)
-    forward = oracle.transformer(model.params, CONFIG)
+    forward = reference_model.transformer(model.params, CONFIG)
     case = forking.Case(id=5, prompt=np.array([1, 8]), temperature=1.0, max_tokens=12)
     right = oracle.run(forward, case, Sequential(), 3)
     for field in ("token", "clock", "position", "predictor", "source", "depth", "logprob", "behaviour_logprob"):

@@ -77,15 +77,13 @@ def test_meshes_that_do_not_exist_are_refused():
 
 
 @needs_four
-@pytest.mark.parametrize("shape", [(4, 1), (2, 2), (1, 4)])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("shape", "tied"), [((4, 1), True), ((2, 2), False), ((1, 4), True)])
 def test_sharded_logits_and_gradients_equal_those_of_one_device(shape, tied):
     model = transformer.init(dataclasses.replace(CONFIG, tied=tied), jax.random.key(0))
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 16, (4, 5)), jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(5, dtype=jnp.int32), (4, 5))
     attend = lambda q, k, v, memory: (masked_attention(q, k, v, jnp.tri(5, dtype=bool)[None]), memory)
 
-    @jax.jit
     def loss(params, tokens):
         x, _ = transformer.hidden(model.graph, params, tokens, positions, attend, (None, None))
         logits = transformer.logits(model.graph, params, x)

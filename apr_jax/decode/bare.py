@@ -126,7 +126,7 @@ class BareLoop:
 
         def attend(q, k, v, memory):
             flat = (*k.shape[:2], -1)
-            write = lambda old, new: jax.lax.dynamic_update_slice(  # noqa: E731
+            write = lambda old, new: jax.lax.dynamic_update_slice(
                 old, new.reshape(flat).astype(old.dtype), (0, place, 0)
             )
             keys, values = write(memory[0], k), write(memory[1], v)
@@ -141,7 +141,7 @@ class BareLoop:
         position = jnp.broadcast_to(layout.prompt - 1 + state.step, rows)
         x, pool = transformer.hidden(graph, params, state.token, position, attend, state.pool)
         logits = transformer.logits(graph, params, x.reshape(-1, x.shape[-1]))
-        every = lambda value, dtype: jnp.full(logits.shape[0], value, dtype)  # noqa: E731
+        every = lambda value, dtype: jnp.full(logits.shape[0], value, dtype)
         uniform = jax.random.uniform(jax.random.fold_in(state.key, state.step), logits.shape[:1], jnp.float32)
         temperature, off = every(self.temperature, jnp.float32), every(0, jnp.int32)
         token, _, _ = sample(logits, uniform, temperature, off, every(1, jnp.float32))

@@ -227,7 +227,9 @@ def fold(key: UInt32[Array, "2"], number: Int[Array, ""]) -> UInt32[Array, "2"]:
 
 def one_bit(number: Int[Array, ""], words: int) -> UInt32[Array, "words"]:
     """The row of the visibility matrix in which only `number` is set."""
-    return jnp.where(jnp.arange(words) == number // 32, jnp.uint32(1) << (number % 32).astype(jnp.uint32), jnp.uint32(0))
+    return jnp.where(
+        jnp.arange(words) == number // 32, jnp.uint32(1) << (number % 32).astype(jnp.uint32), jnp.uint32(0)
+    )
 
 
 def numbers(book: Book) -> Int[Array, "M"]:
@@ -303,7 +305,9 @@ def compose(
     place = jnp.where(valid & ~full, place, size)
     mine = (to[None, :] == numbers(book)[:, None]) & valid[None, :]  # [M, n]
     before = jnp.cumsum(jnp.where(valid, length, 0)) - length
-    first = jnp.min(jnp.where(mine, before[None, :], jnp.iinfo(jnp.int32).max), axis=1)  # tokens before the thread's message
+    first = jnp.min(
+        jnp.where(mine, before[None, :], jnp.iinfo(jnp.int32).max), axis=1
+    )  # tokens before the thread's message
     offset = before - first[to]
     fields = (("kind", kind), ("thread", thread), ("start", start), ("offset", offset), ("length", length))
     pieces = Pieces(**{name: getattr(book.pieces, name).at[place].set(new, mode="drop") for name, new in fields})

@@ -192,7 +192,9 @@ class Engine:
                 yield from found
 
     def _progress(self, state: State, problems: int, seconds: float) -> Progress:
-        sums = {field.name: int(np.sum(getattr(state.counters, field.name))) for field in dataclasses.fields(state.counters)}
+        sums = {
+            field.name: int(np.sum(getattr(state.counters, field.name))) for field in dataclasses.fields(state.counters)
+        }
         rows = sums.pop("decode_rows") / max(sums["decode_steps"] * self.sizes.rows, 1)
         return Progress(problems=problems, occupancy=rows, seconds=seconds, **sums)
 
@@ -232,7 +234,9 @@ def _activation_dtype(model: Model):
     return jnp.float64 if params[0].dtype == jnp.float64 else jnp.dtype(model.config.dtype)
 
 
-def _transcript(books: dict[str, np.ndarray], logs: states.LogArrays, place: tuple[int, int], sizes: Sizes) -> Transcript:
+def _transcript(
+    books: dict[str, np.ndarray], logs: states.LogArrays, place: tuple[int, int], sizes: Sizes
+) -> Transcript:
     """Build the transcript of one place (shard, row): threads in the order of their paths, entries thread by thread."""
     book = {name: value[place] for name, value in books.items()}
     log = jax.tree.map(lambda x: x[place], logs)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Int
 
 from apr_jax.decode import book as books
 from apr_jax.decode import pool, schedule
-from apr_jax.decode.book import FINISHED, NOBODY, READY, WAITING, Book
+from apr_jax.decode.book import READY, WAITING, Book
 from apr_jax.decode.sampling import sample
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.state import LogArrays, State, leaving, refill, retire, room
@@ -48,7 +48,7 @@ class Program:
 
 def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chunk: int) -> State:
     """One step of either kind: feed the tiles' tokens, sample where a thread has fed all it had, note the events."""
-    sizes, protocol = program.sizes, program.protocol
+    sizes = program.sizes
     with jax.named_scope("place"):
         placed, places = schedule.place(state.books, tiles, chunk, sizes)
         tokens = read_tokens(program, state, placed, tiles, places, chunk)
@@ -64,9 +64,7 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
         last = jnp.maximum(tiles.count - 1, 0)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
         logits = transformer.logits(program.graph, params, x)
-        token, logprob, behaviour = sample(
-            logits, _uniform(threads), threads.temperature, threads.top_k, threads.top_p
-        )
+        token, logprob, behaviour = sample(logits, _uniform(threads), threads.temperature, threads.top_k, threads.top_p)
     with jax.named_scope("record"):
         drawn = places.drawn < sizes.log
         log = record(state.log, tiles, places, (tokens, position, clock), threads, (token, logprob, behaviour))
@@ -143,7 +141,7 @@ def advance(
     said = tiles.count - unfed
     generated = old.generated + drawn
     last = jnp.maximum(tiles.count - 1, 0)[:, None]
-    pick = lambda values: jnp.take_along_axis(values, last, axis=1)[:, 0]  # noqa: E731
+    pick = lambda values: jnp.take_along_axis(values, last, axis=1)[:, 0]
     last_message = jnp.where(said > 0, pick(places.entry), -1)
     entry = jnp.where(drawn, places.drawn, last_message)
     values = {
@@ -163,7 +161,7 @@ def advance(
         "last": pick(places.entry),
     }
     threads = placed.threads
-    write = lambda name, new: getattr(threads, name).at[row, tiles.thread].set(new, mode="drop")  # noqa: E731
+    write = lambda name, new: getattr(threads, name).at[row, tiles.thread].set(new, mode="drop")
     threads = dataclasses.replace(threads, **{name: write(name, new) for name, new in values.items()})
 
     max_tokens = placed.max_tokens[jnp.minimum(tiles.problem, sizes.problems - 1)]
@@ -246,7 +244,7 @@ def change(program: Program, state: State) -> State:
 def run_slice(program: Program, params: Any, state: State, steps: Int[Array, ""]) -> State:
     """Run until `steps` more steps are done, nothing is left to run, or a finished problem finds the outbox full."""
     sizes = program.sizes
-    taken = lambda s: s.counters.feed_steps + s.counters.decode_steps  # noqa: E731
+    taken = lambda s: s.counters.feed_steps + s.counters.decode_steps
     limit = taken(state) + steps
 
     def goes_on(s):
@@ -278,6 +276,3 @@ def run_slice(program: Program, params: Any, state: State, steps: Int[Array, ""]
             return handle(program, s)
 
     return jax.lax.while_loop(goes_on, outer, state)
-
-
-__all__ = ["FINISHED", "NOBODY", "Program", "run_slice", "step"]

@@ -135,7 +135,7 @@ def walk(
     def step(i, carry):
         top, total, out = carry
         start = (0, i * block, 0)
-        piece = lambda a: jax.lax.dynamic_slice(a, start, (a.shape[0], block, a.shape[2]))  # noqa: E731
+        piece = lambda a: jax.lax.dynamic_slice(a, start, (a.shape[0], block, a.shape[2]))
         k, v = piece(keys), piece(values)
         if rows is not None:
             k, v = k[rows], v[rows]

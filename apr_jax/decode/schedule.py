@@ -147,7 +147,7 @@ def place(books: Book, tiles: Tiles, chunk: int, sizes: Sizes) -> tuple[Book, Pl
     )  # fmt: skip
     base = books.log_used[at] + log_first
     message = step - unfed[:, None]
-    numbered_log = lambda k: base[:, None] + k  # noqa: E731
+    numbered_log = lambda k: base[:, None] + k
     log_run = threads.log_run[at, tiles.thread]
     entry = locate(length[:, None] + message, length, sizes.log_run, log_run, numbered_log)
     entry = jnp.where(message < 0, threads.entry[at, tiles.thread][:, None], entry)

@@ -97,7 +97,7 @@ class State:
     def replace(self, **values: Any) -> "State":
         """A copy with other values, in the dtypes of the old ones where the structure is the same."""
         structure = jax.tree.structure
-        same = lambda new, old: books.cast(new, old) if structure(new) == structure(old) else new  # noqa: E731
+        same = lambda new, old: books.cast(new, old) if structure(new) == structure(old) else new
         return dataclasses.replace(self, **{name: same(new, getattr(self, name)) for name, new in values.items()})
 
 
@@ -124,7 +124,7 @@ def create(sizes: Sizes, layers: int, kv_width: int, dtype: Any, seed: Array) ->
     p, m = sizes.problems, sizes.threads
     wide = jnp.promote_types(dtype, jnp.float32)
     blank = books.empty(sizes)
-    stack = lambda count: jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), blank)  # noqa: E731
+    stack = lambda count: jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), blank)
     zero = jnp.zeros((), jnp.int32)
     queue_ints = jnp.zeros(sizes.queue, jnp.int32)
     return State(
@@ -163,7 +163,7 @@ def retire(state: State) -> State:
     size = state.outbox.book["used"].shape[0]
     goes = ended & (place < size)
     place = jnp.where(goes, place, size)
-    put = lambda box, value: box.at[place].set(value, mode="drop")  # noqa: E731
+    put = lambda box, value: box.at[place].set(value, mode="drop")
     outbox = Outbox(
         log=jax.tree.map(put, state.outbox.log, state.log),
         book=jax.tree.map(put, state.outbox.book, kept(state.books)),

@@ -138,13 +138,20 @@ def write(path: Path, transcripts: Sequence[Transcript], text, extra: Iterable[d
     with path.open("w") as file:
         for transcript, more in zip(transcripts, extra, strict=True):
             threads = [
-                {"path": list(t.path), "parent": t.parent, "stop": t.stop.name.lower(), "text": text(transcript.tokens(i))}
+                {
+                    "path": list(t.path),
+                    "parent": t.parent,
+                    "stop": t.stop.name.lower(),
+                    "text": text(transcript.tokens(i)),
+                }
                 for i, t in enumerate(transcript.threads)
             ]
             line = {"schema": SCHEMA, "problem": transcript.problem, "sample": transcript.sample, **more}
             line |= {"stop": transcript.stop.name.lower(), "peak_context": transcript.peak_context, "threads": threads}
             file.write(json.dumps(line) + "\n")
-    arrays = {name: np.concatenate([getattr(t.log, name) for t in transcripts]) for name in _FIELDS} if transcripts else {}
+    arrays = (
+        {name: np.concatenate([getattr(t.log, name) for t in transcripts]) for name in _FIELDS} if transcripts else {}
+    )
     arrays["entries"] = np.array([len(t.log) for t in transcripts], np.int64)
     arrays["sees"] = np.concatenate([t.sees.reshape(-1) for t in transcripts]) if transcripts else np.zeros(0, bool)
     np.savez_compressed(path.with_suffix(".npz"), **arrays)

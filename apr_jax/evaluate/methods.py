@@ -115,7 +115,9 @@ def make_engine(config: RolloutConfig, words: Tokenizer) -> Engine:
 
 def requests(problems: Sequence[countdown.Problem], config: RolloutConfig, words: Tokenizer) -> list[Problem]:
     """The problems as the engine wants them; their numbers are their places."""
-    sampling = dict(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, max_tokens=config.max_tokens)
+    sampling = dict(
+        temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, max_tokens=config.max_tokens
+    )
     return [
         Problem(i, np.array(words.encode(compact.prompt(problem)), np.int32), **sampling)
         for i, problem in enumerate(problems)
@@ -166,9 +168,7 @@ def judge(
     return threads[chosen], samples[chosen].answer, samples[chosen].correct
 
 
-def evaluate(
-    problems: Sequence[countdown.Problem], method: MethodConfig, rollout: Rollout, words: Tokenizer
-) -> Result:
+def evaluate(problems: Sequence[countdown.Problem], method: MethodConfig, rollout: Rollout, words: Tokenizer) -> Result:
     """Judge a rollout by a method's rule and sum up."""
     pairs = list(zip(problems, rollout.transcripts, strict=True))
 
@@ -182,4 +182,3 @@ def evaluate(
     entry["tokens_per_second"] = progress.sampled / max(progress.seconds, 1e-9)
     entry["occupancy"] = progress.occupancy
     return Result(found, entry, rollout)
-

@@ -15,11 +15,11 @@ WORD = 32  # visibility of 32 threads is one uint32
 
 
 def masked_attention(
-    q: Float[Array, "*B Q H h"], k: Float[Array, "*B N K h"], v: Float[Array, "*B N K h"], mask: Bool[Array, "*B Q N"]
+    q: Float[Array, "*B Q H h"], k: Float[Array, "*B N K h"], v: Float[Array, "*B N K h"], mask: Bool[Array, "*#B Q N"]
 ) -> Float[Array, "*B Q H h"]:
     """Grouped-query attention of Q queries over N keys, scaled by h**-0.5.
 
-    Query head i reads key head i // (H // K). A query whose mask is False everywhere gets 0.
+    Query head i reads key head i // (H // K). The mask may broadcast over the leading axes. A query whose mask is False everywhere gets 0.
     """
     *_, queries, heads, head_dim = q.shape
     kv_heads = k.shape[-2]
@@ -43,7 +43,7 @@ def masked_attention(
 
 def packed_blocks(
     owner: Int[Array, "B S"], clock: Int[Array, "B S"], sees: Bool[Array, "B U U"], chunk: int
-) -> tuple[Bool[Array, "B Q N"], ...]:
+) -> tuple[Bool[Array, "B _ _"], ...]:
     """What the queries of packed rows may see, in blocks: query chunk i against keys 0 .. (i + 1) * chunk.
 
     A key is visible if `sees[owner of query, owner of key]` and its clock is below the query's, or equal to it within a
@@ -75,7 +75,7 @@ def causal_attention(
     q: Float[Array, "B S H h"],
     k: Float[Array, "B S K h"],
     v: Float[Array, "B S K h"],
-    blocks: tuple[Bool[Array, "B Q N"], ...],
+    blocks: tuple[Bool[Array, "B _ _"], ...],
 ) -> Float[Array, "B S H h"]:
     """`masked_attention` of whole rows, half of whose products are saved: see `packed_blocks`."""
     out, start = [], 0

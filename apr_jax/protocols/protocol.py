@@ -45,9 +45,7 @@ class Protocol(Interface):
 def feed_prompt(book: Book, thread: Int[Array, ""], start: Int[Array, ""], length: Int[Array, ""]) -> Book:
     """Give a thread a stretch of the prompt."""
     one = jnp.ones(1, jnp.int32)
-    return books.compose(
-        book, one * thread, one * books.PROMPT, one * 0, one * start, one * length, jnp.ones(1, bool)
-    )
+    return books.compose(book, one * thread, one * books.PROMPT, one * 0, one * start, one * length, jnp.ones(1, bool))
 
 
 def say(

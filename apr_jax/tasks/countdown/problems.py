@@ -83,7 +83,9 @@ def check_any(problem: Problem) -> Setting:
             check(problem, setting)
             return setting
     counts = sorted(setting.numbers for setting in PRESETS.values())
-    raise ValueError(f"nums: {len(problem.nums)} numbers {list(problem.nums)}; {' or '.join(map(str, counts))} are needed")
+    raise ValueError(
+        f"nums: {len(problem.nums)} numbers {list(problem.nums)}; {' or '.join(map(str, counts))} are needed"
+    )
 
 
 def _check_range(field: str, value: object, low: int, high: int) -> None:
@@ -176,7 +178,9 @@ def read_jsonl(path: Path, setting: Setting | None = None) -> list[Problem]:
             raise ValueError(f"{path}:{number}: {error}") from error
         problems.append(problem)
     if not problems:
-        raise ValueError(f"{path}: no problems in it; expected lines like " + '{"nums": [22, 26, 31, 53], "target": 27}')
+        raise ValueError(
+            f"{path}: no problems in it; expected lines like " + '{"nums": [22, 26, 31, 53], "target": 27}'
+        )
     return problems
 
 
