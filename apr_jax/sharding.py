@@ -1,4 +1,4 @@
-"""How arrays lie on a mesh: named axes of parameters, rules that map names to mesh axes, refusals where they do not fit.
+"""How arrays lie on a mesh: named axes of parameters, rules from names to mesh axes, refusals where they do not fit.
 
 The mesh has two axes: `data` (problems, rows) and `model` (heads, feed-forward width, vocabulary). A head is never cut;
 key/value heads that `model` does not divide are replicated.

@@ -114,8 +114,8 @@ def train(
 ) -> Tokenizer:
     """A vocabulary in which every control word and every character is one id.
 
-    Ids: <pad> <unk> <s> </s>, then `control_words`, then `characters`, each in the order given, then the other characters
-    of `texts` in Unicode order. So the ids depend on what occurs, not on how often. Text is taken as it is: no
+    Ids: <pad> <unk> <s> </s>, then `control_words`, then `characters`, each in the order given, then the other
+    characters of `texts` in Unicode order. So the ids depend on what occurs, not on how often. Text is taken as it is: no
     normalisation, no dummy prefix, white space kept.
 
     Args:
@@ -153,7 +153,7 @@ def train(
 
 
 def compact() -> Tokenizer:
-    """The vocabulary of the compact Countdown format: specials, control words, digits and signs, one id each (32 ids)."""
+    """The vocabulary of the compact Countdown format: specials, control words, digits, signs; 32 symbols, one id each."""
     return train((), CONTROL_WORDS, characters=COMPACT_CHARACTERS)
 
 

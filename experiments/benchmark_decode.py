@@ -230,7 +230,7 @@ def forking_model(config: ModelConfig, words: tokenizer.Tokenizer, seed: int) ->
     successors([*late, join], (late, 0.98), ([join], 0.01), ([end], 0.01))
     params = transformer.init(config, jax.random.key(seed)).params
     size, large = config.vocabulary, 24.0
-    embed = np.asarray(params["embed"], np.float32)
+    embed = np.array(params["embed"], np.float32)
     embed[:, :size] = large * np.eye(size)
     head = np.zeros((config.width, size), np.float32)
     head[:size] = table / np.sqrt(config.width)  # the final norm scales the one-hot part to about the root of the width

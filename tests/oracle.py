@@ -219,9 +219,7 @@ def _spawn_join(world: World, thread: Thread, fed: Sequence[int], protocol: Any)
         waiting = entry.token == protocol.wait and bool(opened)
         if entry.token == protocol.end:
             stop = Stop.MALFORMED if opened else Stop.END
-        elif (
-            entry.token == protocol.wait and not opened or entry.token == protocol.spawn and depth >= protocol.max_depth
-        ):
+        elif too_deep or (entry.token == protocol.wait and not opened):
             stop = Stop.MALFORMED
         elif entry.token == protocol.spawn:
             opened.append((thread.open(), []))

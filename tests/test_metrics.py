@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import forking
 import oracle
 from apr_jax.decode.transcript import Source, Stop
 from apr_jax.evaluate import metrics, outcomes, select
@@ -109,13 +110,13 @@ def only_of(transcript, thread):
 SPAWN, WAIT, RESULT, JOIN, END, GO = range(2, 8)
 
 
-def forking(max_depth):
+def spawn_join(max_depth):
     return SpawnJoin(spawn=SPAWN, wait=WAIT, result=RESULT, join=JOIN, end=END, go=GO, max_depth=max_depth)
 
 
 def interpreted(protocol, choose, max_tokens, prompt=1):
     """Runs the plain interpreter of threads, which counts while it runs, on tokens that `choose` names."""
-    case = oracle.Case(id=0, prompt=np.arange(8, 8 + prompt), max_tokens=max_tokens)
+    case = forking.Case(id=0, prompt=np.arange(8, 8 + prompt), max_tokens=max_tokens)
     return oracle.run(
         lambda context: np.zeros(16), case, protocol, 0, choose=lambda thread, *_: (choose(thread), -1.0, -1.0)
     )
@@ -129,7 +130,7 @@ def test_critical_path_of_the_oracle(seed):
     def choose(thread):
         return (SPAWN, WAIT, JOIN, END, int(rng.integers(8, 13)))[rng.choice(5, p=chances)]
 
-    for protocol in (forking(int(rng.integers(1, 4))), Samples(count=3, end=END)):
+    for protocol in (spawn_join(int(rng.integers(1, 4))), Samples(count=3, end=END)):
         transcript = interpreted(protocol, choose, int(rng.integers(1, 25)), int(rng.integers(1, 4)))
         log = transcript.log
         found = depths(causality(transcript), log.sampled)
@@ -141,7 +142,7 @@ def test_critical_path_of_the_oracle(seed):
 def test_a_child_that_is_fed_nothing_after_its_own_join():
     """The child's budget ends with its `<wait>`: nothing is fed to it, yet its parent waited for the grandchild."""
     texts = {(): [SPAWN, WAIT, END], (0,): [SPAWN, 8, WAIT], (0, 0): [9, 9, 9]}
-    transcript = interpreted(forking(2), lambda thread: texts[thread.path][thread.generated], max_tokens=3)
+    transcript = interpreted(spawn_join(2), lambda thread: texts[thread.path][thread.generated], max_tokens=3)
     assert [thread.stop for thread in transcript.threads] == [Stop.END, Stop.LENGTH, Stop.LENGTH]
     assert metrics.recomputed_critical_path(transcript) == metrics.critical_path(transcript) == 2 + 3 + 3 + 1
 

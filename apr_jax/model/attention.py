@@ -1,7 +1,7 @@
 """Attention under visibility: what may be seen is a mask, and nothing else is known of threads.
 
-A row that sees nothing gives 0, never NaN, in the result and in the gradients. Softmax is taken in f32, or in f64 if the
-inputs are f64.
+A row that sees nothing gives 0, never NaN, in the result and in the gradients. Softmax is taken in f32, or in f64 if
+the inputs are f64.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,8 @@ def masked_attention(
 ) -> Float[Array, "*B Q H h"]:
     """Grouped-query attention of Q queries over N keys, scaled by h**-0.5.
 
-    Query head i reads key head i // (H // K). The mask may broadcast over the leading axes. A query whose mask is False everywhere gets 0.
+    Query head i reads key head i // (H // K). The mask may broadcast over the leading axes. A query whose mask is False
+    everywhere gets 0.
     """
     *_, queries, heads, head_dim = q.shape
     kv_heads = k.shape[-2]
@@ -47,8 +48,8 @@ def packed_blocks(
     """What the queries of packed rows may see, in blocks: query chunk i against keys 0 .. (i + 1) * chunk.
 
     A key is visible if `sees[owner of query, owner of key]` and its clock is below the query's, or equal to it within a
-    thread. Threads of a row are stored in causal order: nothing visible stands behind its query, so the blocks leave out
-    only what is never seen. `owner` is -1 for padding, which sees nothing and is not seen.
+    thread. Threads of a row are stored in causal order: nothing visible stands behind its query, so the blocks leave
+    out only what is never seen. `owner` is -1 for padding, which sees nothing and is not seen.
 
     Returns:
       One mask [B, chunk, (i + 1) * chunk] per query chunk; the last chunk may be shorter.

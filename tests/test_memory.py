@@ -1,0 +1,116 @@
+"""The compiled program works in place: the state is donated, the pool is never copied, and nothing compiles twice."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import forking
+from apr_jax.decode import Engine, Problem, Sizes
+from apr_jax.model.config import ModelConfig
+from apr_jax.protocols import Samples, SpawnJoin
+
+WORDS = forking.Words()
+CONFIG = ModelConfig(
+    vocabulary=16, width=32, layers=2, heads=4, kv_heads=2, head_dim=16, ffn=48, qk_norm=True, tied=False
+)  # fmt: skip
+SIZES = Sizes(
+    problems=4, lanes=4, rows=12, feed_tiles=3, feed_chunk=8, feed_threshold=2, threads=24, slots=4096, log=1024, queue=16,
+    prompt=8, outbox=8, attention_block=512,
+)  # fmt: skip
+PROTOCOLS = {
+    "samples": Samples(count=4, end=WORDS.end),
+    "spawn_join": SpawnJoin(
+        spawn=WORDS.spawn, wait=WORDS.wait, result=WORDS.result, join=WORDS.join, end=WORDS.end, go=WORDS.go, max_depth=2
+    ),
+}  # fmt: skip
+POOL = f"f32[{SIZES.problems},{SIZES.slots},{CONFIG.kv_heads * CONFIG.head_dim}]"
+POOL_BYTES = 2 * CONFIG.layers * 4 * SIZES.problems * SIZES.slots * CONFIG.kv_heads * CONFIG.head_dim
+# Operations that may give an array of the pool's shape inside of a loop: they pass it on, or write to it in place.
+IN_PLACE = {
+    "parameter", "get-tuple-element", "tuple", "while", "call", "fusion", "bitcast", "scatter", "dynamic-update-slice"
+}  # fmt: skip
+
+
+@functools.cache
+def engine(name: str) -> Engine:
+    biased = forking.biased_model(CONFIG, 0, WORDS.bias())
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), biased.params)
+    return Engine(type(biased)(biased.graph, params), PROTOCOLS[name], SIZES)
+
+
+@functools.cache
+def compiled(name: str) -> jax.stages.Compiled:
+    program = engine(name)
+    return program._run.lower(program.model.params, program.create(0), jnp.int32(1)).compile()
+
+
+def computations(text: str) -> dict[str, list[str]]:
+    """The lines of each computation of a compiled module, by its name."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        start = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+        if start:
+            lines = found.setdefault(start[1], [])
+        elif line.startswith(" "):
+            lines.append(line.strip())
+    return found
+
+
+def inside_loops(text: str) -> list[str]:
+    """The lines of all computations that some loop runs, fused and called ones included."""
+    found = computations(text)
+    called = {
+        name: {n for line in lines for n in re.findall(r"[\w.\-]+", " ".join(re.findall(r"(?:calls|to_apply|body|condition|true_computation|false_computation|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)", line)))}
+        for name, lines in found.items()
+    }
+    left = [name for lines in found.values() for line in lines for name in re.findall(r"body=%?([\w.\-]+)", line)]
+    seen: set[str] = set()
+    while left:
+        name = left.pop()
+        if name in found and name not in seen:
+            seen.add(name)
+            left.extend(called[name])
+    assert seen, "no loop found: has the text format changed?"
+    return [line for name in sorted(seen) for line in found[name]]
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_state_is_aliased_and_little_is_held_beside_it(name):
+    analysis = compiled(name).memory_analysis()
+    state = jax.eval_shape(engine(name).create, 0)
+    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert POOL_BYTES > 8e6 and state_bytes > POOL_BYTES
+    assert analysis.alias_size_in_bytes >= state_bytes
+    lanes, feed = SIZES.problems * SIZES.lanes, SIZES.feed_tiles * SIZES.feed_chunk
+    scores = 4 * CONFIG.heads * max(lanes, feed) * SIZES.slots
+    assert analysis.temp_size_in_bytes < 0.05 * POOL_BYTES + scores
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_no_loop_copies_the_pool(name):
+    lines = inside_loops(compiled(name).as_text())
+    shaped = [line for line in lines if re.match(rf"(?:ROOT )?%?[\w.\-]+ = {re.escape(POOL)}", line)]
+    assert len(shaped) > 4 * CONFIG.layers, "the pool was not found in the loops: has its shape changed?"
+    operations = {line: re.search(r" = \S+ ([\w\-]+)\(", line)[1] for line in shaped}
+    wrong = [line for line, operation in operations.items() if operation not in IN_PLACE]
+    assert not wrong, "\n".join(wrong)
+    # A conditional would have to hand the pool through both branches.
+    assert not [line for line in lines if " conditional(" in line and POOL in line]
+
+
+def test_one_trace_for_all_mixes():
+    """Whatever the number of problems, their prompts, budgets and sampling parameters, and what the model decides."""
+    rng = np.random.default_rng(0)
+    for name, program in ((name, engine(name)) for name in PROTOCOLS):
+        for count in (1, 5, 20):
+            cases = [forking.random_case(rng, i, prompt=8) for i in range(count)]
+            problems = [Problem(**{k: getattr(c, k) for k in Problem.__dataclass_fields__}) for c in cases]
+            transcripts = list(program.decode(problems, seed=count, slice_steps=7))
+            assert len(transcripts) == count
+        assert program.traces == 1, name
+        assert program._run._cache_size() == 1, name
