@@ -12,7 +12,7 @@ SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
 CONTROL_WORDS = (
     "<spawn>", "<wait>", "<result>", "<join>", "<end>", "<goal>", "<go>", "<node>", "<sub>", "<exit>"
 )  # fmt: skip
-COMPACT_CHARACTERS = "0123456789+-*/=,:;"
+SIGNS = "+-*/=,:;"
 
 
 class TextCodec(Protocol):
@@ -152,9 +152,15 @@ def train(
     return tokenizer
 
 
-def compact() -> Tokenizer:
-    """The vocabulary of the compact Countdown format: specials, control words, digits, signs; 32 symbols, one id each."""
-    return train((), CONTROL_WORDS, characters=COMPACT_CHARACTERS)
+def compact(whole: int = 199) -> Tokenizer:
+    """The vocabulary of the compact Countdown format: specials, control words, numbers, digits and signs, one id each.
+
+    Args:
+      whole: numbers up to this one are single ids, larger ones a few; 9 writes all numbers digit by digit (32 ids).
+    """
+    if whole < 9:
+        raise ValueError(f"whole is {whole}; at least 9 is needed, so that every digit has an id")
+    return train((), [*CONTROL_WORDS, *map(str, range(whole + 1))], characters=SIGNS)
 
 
 def _train_characters(words: Sequence[str], symbols: str) -> bytes:

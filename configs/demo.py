@@ -2,8 +2,8 @@
 
     make demo
 
-About two minutes on two CPU cores. `sequential`, `self_consistency` and `best_of_n` use the model trained on SoS+ demonstrations,
-`apr` its twin trained on APR demonstrations of the same problems. Self-consistency and best-of-N read the same four samples.
+`sequential`, `self_consistency` and `best_of_n` use the model trained on SoS+ demonstrations, `apr` its twin trained on APR
+demonstrations of the same problems. Self-consistency and best-of-N read the same four samples.
 """
 
 from apr_jax.decode import Sizes
@@ -12,33 +12,29 @@ from apr_jax.tasks.countdown import SHIPPED
 from experiments.evaluate import EvaluateConfig
 
 SOS, APR = str(SHIPPED / "sos.safetensors"), str(SHIPPED / "apr.safetensors")
+QUEUES = dict(feed_tiles=8, feed_chunk=16, prompt=32, queue=256, outbox=64)
+LONGEST = 1280  # tokens of a row in the training of the SoS+ model
 
 SEQUENTIAL = RolloutConfig(
     checkpoint=SOS,
     protocol="sequential",
-    max_tokens=2048,
-    sizes=Sizes(
-        problems=64, lanes=1, rows=64, feed_tiles=8, feed_chunk=24, threads=1, slots=2560, log=2560, queue=256, outbox=64
-    ),
-)  # fmt: skip
+    max_tokens=LONGEST,
+    sizes=Sizes(problems=64, lanes=1, rows=64, threads=1, slots=1536, log=1536, **QUEUES),
+)
 SAMPLES = RolloutConfig(
     checkpoint=SOS,
     protocol="samples",
     samples=4,
     temperature=0.7,
-    max_tokens=2048,
-    sizes=Sizes(
-        problems=32, lanes=4, rows=128, feed_tiles=8, feed_chunk=24, threads=5, slots=8704, log=8704, queue=256, outbox=32
-    ),
-)  # fmt: skip
+    max_tokens=LONGEST,
+    sizes=Sizes(problems=32, lanes=4, rows=128, threads=5, slots=5632, log=5632, **QUEUES),
+)
 SPAWN_JOIN = RolloutConfig(
     checkpoint=APR,
     protocol="spawn_join",
-    max_tokens=512,
-    sizes=Sizes(
-        problems=24, lanes=8, rows=128, feed_tiles=8, feed_chunk=24, threads=24, slots=4096, log=4096, queue=256, outbox=64
-    ),
-)  # fmt: skip
+    max_tokens=320,
+    sizes=Sizes(problems=24, lanes=8, rows=128, threads=24, slots=2560, log=3072, **QUEUES),
+)
 
 
 def config() -> EvaluateConfig:

@@ -29,16 +29,16 @@ def config() -> SftConfig:
             folder="data/apr",
             method="apr",
             mixture=(Part(2.0, THREE), Part(1.0, FOUR)),
-            train=15_300,
+            train=24_000,
             held_out=150,
-            length=512,  # entries of a row
-            threads=48,
+            length=320,  # entries of a row
+            threads=32,
             processes=2,
         ),
         model=PRESETS["tiny"],
         optimizer=OptimizerConfig(learning_rate=3e-3, warm_up=150, final=0.02),
-        rows_per_batch=8,  # 4,096 tokens a step
-        steps=2_200,
+        rows_per_batch=12,  # 3,840 tokens a step
+        steps=1_900,
         workdir="work/sft_apr",
         export="work/sft_apr/model.safetensors",
     )

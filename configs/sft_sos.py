@@ -20,12 +20,12 @@ def config() -> SftConfig:
     mixture = tuple(
         dataclasses.replace(part, demonstration=d) for part, d in zip(apr.data.mixture, (THREE, FOUR), strict=True)
     )
-    data = dataclasses.replace(apr.data, folder="data/sos", method="sos", mixture=mixture, length=2048, threads=32)
+    data = dataclasses.replace(apr.data, folder="data/sos", method="sos", mixture=mixture, length=1280, threads=32)
     return dataclasses.replace(
         apr,
         data=data,
-        rows_per_batch=2,
-        chunk=256,
+        rows_per_batch=3,
+        chunk=128,
         workdir="work/sft_sos",
         export="work/sft_sos/model.safetensors",
     )

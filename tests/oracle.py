@@ -217,6 +217,7 @@ def _spawn_join(world: World, thread: Thread, fed: Sequence[int], protocol: Any)
         entry = world.sample(thread)
         stop = None
         waiting = entry.token == protocol.wait and bool(opened)
+        too_deep = entry.token == protocol.spawn and depth >= protocol.max_depth
         if entry.token == protocol.end:
             stop = Stop.MALFORMED if opened else Stop.END
         elif too_deep or (entry.token == protocol.wait and not opened):

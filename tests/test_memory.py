@@ -64,15 +64,12 @@ def computations(text: str) -> dict[str, list[str]]:
 def inside_loops(text: str) -> list[str]:
     """The lines of all computations that some loop runs, fused and called ones included."""
     found = computations(text)
-    called = {
-        name: {n for line in lines for n in re.findall(r"[\w.\-]+", " ".join(re.findall(r"(?:calls|to_apply|body|condition|true_computation|false_computation|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)", line)))}
-        for name, lines in found.items()
-    }
+    called = {name: set(re.findall(r"[\w.\-]+", " ".join(lines))) & found.keys() for name, lines in found.items()}
     left = [name for lines in found.values() for line in lines for name in re.findall(r"body=%?([\w.\-]+)", line)]
     seen: set[str] = set()
     while left:
         name = left.pop()
-        if name in found and name not in seen:
+        if name not in seen:
             seen.add(name)
             left.extend(called[name])
     assert seen, "no loop found: has the text format changed?"

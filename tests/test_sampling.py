@@ -54,7 +54,7 @@ def check(logits, uniform, temperature, top_k, top_p, slack: float) -> None:
         if slack < 1e-9:
             assert chosen == np.argmax(above > goal)
         np.testing.assert_allclose(behaviour[row], np.log(probability[chosen]), atol=10 * slack, rtol=10 * slack)
-    assert skipped <= 0.05 * len(token), "too many cases at the edge of top_p; the test would say nothing"
+    assert skipped <= 0.1 * len(token), "too many cases at the edge of top_p; the test would say nothing"
 
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)

@@ -3,7 +3,7 @@
 import pytest
 
 from apr_jax import tokenizer
-from apr_jax.tokenizer import COMPACT_CHARACTERS, CONTROL_WORDS, SPECIALS, Tokenizer
+from apr_jax.tokenizer import CONTROL_WORDS, SIGNS, SPECIALS, Tokenizer
 
 TEXTS = (
     "<s>27:22,26,31,53<go>",
@@ -14,14 +14,22 @@ TEXTS = (
 )
 
 
-def test_compact_ids_are_those_of_the_format():
-    words = tokenizer.compact()
-    pieces = [*SPECIALS, *CONTROL_WORDS, *COMPACT_CHARACTERS]
-    assert words.size == 32 and [words.piece(i) for i in range(words.size)] == pieces
-    assert [words.id(piece) for piece in pieces] == list(range(32))
+@pytest.mark.parametrize(("whole", "size"), [(9, 32), (199, 222)])
+def test_compact_ids_are_those_of_the_format(whole, size):
+    words = tokenizer.compact(whole)
+    pieces = [*SPECIALS, *CONTROL_WORDS, *map(str, range(whole + 1)), *SIGNS]
+    assert words.size == size and [words.piece(i) for i in range(words.size)] == pieces
+    assert [words.id(piece) for piece in pieces] == list(range(size))
     assert (words.pad, words.bos, words.eos) == (0, 2, 3)
     for piece in pieces[2:]:
         assert words.encode(piece) == [words.id(piece)] and words.decode([words.id(piece)]) == piece
+
+
+def test_numbers_are_one_id_as_far_as_the_vocabulary_goes():
+    assert [len(tokenizer.compact().encode(number)) for number in ("7", "42", "100", "199", "200", "4321")] == [1, 1, 1, 1, 2, 2]
+    assert [len(tokenizer.compact(9).encode(number)) for number in ("7", "42", "100")] == [1, 2, 3]
+    with pytest.raises(ValueError, match="whole is 8; at least 9"):
+        tokenizer.compact(8)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -38,7 +46,7 @@ def test_padding_shows_nothing_and_strange_ids_are_shown():
     words = tokenizer.compact()
     assert words.decode([words.id("<go>"), words.pad, words.pad]) == "<go>"
     assert words.encode("27x") == [*words.encode("27"), 1]
-    assert words.decode([words.id("<go>"), 40]) == "<go><unused 40>"
+    assert words.decode([words.id("<go>"), 240]) == "<go><unused 240>"
     with pytest.raises(ValueError, match="'<fork>' is not one id"):
         words.id("<fork>")
 

@@ -5,7 +5,6 @@ slice nothing is asked of it.
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -202,10 +201,11 @@ class Engine:
 def decode(
     model: Model, problems: Sequence[Problem], protocol: Any, sizes: Sizes, seed: int = 0, **options: Any
 ) -> list[Transcript]:
-    """Decode problems with one method and return their transcripts in the order of `problems`; see `Engine.decode`."""
-    engine = _engine(model.graph, protocol, sizes)
-    engine.model = model
-    found = {(t.problem, t.sample): t for t in engine.decode(problems, seed, **options)}
+    """Decode problems with one method and return their transcripts in the order of `problems`; see `Engine.decode`.
+
+    Compiles anew at every call: keep an `Engine` to decode more than once.
+    """
+    found = {(t.problem, t.sample): t for t in Engine(model, protocol, sizes).decode(problems, seed, **options)}
     return [found[problem.id, problem.sample] for problem in problems]
 
 
@@ -295,12 +295,3 @@ def _stop(book: dict[str, np.ndarray], thread: int) -> Stop:
     if book["stop"] == Stop.RUNNING:
         return Stop.RUNNING
     return Stop.DROPPED if status == OPENED else Stop.KILLED
-
-
-@functools.lru_cache(maxsize=8)
-def _engine_of(graph, protocol, sizes) -> Engine:
-    return Engine(Model(graph, {}), protocol, sizes)
-
-
-def _engine(graph, protocol, sizes) -> Engine:
-    return _engine_of(graph, protocol, sizes)

@@ -25,7 +25,12 @@ from apr_jax.train.packing import Count, Rows
 from apr_jax.train.rows import RowStore
 
 BLOCK = 500  # demonstrations that are packed together
-CLASSES = {"digit": tuple("0123456789"), "operator": tuple("+-*/"), "control": compact.CONTROL}
+CLASSES = {
+    "number": tuple(map(str, range(1000))),
+    "operator": tuple("+-*/"),
+    "goal": ("<goal>",),
+    "control": tuple(word for word in compact.CONTROL if word != "<goal>"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +59,7 @@ class DataConfig:
         method: "apr" demonstrations fork, "sos" ones search in one thread.
         mixture: kinds of problems.
         train, held_out: numbers of demonstrations; held-out problems are of another split.
+        whole: numbers up to this one are one token, see `apr_jax.tokenizer.compact`.
         length: S, entries of a row.
         threads: U, threads of a row.
         too_long: "drop" leaves threads out that are longer than a row, and counts them; "error" stops.
@@ -66,6 +72,7 @@ class DataConfig:
     mixture: tuple[Part, ...] = (Part(),)
     train: int = 10000
     held_out: int = 200
+    whole: int = 199
     length: int = 1024
     threads: int = 64
     too_long: Literal["drop", "error"] = "drop"
@@ -150,7 +157,7 @@ def make(config: DataConfig, report: Callable[[str], None] = print) -> dict[str,
 
 def _write(config: DataConfig, folder: Path, report: Callable[[str], None]) -> dict[str, Count]:
     folder.mkdir()
-    words = tokenizer.compact()
+    words = tokenizer.compact(config.whole)
     words.save(folder / "tokenizer.model")
     counts = {}
     for split, name, wanted in (("val", "held_out", config.held_out), ("train", "train", config.train)):
@@ -158,7 +165,8 @@ def _write(config: DataConfig, folder: Path, report: Callable[[str], None]) -> d
         parts = _count(_blocks(config, split, wanted), counts, name, wanted, report)
         rows.write(folder / name, parts, config.length, config.threads)
         report(f"{name}: {_sentence(counts[name])}")
-    classes = {name: [words.encode(piece)[0] for piece in pieces] for name, pieces in CLASSES.items()}
+    known = {words.piece(i): i for i in range(words.size)}
+    classes = {name: [known[piece] for piece in pieces if piece in known] for name, pieces in CLASSES.items()}
     facts = {"config": settings.to_dict(config), "vocabulary": words.size, "classes": classes}
     facts["counts"] = {name: dataclasses.asdict(count) for name, count in counts.items()}
     (folder / "data.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -199,7 +207,7 @@ def _blocks(config: DataConfig, split: problems.Split, wanted: int) -> Iterator[
 
 
 def _block(config: DataConfig, split: problems.Split, span: tuple[int, int]) -> tuple[Rows, Count]:
-    encode = tokenizer.compact().encode
+    encode = tokenizer.compact(config.whole).encode
     shares = [part.share for part in config.mixture]
     transcripts = []
     for index in range(*span):

@@ -43,6 +43,8 @@ class SftConfig:
         rows_per_batch: B.
         steps: updates in all.
         seed: of the initial parameters and of the order of rows after the first epoch.
+        start: file of parameters to start from (what another run exported); empty: drawn from the seed.
+        emphasis: a class of labels (see `apr_jax.train.data.CLASSES`) and its weight in the loss; all others weigh 1.
         chunk: queries per block of attention.
         remat: recompute layers in the backward pass: less memory, more time.
         log_every, evaluate_every, checkpoint_every: steps between reports, held-out evaluations, checkpoints (free).
@@ -57,6 +59,8 @@ class SftConfig:
     rows_per_batch: int = 8
     steps: int = 1000
     seed: int = 0
+    start: str = ""
+    emphasis: tuple[str, float] = ("", 1.0)
     chunk: int = 128
     remat: bool = False
     log_every: int = dataclasses.field(default=20, metadata=settings.FREE)
@@ -115,8 +119,20 @@ def initial_state(config: SftConfig) -> TrainState:
     return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32), key)
 
 
+def label_weights(config: SftConfig, classes: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    """Weight of every token id as a label, Float [V].
+
+    Raises:
+        ValueError: the emphasised class is not one of `names`.
+    """
+    name, weight = config.emphasis
+    if name and name not in names:
+        raise ValueError(f"emphasis: {name!r} is not a class of labels; these are {', '.join(names)}")
+    return np.where(classes == (names.index(name) if name else -1), weight, 1.0).astype(np.float32)
+
+
 def make_step(
-    config: SftConfig, classes: np.ndarray, count: int
+    config: SftConfig, classes: np.ndarray, count: int, weights: np.ndarray | None = None
 ) -> Callable[[TrainState, Rows], tuple[TrainState, dict]]:
     """The compiled training step; it consumes (donates) the state it is given.
 
@@ -124,6 +140,7 @@ def make_step(
         config: of the run.
         classes: class of every token id, Int [V].
         count: number of classes.
+        weights: weight of every token id as a label, Float [V]; None: all 1.
 
     Returns:
         Function from a state and a batch to the next state and a dict of arrays: sums, gradient_norm, learning_rate.
@@ -133,6 +150,9 @@ def make_step(
     rate = optimizer.schedule(config.optimizer, config.steps)
 
     def step(state: TrainState, rows: Rows) -> tuple[TrainState, dict[str, Any]]:
+        if weights is not None:
+            rows = dataclasses.replace(rows, weight=rows.weight * jnp.asarray(weights)[rows.label])
+
         def loss(params):
             return rows_loss(graph, params, rows, classes, count, config.chunk, config.remat)
 
@@ -185,7 +205,8 @@ def run(config: SftConfig) -> Result:
     with Checkpoints(Path(config.workdir) / "checkpoints") as checkpoints, Interrupt() as interrupt:
         state, position = _restore_or_init(config, checkpoints)
         settings.save(config, config.workdir)
-        loop = _Loop(config, data, make_step(config, classes, len(names)), names, checkpoints, interrupt)
+        step = make_step(config, classes, len(names), label_weights(config, classes, names))
+        loop = _Loop(config, data, step, names, checkpoints, interrupt)
         evaluate = make_evaluation(config, data.held_out, classes, names)
         first = int(state.step)
         with (
@@ -206,7 +227,8 @@ def run(config: SftConfig) -> Result:
 def _restore_or_init(config: SftConfig, checkpoints: Checkpoints) -> tuple[TrainState, int]:
     """The state to go on from and the position in the data."""
     if checkpoints.latest is None:
-        return jax.jit(initial_state, static_argnums=0)(config), 0
+        state = jax.jit(initial_state, static_argnums=0)(config)
+        return (dataclasses.replace(state, params=_load(config)) if config.start else state), 0
     changed = settings.differences(config, checkpoints.cursor()["config"])
     if changed:
         raise ValueError(
@@ -215,6 +237,15 @@ def _restore_or_init(config: SftConfig, checkpoints: Checkpoints) -> tuple[Train
         )
     restored = checkpoints.restore(jax.eval_shape(lambda: initial_state(config)))
     return restored.state, restored.cursor["position"]
+
+
+def _load(config: SftConfig) -> transformer.Params:
+    """The parameters that `start` names; they must be those of the same model."""
+    model = io.load(config.start)
+    if model.config != config.model:
+        changed = settings.differences(config.model, settings.to_dict(model.config))
+        raise ValueError(f"start: {config.start} holds another model ({'; '.join(changed)})")
+    return model.params
 
 
 @dataclasses.dataclass

@@ -1,0 +1,16 @@
+"""1,000 held-out problems of each size and every method: the figures of the README.
+
+    python -m experiments.evaluate --config configs/countdown_1000.py --settings three --output results/three
+    python -m experiments.evaluate --config configs/countdown_1000.py --settings four --output results/four
+
+About half an hour on two CPU cores.
+"""
+
+import dataclasses
+
+from configs import demo
+from experiments.evaluate import EvaluateConfig
+
+
+def config() -> EvaluateConfig:
+    return dataclasses.replace(demo.config(), problems_per_setting=1000, output="results/countdown_1000")
