@@ -4,7 +4,8 @@
     python -m experiments.evaluate --problems-file my_problems.jsonl --output results/mine
     python -m experiments.evaluate --methods.apr.rollout.max-tokens 300 --only apr
 
-The folder of the results holds summary.json, config.json, report.md, transcripts_METHOD.jsonl (+ .npz), two plots and timeline.html.
+The folder of the results holds summary.json, config.json, report.md, transcripts_METHOD.jsonl (+ .npz), two plots,
+threads_METHOD.png (one solved problem that forked) and timeline.html.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import rich.progress
 
 from apr_jax import settings
 from apr_jax.decode import transcript as transcripts
-from apr_jax.evaluate import methods, outcomes, plots, report, timeline
+from apr_jax.evaluate import methods, outcomes, picture, plots, report, timeline
 from apr_jax.evaluate.methods import MethodConfig, Result, Rollout, RolloutConfig
 from apr_jax.tasks.countdown import SHIPPED
 from apr_jax.tasks.countdown import problems as countdown
@@ -135,6 +136,11 @@ def write(
         transcripts.write(folder / f"transcripts_{name}.jsonl", result.rollout.transcripts, words.decode, extra)
         every = max(len(problems) // config.shown, 1)
         shown += [(name, result.rollout.transcripts[i], extra[i]) for i in range(0, len(problems), every)]
+        forked = [i for i, o in enumerate(result.outcomes) if o.forked and o.correct]
+        if forked:
+            transcript, about = result.rollout.transcripts[forked[0]], extra[forked[0]]
+            heading = f"{about['question']}: {about['answer'].replace(';', ', ')}"
+            picture.draw_timeline(transcript, folder / f"threads_{name}.png", lambda t: words.decode([t]), heading)
     timeline.write_page(folder / "timeline.html", shown, lambda token: words.decode([token]), "Countdown: threads")
 
 

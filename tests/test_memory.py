@@ -100,14 +100,24 @@ def test_no_loop_copies_the_pool(name):
     assert not [line for line in lines if " conditional(" in line and POOL in line]
 
 
-def test_one_trace_for_all_mixes():
+def test_one_compilation_for_all_mixes(caplog):
     """Whatever the number of problems, their prompts, budgets and sampling parameters, and what the model decides."""
     rng = np.random.default_rng(0)
-    for name, program in ((name, engine(name)) for name in PROTOCOLS):
-        for count in (1, 5, 20):
-            cases = [forking.random_case(rng, i, prompt=8) for i in range(count)]
-            problems = [Problem(**{k: getattr(c, k) for k in Problem.__dataclass_fields__}) for c in cases]
-            transcripts = list(program.decode(problems, seed=count, slice_steps=7))
-            assert len(transcripts) == count
-        assert program.traces == 1, name
-        assert program._run._cache_size() == 1, name
+
+    def run(name: str, count: int) -> None:
+        cases = [forking.random_case(rng, i, prompt=8) for i in range(count)]
+        problems = [
+            Problem(**{field: getattr(case, field) for field in Problem.__dataclass_fields__}) for case in cases
+        ]
+        assert len(list(engine(name).decode(problems, seed=count, slice_steps=7))) == count
+
+    for name in PROTOCOLS:
+        run(name, 2)
+    with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
+        jax.jit(lambda x: x + 1)(jnp.ones(3))
+        assert "<lambda>" in caplog.text, "compilations are not logged any more; count them another way"
+        for name in PROTOCOLS:
+            for count in (1, 5, 20):
+                run(name, count)
+    assert "_traced" not in caplog.text
+    assert [engine(name).traces for name in PROTOCOLS] == [1, 1]

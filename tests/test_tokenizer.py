@@ -26,7 +26,14 @@ def test_compact_ids_are_those_of_the_format(whole, size):
 
 
 def test_numbers_are_one_id_as_far_as_the_vocabulary_goes():
-    assert [len(tokenizer.compact().encode(number)) for number in ("7", "42", "100", "199", "200", "4321")] == [1, 1, 1, 1, 2, 2]
+    assert [len(tokenizer.compact().encode(number)) for number in ("7", "42", "100", "199", "200", "4321")] == [
+        1,
+        1,
+        1,
+        1,
+        2,
+        2,
+    ]
     assert [len(tokenizer.compact(9).encode(number)) for number in ("7", "42", "100")] == [1, 2, 3]
     with pytest.raises(ValueError, match="whole is 8; at least 9"):
         tokenizer.compact(8)
