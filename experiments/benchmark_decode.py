@@ -1,12 +1,12 @@
 """Measure the decoding loop: tokens a second, and what threads cost against a loop without them.
 
     python -m experiments.benchmark_decode --repeats 7
-    python -m experiments.benchmark_decode --checkpoint work/sft_apr/model.safetensors
+    python -m experiments.benchmark_decode --dtype bfloat16 --problems 8 --lanes 4
 
 Engine and bare loops (`apr_jax.decode.bare`) take turns in one process on the same model, prompts, rows and lengths. The
 engine runs `Samples`, whose lanes share their prompt; the bare loop does so too ("bare, shared pool"; the cost of threads
-is measured against this one), and once more with a cache of its own for every row. A last run forks and joins: Countdown
-problems with a checkpoint, otherwise prompts of the same kind and a random model that forks often. Writes `summary.json`.
+is measured against this one), and once more with a cache of its own for every row. A last run forks and joins: a trained
+model on Countdown problems. Writes `summary.json`.
 """
 
 import dataclasses
@@ -19,20 +19,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import jaxlib
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from apr_jax import settings, tokenizer
+from apr_jax import settings
 from apr_jax.decode import Engine, Problem, Sizes
 from apr_jax.decode.bare import BareLoop, Layout
 from apr_jax.model import io, transformer
 from apr_jax.model.config import PRESETS, ModelConfig
 from apr_jax.protocols import Samples, SpawnJoin
-from apr_jax.tasks.countdown import compact
+from apr_jax.tasks.countdown import SHIPPED, compact
 from apr_jax.tasks.countdown import problems as countdown
+from apr_jax.tokenizer import Tokenizer
 
 WARM = 4  # steps before the clock starts: the prompts are fed and the lanes have begun
 ENGINE, SHARED, ROWS = "engine", "bare, shared pool", "bare, cache a row"
@@ -44,7 +44,7 @@ class BenchmarkConfig:
 
     Attributes:
         model: preset of the random model.
-        checkpoint: a trained model for the run that forks; otherwise a random one that forks often.
+        checkpoint, tokenizer: files of the trained model of the run that forks.
         dtype: of parameters and activations.
         problems: P, problems in flight.
         lanes: W, threads of a problem; P W rows compute in each step.
@@ -55,12 +55,14 @@ class BenchmarkConfig:
         row_block: the same for the caches of single rows.
         fork_problems: problems of the run that forks.
         fork_tokens: tokens that a thread of it may generate.
+        fork_block: slots that attention reads at a time in it.
         output: folder of `summary.json`.
         seed: of weights, prompts and draws.
     """
 
     model: str = "tiny"
-    checkpoint: str | None = None
+    checkpoint: str = str(SHIPPED / "apr.safetensors")
+    tokenizer: str = str(SHIPPED / "compact.model")
     dtype: str = "float32"
     problems: int = 32
     lanes: int = 8
@@ -70,7 +72,8 @@ class BenchmarkConfig:
     block: int = 512
     row_block: int = 64
     fork_problems: int = 64
-    fork_tokens: int = 512
+    fork_tokens: int = 320
+    fork_block: int = 512
     output: str = "results/benchmark_decode"
     seed: int = 0
 
@@ -209,44 +212,16 @@ def summarise(config: BenchmarkConfig, timings: dict[str, list[Timing]]) -> dict
     return {"loops": loops, "engine_over": costs}
 
 
-def forking_model(config: ModelConfig, words: tokenizer.Tokenizer, seed: int) -> transformer.Model:
-    """A random model whose next token depends mostly on the last: it writes, forks, returns and ends now and then.
-
-    The embedding holds a large one-hot part that the layers hardly change; the output table reads a table of likely
-    successors from it.
-    """
-    config = dataclasses.replace(config, tied=False)
-    table = np.full((config.vocabulary, config.vocabulary), -12.0)
-    spawn, wait, result, join, end, go = (words.id(f"<{w}>") for w in ("spawn", "wait", "result", "join", "end", "go"))
-    plain, message, late = (words.encode(text) for text in ("0123", "4567", "89"))
-
-    def successors(after: Sequence[int], *likely: tuple[Sequence[int], float]):
-        for tokens, probability in likely:
-            table[np.ix_(after, tokens)] = np.log(probability / len(tokens))
-
-    successors([*plain, wait, result], (plain, 0.96), ([spawn], 0.04))
-    successors([*message, spawn], (message, 0.9), ([spawn], 0.07), ([wait], 0.03))
-    successors([go], (plain, 0.5), (late, 0.5))
-    successors([*late, join], (late, 0.98), ([join], 0.01), ([end], 0.01))
-    params = transformer.init(config, jax.random.key(seed)).params
-    size, large = config.vocabulary, 24.0
-    embed = np.array(params["embed"], np.float32)
-    embed[:, :size] = large * np.eye(size)
-    head = np.zeros((config.width, size), np.float32)
-    head[:size] = table / np.sqrt(config.width)  # the final norm scales the one-hot part to about the root of the width
-    params = {**params, "embed": jnp.asarray(embed, config.param_dtype), "head": jnp.asarray(head, config.param_dtype)}
-    return transformer.Model(transformer.graph_of(config), params)
-
-
 def measure_forks(config: BenchmarkConfig, say: Callable[[str], None]) -> dict:
     """Countdown prompts through spawn and join, from prompt to transcript, compiled before the clock starts."""
-    words = tokenizer.compact()
-    model = io.load(config.checkpoint) if config.checkpoint else forking_model(model_config(config), words, config.seed)
+    words = Tokenizer.from_file(config.tokenizer)
+    model = io.load(config.checkpoint)
     names = ("spawn", "wait", "result", "join", "end", "go")
     protocol = SpawnJoin(**{name: words.id(f"<{name}>") for name in names})
     sizes = Sizes(
-        problems=config.problems, lanes=config.lanes, rows=config.problems * config.lanes // 2, feed_tiles=8,
-        threads=64, slots=8192, log=8192, queue=config.fork_problems, outbox=config.fork_problems,
+        problems=config.problems, lanes=config.lanes, rows=-(-config.problems * config.lanes // 2), feed_tiles=8,
+        threads=24, slots=2560, log=3072, queue=config.fork_problems, outbox=config.fork_problems,
+        attention_block=config.fork_block,
     )  # fmt: skip
     setting = countdown.PRESETS["four"]
     prompts = [
@@ -254,8 +229,7 @@ def measure_forks(config: BenchmarkConfig, say: Callable[[str], None]) -> dict:
         for i in range(config.fork_problems)
     ]
     problems = [
-        Problem(i, np.array(prompt, np.int32), temperature=1.0, max_tokens=config.fork_tokens)
-        for i, prompt in enumerate(prompts)
+        Problem(i, np.array(prompt, np.int32), max_tokens=config.fork_tokens) for i, prompt in enumerate(prompts)
     ]
     engine = Engine(model, protocol, sizes)
     say("compiling: fork and join")
@@ -268,7 +242,7 @@ def measure_forks(config: BenchmarkConfig, say: Callable[[str], None]) -> dict:
     for transcript in transcripts:
         stops[transcript.stop.name] = stops.get(transcript.stop.name, 0) + 1
     return {
-        "model": config.checkpoint or "random",
+        "model": config.checkpoint,
         "tokens_per_s": last.sampled / seconds,
         "sampled": last.sampled,
         "fed": last.fed,
@@ -303,7 +277,7 @@ def report(console: Console, summary: dict) -> None:
     fork = summary["fork"]
     console.print(f"from prompt to transcript: {summary['whole']['tokens_per_s']:,.0f} tokens/s")
     console.print(
-        f"fork and join ({fork['model']}): {fork['tokens_per_s']:,.0f} tokens/s, {fork['threads_per_problem']:.1f} threads a "
+        f"fork and join: {fork['tokens_per_s']:,.0f} tokens/s, {fork['threads_per_problem']:.1f} threads a "
         f"problem, {fork['occupancy']:.0%} of {fork['rows']} rows busy, {fork['ms_per_step']:.2f} ms a step, {fork['stops']}"
     )
 

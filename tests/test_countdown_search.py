@@ -207,11 +207,13 @@ def test_compact_text_of_the_published_example():
         "<result>53-22=31;31/31=1;26+1=27<result><go>",
         "<goal>53-22=31;31/31=1;26+1=27<end>",
     ]
-    assert success.text == "<spawn>27:53-22=31,26,31<go><node>31/31=1,26+27<goal><join>53-22=31;31/31=1;26+1=27<end>"
+    assert success.text == (
+        "<spawn>27:53-22=31,26,31<go><node>31-31=0,26+26-26<node>31/31=1,26+27<goal><join>53-22=31;31/31=1;26+1=27<end>"
+    )
     assert failure.text == "<spawn>27:53-26=27,22,31<go><node>31-22=9,27+36/3<node>27-22=5,31+36-26<join><end>"
     assert (success.forked_after, failure.forked_after) == (2, 2)
-    # root: 37 up to <wait>; the longer child 41; then 26
-    assert compact.count(compact.render(PROBLEM, trace)) == compact.Counts((106, 60, 54), (63, 41, 35), 37 + 41 + 26)
+    # root: 37 up to <wait>; the longer child 58; then 26
+    assert compact.count(compact.render(PROBLEM, trace)) == compact.Counts((106, 77, 54), (63, 58, 35), 37 + 58 + 26)
 
 
 @pytest.mark.parametrize(

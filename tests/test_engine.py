@@ -206,25 +206,32 @@ def fits(transcript: Transcript, sizes: Sizes) -> dict[Stop, bool]:
     }
 
 
-def test_capacity_stops_are_named_and_stay_in_their_problem():
+@pytest.mark.parametrize(
+    ("stop", "small"),
+    [
+        (Stop.THREADS_FULL, dict(threads=8)),
+        (Stop.POOL_FULL, dict(slots=64, run=8, attention_block=64)),
+        (Stop.LOG_FULL, dict(log=80)),
+    ],
+    ids=lambda value: value.name if isinstance(value, Stop) else "",
+)
+def test_capacity_stops_are_named_and_stay_in_their_problem(stop, small):
     """A problem that does not fit ends with the reason and what it had so far; the others do not notice."""
     problems, expected = cases(SPAWN_JOIN[2], 80)
-    full = dict(threads=12, slots=64, run=8, log=80, log_run=4, attention_block=64)
-    sizes = dataclasses.replace(SIZES["scarce rows"], **full)
-    stops = collections.Counter()
+    sizes = dataclasses.replace(SIZES["scarce rows"], **small)
+    stopped = 0
     for transcript, right in zip(decoded("float64", SPAWN_JOIN[2], sizes, problems), expected, strict=True):
-        if all(fits(right, sizes).values()):
+        if transcript.stop != stop:  # slots of finished threads were used again, and sufficed
             oracle.compare(transcript, right)
             continue
-        stops[transcript.stop] += 1
-        assert not fits(right, sizes)[transcript.stop], f"problem {right.problem}: {transcript.stop.name}"
+        stopped += 1
+        assert not fits(right, sizes)[stop], f"problem {right.problem} fits"
         assert Stop.RUNNING not in {t.stop for t in transcript.threads}
         place = {t.path: i for i, t in enumerate(right.threads)}
         for number, thread in enumerate(transcript.threads):
             begun, whole = transcript.tokens(number), right.tokens(place[thread.path])
             assert (begun == whole[: len(begun)]).all()
-    print(stops)
-    assert set(stops) == set(fits(expected[0], sizes)) and sum(stops.values()) < len(problems)
+    assert 3 <= stopped < len(problems)
 
 
 @pytest.mark.parametrize("length", [0, 7])

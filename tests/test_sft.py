@@ -77,7 +77,8 @@ def test_packed_loss_equals_the_loss_of_each_thread_alone():
     records = [simple([5, 3]), simple([4, 6, 2], 1)]
     model = transformer.init(dataclasses.replace(PRESETS["tiny"], layers=1), jax.random.key(0))
     packed, _, _ = pack(records, 12, 4)
-    loss = jax.jit(lambda params: losses.rows_loss(model.graph, params, packed, np.zeros(64, np.int32), 1, chunk=5))
+    packed = jax.tree.map(jnp.asarray, packed)
+    loss = jax.jit(lambda params: losses.rows_loss(model.graph, params, packed, np.zeros(256, np.int32), 1, chunk=5))
     _, sums = loss(model.params)
 
     @jax.jit

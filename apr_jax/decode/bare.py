@@ -121,13 +121,13 @@ class BareLoop:
 
     def _attend(self, mask: Bool[Array, "P Y N"], place: Int[Array, ""], count: int | Int[Array, ""]):
         """Attention that writes the step's keys and values from slot `place` on, and reads the slots up to there."""
-        layout = self.layout
+        layout, zero = self.layout, jnp.zeros_like(place)
         view = View(mask, -(-(place + count) // layout.block))
 
         def attend(q, k, v, memory):
             flat = (*k.shape[:2], -1)
             write = lambda old, new: jax.lax.dynamic_update_slice(
-                old, new.reshape(flat).astype(old.dtype), (0, place, 0)
+                old, new.reshape(flat).astype(old.dtype), (zero, place, zero)
             )
             keys, values = write(memory[0], k), write(memory[1], v)
             return walk(q, keys, values, view, layout.block), (keys, values)
@@ -146,7 +146,9 @@ class BareLoop:
         temperature, off = every(self.temperature, jnp.float32), every(0, jnp.int32)
         token, _, _ = sample(logits, uniform, temperature, off, every(1, jnp.float32))
         token = token.reshape(rows)
-        sampled = jax.lax.dynamic_update_slice(state.sampled, token[:, :, None], (0, 0, state.step))
+        sampled = jax.lax.dynamic_update_slice(
+            state.sampled, token[:, :, None], (jnp.int32(0), jnp.int32(0), state.step)
+        )
         return BareState(pool, token, sampled, state.step + 1, state.key)
 
     def _traced(self, params: Any, state: BareState, steps: Int[Array, ""]) -> BareState:

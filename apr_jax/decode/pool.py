@@ -134,13 +134,12 @@ def walk(
 
     def step(i, carry):
         top, total, out = carry
-        start = (0, i * block, 0)
-        piece = lambda a: jax.lax.dynamic_slice(a, start, (a.shape[0], block, a.shape[2]))
+        piece = lambda a: jax.lax.dynamic_slice_in_dim(a, i * block, block, axis=1)
         k, v = piece(keys), piece(values)
         if rows is not None:
             k, v = k[rows], v[rows]
         k, v = (a.reshape(x, block, kv, size).transpose(0, 2, 1, 3) for a in (k, v))
-        mask = jax.lax.dynamic_slice(view.mask, (0, 0, i * block), (x, y, block))[:, None, None]
+        mask = jax.lax.dynamic_slice_in_dim(view.mask, i * block, block, axis=2)[:, None, None]
         scores = jnp.einsum("xkqh,xknh->xkqn", q, k.astype(q.dtype), preferred_element_type=wide)
         scores = jnp.where(mask, scores.reshape(x, kv, -1, y, block), -jnp.inf).reshape(x, kv, -1, block)
         new_top = jnp.maximum(top, jnp.max(scores, axis=-1))

@@ -59,10 +59,10 @@ class DataConfig:
         method: "apr" demonstrations fork, "sos" ones search in one thread.
         mixture: kinds of problems.
         train, held_out: numbers of demonstrations; held-out problems are of another split.
-        whole: numbers up to this one are one token, see `apr_jax.tokenizer.compact`.
         length: S, entries of a row.
         threads: U, threads of a row.
         too_long: "drop" leaves threads out that are longer than a row, and counts them; "error" stops.
+        whole: numbers up to this one are one token, see `apr_jax.tokenizer.compact`.
         seed: of the demonstrations.
         processes: how many draw them side by side (free).
     """
@@ -72,10 +72,10 @@ class DataConfig:
     mixture: tuple[Part, ...] = (Part(),)
     train: int = 10000
     held_out: int = 200
-    whole: int = 199
     length: int = 1024
     threads: int = 64
     too_long: Literal["drop", "error"] = "drop"
+    whole: int = 199
     seed: int = 0
     processes: int = dataclasses.field(default=1, metadata=settings.FREE)
 

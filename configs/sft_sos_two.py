@@ -1,0 +1,28 @@
+"""The second stage of `sft_sos`, like that of `sft_apr`.
+
+python -m experiments.train_sft --config configs/sft_sos_two.py
+"""
+
+import dataclasses
+
+from apr_jax.train.data import Part
+from apr_jax.train.sft import SftConfig
+from configs import sft_apr_two, sft_sos
+
+
+def config() -> SftConfig:
+    first, apr = sft_sos.config(), sft_apr_two.config()
+    two = dataclasses.replace(sft_sos.THREE, setting=sft_apr_two.TWO.setting)
+    mixture = (Part(30.0, two), Part(3.3, sft_sos.THREE), Part(1.0, sft_sos.FOUR))
+    return dataclasses.replace(
+        first,
+        data=dataclasses.replace(
+            first.data, folder="data/sos_two", train=66_000, held_out=6, seed=1, mixture=mixture, threads=100
+        ),
+        optimizer=apr.optimizer,
+        start="work/sft_sos/model.safetensors",
+        steps=780,
+        checkpoint_every=100,
+        workdir="work/sft_sos_two",
+        export="work/sft_sos_two/model.safetensors",
+    )
