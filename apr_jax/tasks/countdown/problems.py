@@ -20,6 +20,7 @@ Split = Literal["train", "val", "test"]
 
 _BUCKETS = 16
 _HELD_OUT: Mapping[str, int] = MappingProxyType({"val": 0, "test": 1})  # all other buckets belong to train
+_TRIES = 100_000  # numbers drawn for one target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +120,13 @@ def generate(setting: Setting, seed: int, split: Split, index: int) -> Problem:
 
 
 def draw(setting: Setting, split: Split, rng: random.Random) -> Problem:
-    """Draw one solvable problem of a split from `rng`."""
-    target = rng.randint(setting.target_low, setting.target_high)
-    while True:
+    """Draw one solvable problem of a split from `rng`.
+
+    A target that no numbers of the split reach, as happens with two numbers, is given up for another after many tries.
+    """
+    for tries in itertools.count():
+        if tries % _TRIES == 0:
+            target = rng.randint(setting.target_low, setting.target_high)
         nums = tuple(rng.randint(setting.low, setting.high) for _ in range(setting.numbers))
         problem = Problem(nums, target)
         if split_of(problem) == split and solver.solve(nums, target) is not None:
