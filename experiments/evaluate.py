@@ -5,7 +5,7 @@
     python -m experiments.evaluate --methods.apr.rollout.max-tokens 300 --only apr
 
 The folder of the results holds summary.json, config.json, report.md, transcripts_METHOD.jsonl (+ .npz), two plots,
-threads_METHOD.png (one solved problem that forked) and timeline.html.
+threads_METHOD.png (one problem that forked, solved if any was) and timeline.html.
 """
 
 import dataclasses
@@ -136,10 +136,11 @@ def write(
         transcripts.write(folder / f"transcripts_{name}.jsonl", result.rollout.transcripts, words.decode, extra)
         every = max(len(problems) // config.shown, 1)
         shown += [(name, result.rollout.transcripts[i], extra[i]) for i in range(0, len(problems), every)]
-        forked = [i for i, o in enumerate(result.outcomes) if o.forked and o.correct]
+        forked = [i for i, o in enumerate(result.outcomes) if o.forked]
+        forked.sort(key=lambda i: not result.outcomes[i].correct)
         if forked:
             transcript, about = result.rollout.transcripts[forked[0]], extra[forked[0]]
-            heading = f"{about['question']}: {about['answer'].replace(';', ', ')}"
+            heading = f"{about['question']}: {(about['answer'] or 'no solution found').replace(';', ', ')}"
             picture.draw_timeline(transcript, folder / f"threads_{name}.png", lambda t: words.decode([t]), heading)
     timeline.write_page(folder / "timeline.html", shown, lambda token: words.decode([token]), "Countdown: threads")
 
