@@ -2,25 +2,31 @@
 
     python -m experiments.train_sft --config configs/sft_apr.py
 
-Problems of three numbers, which one thread solves, and of four as published, which are forked at the root: the ten best first
-operations go to children, who search everything below theirs. Successors stand in canonical order and numbers above 199 are
-pruned, so that what a thread writes next follows from what it sees and its arithmetic stays small.
-What the demonstrators solve and cost:
+Problems of four numbers as published, forked at the root: the ten best first operations go to children, who search everything
+below theirs; problems of three numbers, which one thread solves; and many of two numbers, in which every third result is the
+target: without them "the result is the target" is what a model learns last, one token in sixty among sixty of other skills.
+Successors stand in canonical order and numbers above 199 are pruned, so that what a thread writes next follows from what it sees
+and its arithmetic stays small. What the demonstrators solve and cost:
 
     python -m experiments.measure_demonstrator --beams 10,15 --methods apr --promising 1 --largest 199
     python -m experiments.measure_demonstrator --beams 10,15 --methods sos --promising 0.5 --largest 199
 """
 
+import dataclasses
+
 from apr_jax.model.config import PRESETS
 from apr_jax.tasks.countdown import problems
 from apr_jax.tasks.countdown.demonstrations import DemonstrationConfig
+from apr_jax.tasks.countdown.problems import Setting
 from apr_jax.train.data import DataConfig, Part
 from apr_jax.train.optimizer import OptimizerConfig
 from apr_jax.train.sft import SftConfig
 
 SEARCH = dict(sub_beam=(15, 15), order="canonical", largest=199)
-THREE = DemonstrationConfig(setting=problems.PRESETS["three"], beam=(15, 15), promising=0.0, **SEARCH)
 FOUR = DemonstrationConfig(setting=problems.PRESETS["four"], beam=(10, 10), promising=1.0, **SEARCH)
+THREE = DemonstrationConfig(setting=problems.PRESETS["three"], beam=(15, 15), promising=0.0, **SEARCH)
+TWO = dataclasses.replace(THREE, setting=Setting(numbers=2))
+TWO_WIDE = dataclasses.replace(THREE, setting=Setting(numbers=2, high=199))  # as nodes below other operations have them
 
 
 def config() -> SftConfig:
@@ -28,17 +34,18 @@ def config() -> SftConfig:
         data=DataConfig(
             folder="data/apr",
             method="apr",
-            mixture=(Part(2.0, THREE), Part(1.0, FOUR)),
-            train=24_000,
-            held_out=150,
+            mixture=(Part(10.0, TWO), Part(10.0, TWO_WIDE), Part(3.0, THREE), Part(1.0, FOUR)),
+            train=160_000,
+            held_out=400,
             length=320,  # entries of a row
             threads=32,
             processes=2,
         ),
         model=PRESETS["tiny"],
-        optimizer=OptimizerConfig(learning_rate=3e-3, warm_up=150, final=0.02),
+        optimizer=OptimizerConfig(kind="muon", learning_rate=4e-3, warm_up=50, final=0.02),
         rows_per_batch=12,  # 3,840 tokens a step
-        steps=1_900,
+        steps=3_800,
+        checkpoint_every=250,
         workdir="work/sft_apr",
         export="work/sft_apr/model.safetensors",
     )

@@ -27,6 +27,7 @@ from rich.table import Table
 from apr_jax import settings
 from apr_jax.decode import Engine, Problem, Sizes
 from apr_jax.decode.bare import BareLoop, Layout
+from apr_jax.decode.state import State
 from apr_jax.model import io, transformer
 from apr_jax.model.config import PRESETS, ModelConfig
 from apr_jax.protocols import Samples, SpawnJoin
@@ -53,6 +54,7 @@ class BenchmarkConfig:
         repeats: turns that engine and bare loops take.
         block: slots that attention reads at a time.
         row_block: the same for the caches of single rows.
+        run: slots of a run of the engine's pool, and entries of one of its log.
         fork_problems: problems of the run that forks.
         fork_tokens: tokens that a thread of it may generate.
         fork_block: slots that attention reads at a time in it.
@@ -69,11 +71,12 @@ class BenchmarkConfig:
     prompt: int = 16
     tokens: int = 192
     repeats: int = 5
-    block: int = 512
+    block: int = 256
     row_block: int = 64
+    run: int = 8
     fork_problems: int = 64
     fork_tokens: int = 320
-    fork_block: int = 512
+    fork_block: int = 256
     output: str = "results/benchmark_decode"
     seed: int = 0
 
@@ -85,9 +88,14 @@ class BenchmarkConfig:
                 raise ValueError(f"--{name} {getattr(self, name)}: at least {least} is needed")
 
     @property
+    def pieces(self) -> int:
+        """Slices that a loop's turn is cut into; after each the next loop has its slice: a machine's mood favours nobody."""
+        return max((self.tokens - WARM) // 16, 1)
+
+    @property
     def steps(self) -> int:
         """Steps of one timed slice."""
-        return self.tokens - WARM
+        return (self.tokens - WARM) // self.pieces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +118,7 @@ def model_config(config: BenchmarkConfig) -> ModelConfig:
 
 
 def engine_sizes(config: BenchmarkConfig) -> Sizes:
-    run = 16
+    run = config.run
     entries = config.prompt + run + config.lanes * (-(-config.tokens // run) + 1) * run
     up = lambda multiple: -(-entries // multiple) * multiple  # noqa: E731
     return Sizes(
@@ -146,69 +154,81 @@ def measure_loops(config: BenchmarkConfig, say: Callable[[str], None]) -> dict:
     }
     bare = {name: BareLoop(model, layout, temperature=1.0) for name, layout in layouts.items()}
 
-    def run_engine() -> Timing:
-        state = engine.run(engine.load(engine.create(config.seed), problems), WARM)
-        before = jax.tree.map(int, jax.tree.map(np.sum, state.counters))
-        state, timing = timed(lambda: engine.run(state, config.steps))
-        after = jax.tree.map(int, jax.tree.map(np.sum, state.counters))
-        sampled = after.sampled - before.sampled
-        if (
-            sampled != config.steps * config.problems * config.lanes
-            or after.decode_steps - before.decode_steps != config.steps
-        ):
-            raise RuntimeError(
-                f"the timed slice sampled {sampled} tokens in {after.decode_steps} decode steps: not full"
-            )
-        return timing
+    def start_engine():
+        return engine.run(engine.load(engine.create(config.seed), problems), WARM)
 
-    def run_bare(name: str) -> Timing:
+    def start_bare(name: str):
         rows = np.repeat(prompts, config.lanes, axis=0) if name == ROWS else prompts
-        state = jax.block_until_ready(bare[name].run(bare[name].start(rows, config.seed), WARM))
-        return timed(lambda: bare[name].run(state, config.steps))[1]
+        return bare[name].run(bare[name].start(rows, config.seed), WARM)
+
+    starts = {ENGINE: start_engine, **{name: lambda name=name: start_bare(name) for name in bare}}
+    loops = {ENGINE: engine, **bare}
+
+    def take_turns(turn: int) -> dict[str, list[Timing]]:
+        """Decode from the prompts to the last token, all loops side by side: one slice of each in turn."""
+        states = {name: jax.block_until_ready(start()) for name, start in starts.items()}
+        before = counted(states[ENGINE])
+        timings: dict[str, list[Timing]] = {name: [] for name in loops}
+        for piece in range(config.pieces):
+            for name in list(loops)[:: 1 if (turn + piece) % 2 == 0 else -1]:
+                run = lambda name=name: loops[name].run(states[name], config.steps)  # noqa: E731
+                states[name], timing = timed(run)
+                timings[name].append(timing)
+        steps, sampled = (after - b for after, b in zip(counted(states[ENGINE]), before, strict=True))
+        if (steps, sampled) != (config.pieces * config.steps, steps * config.problems * config.lanes):
+            raise RuntimeError(
+                f"the timed slices took {steps} decode steps and sampled {sampled} tokens: rows were idle"
+            )
+        return timings
 
     def run_whole() -> tuple[float, int]:
         start = time.perf_counter()
         transcripts = list(engine.decode(problems, config.seed))
         return time.perf_counter() - start, sum(int(t.log.sampled.sum()) for t in transcripts)
 
-    loops = {ENGINE: run_engine, **{name: lambda name=name: run_bare(name) for name in bare}}
-    for name, run in loops.items():
-        say(f"compiling: {name}")
-        run()
-    timings: dict[str, list[Timing]] = {name: [] for name in loops}
+    say("compiling: engine and bare loops")
+    take_turns(0)
+    turns = []
     for turn in range(config.repeats):
-        # Backwards in every second turn: a machine that slows down favours nobody.
-        for name in list(loops)[:: 1 if turn % 2 == 0 else -1]:
-            timings[name].append(loops[name]())
-        say(f"turn {turn + 1} of {config.repeats}: " + ", ".join(f"{n} {t[-1].wall:.2f} s" for n, t in timings.items()))
+        turns.append(take_turns(turn))
+        seconds = {name: sum(t.wall for t in timings) for name, timings in turns[-1].items()}
+        say(f"turn {turn + 1} of {config.repeats}: " + ", ".join(f"{name} {s:.2f} s" for name, s in seconds.items()))
     seconds, tokens = run_whole()
     traces = {ENGINE: engine.traces, **{name: loop.traces for name, loop in bare.items()}}
-    return summarise(config, timings) | {
+    return summarise(config, turns) | {
         "traces": traces,
         "whole": {"tokens_per_s": tokens / seconds, "tokens": tokens},
     }
 
 
-def summarise(config: BenchmarkConfig, timings: dict[str, list[Timing]]) -> dict:
-    """Medians over turns; a ratio is taken within each turn first."""
-    rows = config.problems * config.lanes
+def counted(state: State) -> tuple[int, int]:
+    """Decode steps taken and tokens sampled so far."""
+    return int(np.sum(state.counters.decode_steps)), int(np.sum(state.counters.sampled))
 
-    def spread(values) -> dict[str, float]:
+
+def summarise(config: BenchmarkConfig, turns: list[dict[str, list[Timing]]]) -> dict:
+    """Medians over turns of the sums of their slices; a ratio is taken within each turn first."""
+    rows, steps = config.problems * config.lanes, config.pieces * config.steps
+
+    def sums(name: str, kind: str) -> np.ndarray:
+        return np.array([sum(getattr(timing, kind) for timing in turn[name]) for turn in turns])
+
+    def spread(values: np.ndarray) -> dict[str, float]:
         return {"median": float(np.median(values)), "least": float(np.min(values)), "most": float(np.max(values))}
 
-    loops, costs = {}, {}
-    for name, turns in timings.items():
-        wall, cpu = (np.array([getattr(t, kind) for t in turns]) for kind in ("wall", "cpu"))
-        loops[name] = {
-            "ms_per_step": spread(wall / config.steps * 1e3),
-            "cpu_ms_per_step": spread(cpu / config.steps * 1e3),
-            "tokens_per_s": spread(rows * config.steps / wall),
+    loops = {
+        name: {
+            "ms_per_step": spread(sums(name, "wall") / steps * 1e3),
+            "cpu_ms_per_step": spread(sums(name, "cpu") / steps * 1e3),
+            "tokens_per_s": spread(rows * steps / sums(name, "wall")),
+            "ms_per_step_of_slices": [[t.wall / config.steps * 1e3 for t in turn[name]] for turn in turns],
         }
-    for name in (SHARED, ROWS):
-        pairs = list(zip(timings[ENGINE], timings[name], strict=True))
-        costs[name] = {
-            kind: spread([getattr(a, kind) / getattr(b, kind) - 1 for a, b in pairs]) for kind in ("wall", "cpu")
-        }
+        for name in turns[0]
+    }
+    costs = {
+        name: {kind: spread(sums(ENGINE, kind) / sums(name, kind) - 1) for kind in ("wall", "cpu")}
+        for name in (SHARED, ROWS)
+    }
     return {"loops": loops, "engine_over": costs}
 
 
@@ -220,8 +240,8 @@ def measure_forks(config: BenchmarkConfig, say: Callable[[str], None]) -> dict:
     protocol = SpawnJoin(**{name: words.id(f"<{name}>") for name in names})
     sizes = Sizes(
         problems=config.problems, lanes=config.lanes, rows=-(-config.problems * config.lanes // 2), feed_tiles=8,
-        threads=24, slots=2560, log=3072, queue=config.fork_problems, outbox=config.fork_problems,
-        attention_block=config.fork_block,
+        feed_threshold=16, threads=24, slots=2560, run=config.run, log=3072, queue=config.fork_problems,
+        outbox=config.fork_problems, attention_block=config.fork_block,
     )  # fmt: skip
     setting = countdown.PRESETS["four"]
     prompts = [

@@ -182,3 +182,12 @@ def test_garbage_is_wrong_and_no_error(operations):
 
 def test_huge_numbers_are_wrong_and_no_error():
     assert not verify.check_solution(PROBLEM, (f"{'9' * 10000}+1=27",))
+
+
+def test_a_split_without_problems_is_an_error():
+    """1 + 1 = 2 is one problem: it belongs to one split, and the other two have none."""
+    tiny = Setting(numbers=2, low=1, high=1, target_low=2, target_high=2)
+    home = problems.split_of(Problem((1, 1), 2))
+    assert problems.generate(tiny, 0, home, 0) == Problem((1, 1), 2)
+    with pytest.raises(ValueError, match="seems to hold no problem"):
+        problems.generate(tiny, 0, next(s for s in ("train", "val", "test") if s != home), 0)

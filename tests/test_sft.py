@@ -143,6 +143,34 @@ def test_optimizer_ranges(change):
         OptimizerConfig(**change)
 
 
+def test_muon_orthogonalises_the_matrices_of_layers_only():
+    """Against the definition: all singular values of such an update are alike; other parameters take an Adam step."""
+    config = dataclasses.replace(PRESETS["tiny"], layers=1)
+    params = transformer.init(config, jax.random.key(0)).params
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    gradient = jax.tree.unflatten(tree, [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+    rate = 0.1
+    tx = optimizer.make(OptimizerConfig(kind="muon", learning_rate=rate, warm_up=0, weight_decay=0.0), steps=10)
+    updates, _ = tx.update(gradient, tx.init(params), params)
+    inputs = {"q": 1, "k": 1, "v": 1, "out": 2, "gate": 1, "up": 1, "down": 1}
+    seen = set()
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
+        kind = next((name for name in names if name in inputs), None)
+        if kind is None:
+            size = np.abs(update)  # Adam's first step goes by the gradient's sign (optax gives it Nesterov's momentum)
+            np.testing.assert_allclose(size, size.max(), rtol=0.1)
+            assert rate <= size.max() < 1.5 * rate
+            continue
+        seen.add(kind)
+        matrix = np.asarray(update).reshape(int(np.prod(update.shape[: inputs[kind]])), -1)
+        values = np.linalg.svd(matrix, compute_uv=False)
+        assert values.max() / values.min() < 2.5  # five Newton-Schulz steps leave them within 0.7 and 1.2
+        np.testing.assert_allclose(np.sqrt(np.mean(matrix**2)), 0.2 * rate, rtol=0.25)
+    assert seen == set(inputs)
+
+
 def test_resumed_equals_uninterrupted_bit_for_bit(toy, tmp_path):
     whole = sft.run(at(toy, tmp_path / "whole"))
     assert whole.finished and whole.step == 24

@@ -1,9 +1,11 @@
-"""AdamW with warm-up, cosine decay and clipping."""
+"""AdamW or Muon, with warm-up, cosine decay and clipping."""
 
 import dataclasses
+from typing import Any, Literal
 
 import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,6 +13,8 @@ class OptimizerConfig:
     """How parameters are updated.
 
     Attributes:
+        kind: "adamw", or "muon": orthogonalised momentum for the matrices inside the layers, their updates scaled to the
+            size of Adam's so that both take the same learning rates (arXiv 2502.16982), and AdamW for the rest.
         learning_rate: the highest, after the warm-up.
         warm_up: steps over which it rises from 0.
         final: share of it that is left at the last step.
@@ -19,6 +23,7 @@ class OptimizerConfig:
         clip: largest global norm of the gradient.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 2e-3
     warm_up: int = 100
     final: float = 0.1
@@ -54,14 +59,37 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """The optimiser of a run of `steps` steps."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.adamw(
-            schedule(config, steps),
+    rate = schedule(config, steps)
+    if config.kind == "adamw":
+        step = optax.adamw(
+            rate,
             b1=config.beta1,
             b2=config.beta2,
             eps=config.epsilon,
             weight_decay=config.weight_decay,
             mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
-        ),
-    )
+        )
+    else:
+        step = muon(
+            rate,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            adam_b1=config.beta1,
+            adam_b2=config.beta2,
+            muon_weight_dimension_numbers=_matrices,
+            consistent_rms=0.2,  # the root mean square of an update of Adam's
+        )
+    return optax.chain(optax.clip_by_global_norm(config.clip), step)
+
+
+def _matrices(params: Any) -> Any:
+    """Which parameters are matrices inside layers, and which of their axes are inputs and outputs; None for the others."""
+
+    def axes(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
+        names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
+        if leaf.ndim < 2 or "layers" not in names:
+            return None
+        inputs = 2 if "out" in names and leaf.ndim == 3 else 1
+        return MuonDimensionNumbers(tuple(range(inputs)), tuple(range(inputs, leaf.ndim)))
+
+    return jax.tree_util.tree_map_with_path(axes, params)

@@ -49,7 +49,7 @@ class SftConfig:
         remat: recompute layers in the backward pass: less memory, more time.
         log_every, evaluate_every, checkpoint_every: steps between reports, held-out evaluations, checkpoints (free).
         workdir: folder for checkpoints, metrics and the resolved configuration (free).
-        export: file for the trained parameters (free).
+        export: file for the trained parameters; empty: none (free).
         tensorboard: write event files beside `metrics.jsonl` (free).
     """
 
@@ -217,8 +217,11 @@ def run(config: SftConfig) -> Result:
                 progress.note(f"resumed at step {first} from {config.workdir}")
             state, step, held_out = loop.run(state, first, position, evaluate, metrics, progress)
         if step == config.steps:
-            io.save(config.export, transformer.Model(transformer.graph_of(config.model), state.params), config.model)
-            progress.note(f"finished; parameters are in {config.export}")
+            if config.export:
+                io.save(
+                    config.export, transformer.Model(transformer.graph_of(config.model), state.params), config.model
+                )
+            progress.note(f"finished; parameters are in {config.export or config.workdir}")
         else:
             progress.note(f"interrupted at step {step}, which is saved; run the same command again to go on")
     return Result(step, step == config.steps, held_out, state)

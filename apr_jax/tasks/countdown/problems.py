@@ -20,7 +20,8 @@ Split = Literal["train", "val", "test"]
 
 _BUCKETS = 16
 _HELD_OUT: Mapping[str, int] = MappingProxyType({"val": 0, "test": 1})  # all other buckets belong to train
-_TRIES = 100_000  # numbers drawn for one target
+_TRIES = 20_000  # numbers drawn for one target
+_TARGETS = 50  # targets given up before the split is taken to hold no problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,14 +124,18 @@ def draw(setting: Setting, split: Split, rng: random.Random) -> Problem:
     """Draw one solvable problem of a split from `rng`.
 
     A target that no numbers of the split reach, as happens with two numbers, is given up for another after many tries.
+
+    Raises:
+        ValueError: the split seems to hold no problem of this setting.
     """
-    for tries in itertools.count():
-        if tries % _TRIES == 0:
-            target = rng.randint(setting.target_low, setting.target_high)
-        nums = tuple(rng.randint(setting.low, setting.high) for _ in range(setting.numbers))
-        problem = Problem(nums, target)
-        if split_of(problem) == split and solver.solve(nums, target) is not None:
-            return problem
+    for _ in range(_TARGETS):
+        target = rng.randint(setting.target_low, setting.target_high)
+        for _ in range(_TRIES):
+            nums = tuple(rng.randint(setting.low, setting.high) for _ in range(setting.numbers))
+            problem = Problem(nums, target)
+            if split_of(problem) == split and solver.solve(nums, target) is not None:
+                return problem
+    raise ValueError(f"split: {split!r} seems to hold no problem of {setting}; widen its ranges")
 
 
 def stream(setting: Setting, seed: int, split: Split, start: int = 0) -> Iterator[Problem]:
