@@ -5,9 +5,11 @@ Example: python -m experiments.measure_demonstrator --preset four --beams 5,5 8,
 
 import argparse
 import time
+from collections.abc import Callable
 
 import numpy as np
 
+from apr_jax import tokenizer
 from apr_jax.tasks.countdown import compact, problems, search
 
 HEADER = (
@@ -16,15 +18,17 @@ HEADER = (
 )
 
 
-def measure(method: str, samples: list[problems.Problem], config: search.SearchConfig, seed: int) -> str:
-    """One line of the table: means over problems, in compact tokens; child: mean over children."""
+def measure(
+    method: str, samples: list[problems.Problem], config: search.SearchConfig, seed: int, encode: Callable
+) -> str:
+    """One line of the table: means over problems, in tokens of `encode`; child: mean over children."""
     demonstrator = {"apr": search.apr, "sos": search.sos}[method]
     start = time.perf_counter()
     solved, counts = [], []
     for index, problem in enumerate(samples):
         trace = demonstrator(problem, config, problems.generator(seed, method, index))
         solved.append(trace.goal is not None)
-        counts.append(compact.count(compact.render(problem, trace)))
+        counts.append(compact.count(compact.render(problem, trace), encode))
     rate = len(samples) / (time.perf_counter() - start)
     children = [length for c in counts for length in c.threads[1:]]
     longest = np.array([max(c.threads) for c in counts])
@@ -46,11 +50,13 @@ def main():
     parser.add_argument("--order", choices=("canonical", "shuffled"), default="canonical")
     parser.add_argument("--largest", type=int, default=0, help="numbers above are pruned, 0: none")
     parser.add_argument("--promising", type=float, help="default: 0.9 for apr, 0.5 for sos, as published")
+    parser.add_argument("--whole", type=int, default=199, help="numbers up to this one are one token, 9: digits")
     parser.add_argument("--split", choices=("train", "val", "test"), default="val")
     parser.add_argument("--count", type=int, default=500, help="problems")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     samples = [problems.generate(problems.PRESETS[args.preset], args.seed, args.split, k) for k in range(args.count)]
+    encode = tokenizer.compact(args.whole).encode
     print(f"preset {args.preset}, order {args.order}, {args.count} problems of {args.split}, seed {args.seed}")
     print(HEADER)
     for method in args.methods:
@@ -58,7 +64,7 @@ def main():
         for beams in args.beams:
             beam, sub_beam = map(int, beams.split(","))
             config = search.SearchConfig(beam, sub_beam, promising, args.order, args.largest)
-            print(measure(method, samples, config, args.seed), flush=True)
+            print(measure(method, samples, config, args.seed, encode), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The compact text of Countdown: one token per operator or control word, one per digit.
+"""The compact text of Countdown: one token per operator or control word, and per number or digit (`tokenizer.compact`).
 
 Threads, prompts and messages in the format that the compiled APR protocol reads:
 
@@ -14,7 +14,7 @@ Threads, prompts and messages in the format that the compiled APR protocol reads
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from apr_jax.tasks.countdown.problems import Problem
 from apr_jax.tasks.countdown.search import Node, Search, Step
@@ -159,9 +159,14 @@ class Counts:
     critical: int
 
 
-def count(threads: Sequence[ThreadText]) -> Counts:
-    """Count the tokens of a demonstration (forks start at their parent's count, joins take the largest)."""
-    lengths = [[len(pieces(segment.text)) for segment in thread.segments] for thread in threads]
+def count(threads: Sequence[ThreadText], encode: Callable[[str], Sequence] = pieces) -> Counts:
+    """Count the tokens of a demonstration (forks start at their parent's count, joins take the largest).
+
+    Args:
+        threads: a demonstration, root first.
+        encode: from text to tokens; by default numbers are as many tokens as they have digits.
+    """
+    lengths = [[len(encode(segment.text)) for segment in thread.segments] for thread in threads]
 
     def finish(number: int, depth: int) -> int:
         for place, (segment, length) in enumerate(zip(threads[number].segments, lengths[number], strict=True)):
