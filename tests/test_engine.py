@@ -29,6 +29,12 @@ CONFIG = ModelConfig(
 SEQUENTIAL, SAMPLES = Sequential(end=WORDS.end), Samples(count=3, end=WORDS.end)
 CONTROL = {name: getattr(WORDS, name) for name in ("spawn", "wait", "result", "join", "end", "go")}
 SPAWN_JOIN = {depth: SpawnJoin(**CONTROL, max_depth=depth) for depth in (1, 2, 3)}
+VARIANTS = [
+    SpawnJoin(**CONTROL, max_depth=1 if context == "live" else 2, context=context, returns=returns)
+    for context in ("isolated", "shared", "live")
+    for returns in ("message", "stitch", "reencode")
+    if (context, returns) != ("isolated", "message")
+]
 # No capacity stop can happen: every case is one that these sizes hold.
 HOLD = dict(threads=40, slots=1024, log=1024, prompt=6)
 SIZES = {
@@ -53,7 +59,10 @@ SIZES = {
 
 def named(value) -> str:
     """The name of a parametrised test's argument."""
-    return f"{type(value).__name__}{getattr(value, 'max_depth', '')}" if dataclasses.is_dataclass(value) else str(value)
+    if not dataclasses.is_dataclass(value):
+        return str(value)
+    facts = (type(value).__name__, *(getattr(value, name, "") for name in ("max_depth", "context", "returns")))
+    return " ".join(filter(None, map(str, facts)))
 
 
 @functools.cache
@@ -116,6 +125,21 @@ def test_f64_equals_the_oracle(protocol, count, sizes):
     transcripts = decoded("float64", protocol, SIZES[sizes], problems)
     for transcript, right in zip(transcripts, expected, strict=True):
         oracle.compare(transcript, right)
+
+
+@pytest.mark.parametrize("protocol", VARIANTS, ids=named)
+def test_contexts_and_joins_equal_the_oracle(protocol):
+    """In turn on each of the sizes; live threads find fewer lanes than they are, or just enough."""
+    sizes = list(SIZES.values())[VARIANTS.index(protocol) % len(SIZES)]
+    problems, expected = cases(protocol, 60)
+    assert sum(len(transcript.threads) > 2 for transcript in expected) > 15
+    for transcript, right in zip(decoded("float64", protocol, sizes, problems), expected, strict=True):
+        oracle.compare(transcript, right)
+
+
+@pytest.mark.parametrize("protocol", [VARIANTS[0], VARIANTS[3], VARIANTS[-1]], ids=named)
+def test_training_under_contexts_and_joins(protocol):
+    check_training("float64", protocol, list(SIZES)[VARIANTS.index(protocol) % len(SIZES)], 1e-9)
 
 
 def test_the_cases_are_worth_it():

@@ -5,6 +5,7 @@ for *one* problem and vmapped by the loop. Axes: M threads, Z pieces of messages
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -52,7 +53,8 @@ class Threads:
         clock: largest clock it wrote or must be later than.
         depth: critical-path count.
         generated: tokens it sampled.
-        inherited: slots it saw when it began.
+        stitched: its parent will see it: its last token is fed at its end, and its slots are held until the join.
+        group: number of the parent whose live children it and its siblings are, NOBODY if it is not live.
         unfed: its last sampled token has not been fed.
         token: that token.
         entry: log entry of that token.
@@ -82,7 +84,8 @@ class Threads:
     clock: Int[Array, "M"]
     depth: Int[Array, "M"]
     generated: Int[Array, "M"]
-    inherited: Int[Array, "M"]
+    stitched: Bool[Array, "M"]
+    group: Int[Array, "M"]
     unfed: Bool[Array, "M"]
     token: Int[Array, "M"]
     entry: Int[Array, "M"]
@@ -191,6 +194,8 @@ def empty(sizes: Sizes) -> Book:
         "samples": jnp.zeros(m, bool),
         "released": jnp.zeros(m, bool),
         "unfed": jnp.zeros(m, bool),
+        "stitched": jnp.zeros(m, bool),
+        "group": ints(m, NOBODY),
         "key": jnp.zeros((m, 2), jnp.uint32),
         "draw_key": jnp.zeros((m, 2), jnp.uint32),
         "temperature": jnp.zeros(m, jnp.float32),
@@ -246,13 +251,8 @@ def open_root(book: Book, temperature, top_k, top_p, samples: bool) -> Book:
     return book.replace(threads=threads, sees=sees, used=jnp.int32(1))
 
 
-def open_child(book: Book, parent: Int[Array, ""], shares: bool) -> Book:
-    """Open a child of `parent`; it stays OPENED until `start`. A full thread table ends the problem.
-
-    Args:
-        shares: the child sees what the parent sees, and the parent; its positions go on from the parent's. Otherwise it sees
-            itself alone and counts positions from 0.
-    """
+def open_child(book: Book, parent: Int[Array, ""]) -> Book:
+    """Open a child of `parent`; it stays OPENED until `commit`. A full thread table ends the problem."""
     full = book.used >= book.threads.status.shape[0]
     new = (numbers(book) == book.used) & ~full
     mother = book.thread(parent)
@@ -261,14 +261,8 @@ def open_child(book: Book, parent: Int[Array, ""], shares: bool) -> Book:
         new, status=OPENED, parent=parent, ordinal=mother.opened, level=mother.level + 1, samples=True
     ).where(new, key=key, draw_key=fold(key, jnp.int32(0)))
     threads = threads.where(new, temperature=mother.temperature, top_k=mother.top_k, top_p=mother.top_p)
-    words = book.sees.shape[1]
-    row = one_bit(book.used, words)
-    if shares:
-        row = row | book.sees[parent]
-        threads = threads.where(new, position=mother.position, inherited=mother.inherited + mother.fed)
     threads = threads.where(numbers(book) == parent, opened=mother.opened + 1)
-    sees = jnp.where(new[:, None], row, book.sees)
-    return book.replace(threads=threads, sees=sees, used=book.used + ~full).halt(full, Stop.THREADS_FULL)
+    return book.replace(threads=threads, used=book.used + ~full).halt(full, Stop.THREADS_FULL)
 
 
 def children(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
@@ -277,13 +271,47 @@ def children(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
     return (threads.parent == parent) & (threads.ordinal >= threads.fork[parent]) & (numbers(book) < book.used)
 
 
-def commit(book: Book, parent: Int[Array, ""]) -> Book:
-    """Start the opened children of `parent` and let it wait for them; they are later than the row that sampled the fork."""
+def opened(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
+    """The children that `parent` has opened and not started."""
+    return children(book, parent) & (book.threads.status == OPENED)
+
+
+def commit(book: Book, parent: Int[Array, ""], shares: bool, live: bool = False) -> Book:
+    """Start the opened children of `parent` and let it wait for them; they are later than the row that sampled the fork.
+
+    Args:
+        shares: a child sees what the parent sees, and the parent; its positions go on from the parent's. Otherwise it sees
+            itself alone and counts positions from 0.
+        live: the children see each other.
+    """
     mother = book.thread(parent)
-    born = children(book, parent) & (book.threads.status == OPENED)
+    born = opened(book, parent)
     threads = book.threads.where(born, status=READY, clock=mother.clock, depth=mother.depth)
     threads = threads.where(numbers(book) == parent, status=WAITING, pending=jnp.sum(born))
-    return book.replace(threads=threads)
+    words = book.sees.shape[1]
+    row = jax.vmap(lambda number: one_bit(number, words))(numbers(book))
+    if shares:
+        threads = threads.where(born, position=mother.position)
+        row = row | book.sees[parent]
+    if live:
+        threads = threads.where(born, group=parent)
+        row = row | union(row, born)
+    return book.replace(threads=threads, sees=jnp.where(born[:, None], row, book.sees))
+
+
+def union(rows: UInt32[Array, "M words"], chosen: Bool[Array, "M"]) -> UInt32[Array, "words"]:
+    """Everybody whom some chosen row sees."""
+    return jax.lax.reduce(jnp.where(chosen[:, None], rows, jnp.uint32(0)), jnp.uint32(0), jax.lax.bitwise_or, (0,))
+
+
+def stitch(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> Book:
+    """Let `parent` see the chosen children's lines: them and what was stitched into them. Its positions go on from the furthest."""
+    row = book.sees[parent] | union(book.sees, chosen)
+    mine = numbers(book) == parent
+    furthest = jnp.max(jnp.where(chosen | mine, book.threads.position, 0))
+    return book.replace(
+        sees=jnp.where(mine[:, None], row, book.sees), threads=book.threads.where(mine, position=furthest)
+    )
 
 
 def compose(
@@ -323,12 +351,31 @@ def compose(
     return book.replace(threads=threads, pieces=pieces, piece_count=count).halt(full, Stop.MESSAGES_FULL)
 
 
+def close(book: Book, thread: Int[Array, ""], stop: Int[Array, ""]) -> Book:
+    """End a thread: at once, or if it is to be stitched when its last token is fed (`drain` finishes it then)."""
+    flush = book.threads.stitched[thread] & book.threads.unfed[thread]
+    mine = (numbers(book) == thread) & flush
+    flushing = book.replace(threads=book.threads.where(mine, samples=False, stop=stop, waiting=0))
+    return choose(flush, flushing, finish(book, thread, stop))
+
+
+def drain(book: Book, thread: Int[Array, ""], drained: Callable) -> Book:
+    """A thread that does not sample has fed all it had: it ends if it was closed, else the protocol says what is next."""
+    stop = book.threads.stop[thread]
+    return choose(stop != Stop.RUNNING, finish(book, thread, stop), drained(book, thread))
+
+
+def choose(condition: Bool[Array, ""], yes: Book, no: Book) -> Book:
+    """`yes` where the condition holds, else `no`."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
 def finish(book: Book, thread: Int[Array, ""], stop: Int[Array, ""]) -> Book:
     """End a thread, drop the children it opened but never started, and tell its parent. The root's end is the problem's."""
-    threads = book.threads
-    orphans = children(book, thread) & (threads.status == OPENED)
-    threads = threads.where(orphans, status=FINISHED, stop=int(Stop.DROPPED), released=True)
-    threads = threads.where(numbers(book) == thread, status=FINISHED, stop=stop, released=True, unfed=False, waiting=0)
+    threads = book.threads.where(opened(book, thread), status=FINISHED, stop=int(Stop.DROPPED), released=True)
+    threads = threads.where(
+        numbers(book) == thread, status=FINISHED, stop=stop, released=~threads.stitched, unfed=False, waiting=0
+    )
     parent = threads.parent[thread]
     threads = threads.where(numbers(book) == parent, pending=threads.pending[parent] - 1)
     is_root = parent == NOBODY
@@ -341,7 +388,7 @@ def resume(book: Book, parent: Int[Array, ""]) -> Book:
     waited = children(book, parent) & (threads.stop != Stop.DROPPED)
     is_parent = (numbers(book) == parent) & (threads.status == WAITING)
     return book.replace(
-        threads=threads.where(
+        threads=threads.where(waited, released=True).where(
             is_parent,
             status=READY,
             fork=threads.opened[parent],
@@ -354,9 +401,7 @@ def resume(book: Book, parent: Int[Array, ""]) -> Book:
 def free_runs(book: Book) -> Book:
     """Give back the runs of threads that are released and that no unreleased thread sees."""
     threads = book.threads
-    seen = jax.lax.reduce(
-        jnp.where(threads.released[:, None], jnp.uint32(0), book.sees), jnp.uint32(0), jax.lax.bitwise_or, (0,)
-    )
+    seen = union(book.sees, ~threads.released)
     number = numbers(book)
     visible = (seen[number // 32] >> (number % 32).astype(jnp.uint32)) & 1
     dead = threads.released & (visible == 0)

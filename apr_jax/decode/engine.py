@@ -18,7 +18,7 @@ from apr_jax.decode.book import FINISHED, OPENED
 from apr_jax.decode.loop import Program, run_slice
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.state import State
-from apr_jax.decode.transcript import Log, Stop, ThreadRecord, Transcript
+from apr_jax.decode.transcript import Log, Stop, ThreadRecord, Transcript, peak_context
 from apr_jax.model.transformer import Model
 
 
@@ -258,26 +258,21 @@ def _transcript(
     records = tuple(
         ThreadRecord(paths[i], renamed.get(int(book["thread_parent"][i]), -1), _stop(book, i)) for i in order
     )
-    return Transcript(
-        problem=int(book["problem"]),
-        sample=int(book["sample"]),
-        stop=Stop(int(book["stop"])),
-        threads=records,
-        sees=sees.astype(bool),
-        log=Log(
-            token=queued[:, 0],
-            thread=thread,
-            index=fed[:, 0],
-            position=fed[:, 1],
-            clock=fed[:, 2],
-            source=queued[:, 1],
-            logprob=logprob[:, 0],
-            behaviour_logprob=logprob[:, 1],
-            predictor=number[queued[:, 2]],
-            depth=queued[:, 3],
-        ),
-        peak_context=int(np.max((book["thread_inherited"] + book["thread_fed"])[:used])),
+    sees = sees.astype(bool)
+    log = Log(
+        token=queued[:, 0],
+        thread=thread,
+        index=fed[:, 0],
+        position=fed[:, 1],
+        clock=fed[:, 2],
+        source=queued[:, 1],
+        logprob=logprob[:, 0],
+        behaviour_logprob=logprob[:, 1],
+        predictor=number[queued[:, 2]],
+        depth=queued[:, 3],
     )
+    problem, sample, stop = int(book["problem"]), int(book["sample"]), Stop(int(book["stop"]))
+    return Transcript(problem, sample, stop, records, sees, log, peak_context(sees, log))
 
 
 def _entries(book: dict[str, np.ndarray], thread: int, sizes: Sizes) -> np.ndarray:

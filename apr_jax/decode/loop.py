@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Int
 
 from apr_jax.decode import book as books
 from apr_jax.decode import pool, schedule
-from apr_jax.decode.book import READY, WAITING, Book
+from apr_jax.decode.book import NOBODY, READY, WAITING, Book
 from apr_jax.decode.sampling import sample
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.state import LogArrays, State, leaving, refill, retire, room
@@ -207,12 +207,15 @@ def _handlers(program: Program):
     protocol = program.protocol
 
     def spent(book, thread):
-        return books.finish(book, thread, jnp.int32(Stop.LENGTH))
+        return books.close(book, thread, jnp.int32(Stop.LENGTH))
 
     def join(book, thread):
         return books.resume(protocol.joined(book, thread), thread)
 
-    return (*protocol.handlers, protocol.drained, spent, join)
+    def drained(book, thread):
+        return books.drain(book, thread, protocol.drained)
+
+    return (*protocol.handlers, drained, spent, join)
 
 
 def _apply(handler, mask: Bool[Array, "P"], held: Book, thread: Int[Array, "P"]) -> Book:
@@ -247,9 +250,12 @@ def run_slice(program: Program, params: Any, state: State, steps: Int[Array, ""]
     taken = lambda s: s.counters.feed_steps + s.counters.decode_steps
     limit = taken(state) + steps
 
+    def runnable(s):
+        return schedule.runnable(s.books, program.protocol.live)
+
     def goes_on(s):
         blocked = jnp.any(leaving(s)) & ~room(s)
-        return (taken(s) < limit) & ~blocked & (jnp.any(schedule.runnable(s.books)) | changes(s))
+        return (taken(s) < limit) & ~blocked & (jnp.any(runnable(s)) | changes(s))
 
     def calm(s):
         """Nothing has happened that the outer loop must see to."""
@@ -257,7 +263,10 @@ def run_slice(program: Program, params: Any, state: State, steps: Int[Array, ""]
         return (taken(s) < limit) & ~jnp.any(s.events > 0) & ~halted
 
     def long(s):
-        return schedule.runnable(s.books) & (schedule.waiting(s.books.threads) > sizes.feed_threshold)
+        """Threads for feed steps; live ones feed one token a step."""
+        return (
+            runnable(s) & (schedule.waiting(s.books.threads) > sizes.feed_threshold) & (s.books.threads.group == NOBODY)
+        )
 
     def feed(s):
         lanes = min(sizes.lanes, sizes.feed_tiles)
@@ -265,13 +274,13 @@ def run_slice(program: Program, params: Any, state: State, steps: Int[Array, ""]
         return step(program, params, s, tiles, sizes.feed_chunk)
 
     def decode(s):
-        tiles = schedule.choose(s.books, schedule.runnable(s.books), sizes.lanes, sizes.rows, 1)
+        tiles = schedule.choose(s.books, runnable(s), sizes.lanes, sizes.rows, 1)
         return step(program, params, s, tiles, 1)
 
     def outer(s):
         s = change(program, s)
         s = jax.lax.while_loop(lambda s: calm(s) & jnp.any(long(s)), feed, s)
-        s = jax.lax.while_loop(lambda s: calm(s) & ~jnp.any(long(s)) & jnp.any(schedule.runnable(s.books)), decode, s)
+        s = jax.lax.while_loop(lambda s: calm(s) & ~jnp.any(long(s)) & jnp.any(runnable(s)), decode, s)
         with jax.named_scope("events"):
             return handle(program, s)
 

@@ -67,10 +67,19 @@ def waiting(threads: Threads) -> Int[Array, "P M"]:
     return threads.waiting + threads.unfed
 
 
-def runnable(books: Book) -> Bool[Array, "P M"]:
-    """Threads that have something to feed and may."""
-    live = books.active & (books.stop == Stop.RUNNING)
-    return (books.threads.status == READY) & (waiting(books.threads) > 0) & live[:, None]
+def runnable(books: Book, live: bool) -> Bool[Array, "P M"]:
+    """Threads that have something to feed and may.
+
+    Args:
+        live: some protocol's threads see each other while they run: in a group of them the least clock goes first.
+    """
+    threads, running = books.threads, books.active & (books.stop == Stop.RUNNING)
+    ready = (threads.status == READY) & (waiting(threads) > 0) & running[:, None]
+    if not live:
+        return ready
+    rivals = ready[:, None, :] & (threads.group[:, :, None] == threads.group[:, None, :])  # [P, M, M]
+    behind = jnp.any(rivals & (threads.clock[:, None, :] < threads.clock[:, :, None]), axis=2)
+    return ready & ~(behind & (threads.group != NOBODY))
 
 
 def choose(books: Book, ready: Bool[Array, "P M"], lanes: int, tiles: int, chunk: int) -> Tiles:

@@ -122,6 +122,16 @@ class Transcript:
         return self.log.token[(self.log.thread == thread) & self.log.sampled]
 
 
+def peak_context(sees: np.ndarray, log: Log) -> int:
+    """The most slots that one thread ever saw at once: what its last fed token saw, itself included."""
+    clocks = [np.sort(log.clock[(log.thread == i) & (log.clock >= 0)]) for i in range(len(sees))]
+    context = np.array([len(own) for own in clocks])
+    for viewer in np.flatnonzero(context):
+        others = (w for w in np.flatnonzero(sees[viewer]) if w != viewer)
+        context[viewer] += sum(np.searchsorted(clocks[writer], clocks[viewer][-1]) for writer in others)
+    return int(context.max())
+
+
 _FIELDS = tuple(field.name for field in dataclasses.fields(Log))
 
 

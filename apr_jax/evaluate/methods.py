@@ -15,6 +15,7 @@ from apr_jax.evaluate import metrics, select
 from apr_jax.evaluate.outcomes import Outcome, outcome, summary
 from apr_jax.model import io
 from apr_jax.protocols import Samples, Sequential, SpawnJoin
+from apr_jax.protocols.spawn_join import Context, Returns
 from apr_jax.tasks.countdown import compact, verify
 from apr_jax.tasks.countdown import problems as countdown
 from apr_jax.tokenizer import Tokenizer
@@ -31,7 +32,7 @@ class RolloutConfig:
         checkpoint: the model's file.
         protocol: how threads come and go.
         samples: threads of `samples`.
-        max_depth: how deep threads of `spawn_join` may nest.
+        max_depth, context, returns: of `spawn_join`, see there.
         temperature, top_k, top_p: sampling; temperature 0 is greedy, top_k 0 and top_p 1 are off.
         max_tokens: tokens that one thread may generate.
         sizes: static sizes of the compiled program.
@@ -41,6 +42,8 @@ class RolloutConfig:
     protocol: ProtocolName
     samples: int = 4
     max_depth: int = 1
+    context: Context = "isolated"
+    returns: Returns = "message"
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -96,7 +99,8 @@ def make_protocol(config: RolloutConfig, words: Tokenizer):
     if config.protocol == "samples":
         return Samples(config.samples, end)
     names = ("spawn", "wait", "result", "join", "end", "go")
-    return SpawnJoin(**{name: words.id(f"<{name}>") for name in names}, max_depth=config.max_depth)
+    ids = {name: words.id(f"<{name}>") for name in names}
+    return SpawnJoin(**ids, max_depth=config.max_depth, context=config.context, returns=config.returns)
 
 
 def make_engine(config: RolloutConfig, words: Tokenizer) -> Engine:

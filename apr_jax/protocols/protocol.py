@@ -7,7 +7,6 @@ in steps where some problem has that event. Handlers see the book, never keys an
 from collections.abc import Callable
 from typing import Protocol as Interface
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -20,6 +19,9 @@ Handler = Callable[[Book, Int[Array, ""]], Book]
 
 class Protocol(Interface):
     """The methods that the loop calls; `thread` is always the number of the thread concerned."""
+
+    live: bool
+    """Whether threads may see others that still run."""
 
     @property
     def templates(self) -> tuple[int, ...]:
@@ -65,7 +67,7 @@ def say(
         kind, start, length: one item a piece, see `book.Pieces`.
         thread: whose log the SPAN pieces are taken from.
         valid: which threads contribute.
-        footer: place in the template table of one last token, said after all pieces.
+        footer: place in the template table of one last token, said after all pieces (to the one receiver there is then).
     """
     count = to.shape[0]
 
@@ -76,7 +78,7 @@ def say(
     size = len(kind)
     valid_pieces = jnp.repeat(valid, size)
     if footer is not None:
-        valid_pieces = jnp.append(valid_pieces, jnp.any(valid))
+        valid_pieces = jnp.append(valid_pieces, True)
     return books.compose(
         book,
         to=flat((to,) * size, 0) if footer is None else flat((to,) * size, 0).at[-1].set(to[0]),
@@ -88,11 +90,6 @@ def say(
     )
 
 
-def choose(condition: Bool[Array, ""], yes: Book, no: Book) -> Book:
-    """`yes` where the condition holds, else `no`."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
-
-
 def end(book: Book, thread: Int[Array, ""]) -> Book:
     """Handler of an end token."""
-    return books.finish(book, thread, jnp.int32(Stop.END))
+    return books.close(book, thread, jnp.int32(Stop.END))

@@ -25,6 +25,7 @@ class Samples:
     count: int
     end: int
 
+    live = False
     templates = (0,)
     handlers = (protocol.end,)
 
@@ -38,19 +39,19 @@ class Samples:
         book = protocol.feed_prompt(book, root, root, book.prompt_length - 1)
         # A prompt of one token leaves nothing to flush: the root would never be drained.
         forked = self.drained(book, root)
-        return protocol.choose(book.prompt_length == 1, forked, book)
+        return books.choose(book.prompt_length == 1, forked, book)
 
     def event(self, token: Int[Array, "B"]) -> Int[Array, "B"]:
         return (token == self.end).astype(jnp.int32)
 
     def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
-        book = jax.lax.fori_loop(0, self.count, lambda _, b: books.open_child(b, thread, shares=True), book)
-        born = books.children(book, thread)
+        book = jax.lax.fori_loop(0, self.count, lambda _, b: books.open_child(b, thread), book)
+        born = books.opened(book, thread)
         count = jnp.ones_like(books.numbers(book))
         book = books.compose(
             book, books.numbers(book), count * books.PROMPT, count * 0, count * (book.prompt_length - 1), count, born
         )
-        return books.commit(book, thread)
+        return books.commit(book, thread, shares=True)
 
     def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
         return books.finish(book, thread, jnp.int32(Stop.END))

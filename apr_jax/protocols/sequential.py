@@ -16,6 +16,7 @@ class Sequential:
 
     end: int
 
+    live = False
     templates = (0,)
     handlers = (protocol.end,)
 
