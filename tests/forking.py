@@ -1,12 +1,14 @@
-"""Random models and problems that fork, return and end a lot, in good order and out of it."""
+"""Models and problems that fork, return and end a lot, in good order and out of it: random ones, then scripted ones."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import oracle
+import reference_model
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import Model, abstract_params, graph_of
 
@@ -97,3 +99,71 @@ def random_case(
         top_p=float(rng.choice([1.0, 1.0, 0.5, 0.875, 0.984375])),
         max_tokens=int(rng.integers(max_tokens // 4, max_tokens + 1)),
     )
+
+
+# ---- problems whose threads follow a script
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequential:
+    """This and the next two have the names and fields of protocols of `apr_jax.protocols`."""
+
+    end: int = Words.end
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    count: int
+    end: int = Words.end
+
+
+@dataclasses.dataclass(frozen=True)
+class SpawnJoin:
+    max_depth: int = 1
+    spawn: int = Words.spawn
+    wait: int = Words.wait
+    result: int = Words.result
+    join: int = Words.join
+    end: int = Words.end
+    go: int = Words.go
+    context: str = "isolated"
+    join_by: str = "message"
+
+
+def scripted(texts: Mapping[tuple[int, ...], Sequence[int]]) -> Callable:
+    """A choice of tokens that follows a script per thread, END after it."""
+
+    def choose(thread, logits, uniform, problem):
+        text = texts.get(thread.path, ())
+        return (text[thread.generated] if thread.generated < len(text) else Words.end), -1.0, -0.5
+
+    return choose
+
+
+def played(
+    texts: Mapping[tuple[int, ...], Sequence[int]],
+    protocol,
+    prompt: Sequence[int],
+    max_tokens: int = 60,
+    forward: reference_model.Forward = lambda fed: np.zeros(16),
+):
+    """The transcript of a problem whose threads follow scripts."""
+    case = Case(id=0, prompt=np.array(prompt), max_tokens=max_tokens)
+    return oracle.run(forward, case, protocol, 0, choose=scripted(texts))
+
+
+def rows(transcript, thread: int) -> list[tuple[int, ...]]:
+    """(token, source, index, position, clock, depth if sampled) of every entry of a thread."""
+    log, out = transcript.log, []
+    for i in np.flatnonzero(log.thread == thread):
+        depth = int(log.depth[i]) if log.sampled[i] else None
+        out.append(
+            (int(log.token[i]), int(log.source[i]), int(log.index[i]), int(log.position[i]), int(log.clock[i]), depth)
+        )
+    return out
+
+
+def span(source: int, tokens: Sequence[int], index: int, position: int, clock: int, depth: int | None = None):
+    """The `rows` of tokens that were fed one after the other."""
+    counts = [None if depth is None else depth + i for i in range(len(tokens))]
+    return [(t, source, index + i, position + i, clock + i, counts[i]) for i, t in enumerate(tokens)]

@@ -1,15 +1,16 @@
 """A slow interpreter of threads in plain Python: what the compiled loop must do, said a second time and independently.
 
-A thread is a coroutine in direct style and its context an explicit list of (token, position) in the order it sees
-them. Every token costs one full causal forward in NumPy over that list: no cache, no pool, no slots. Only the uniform
-draws come from `jax.random`, as the loop's contract says.
+A thread is a coroutine in direct style. Every token that is fed keeps the list of tokens it sees: all that the threads
+its own thread sees have been fed by then; of a live sibling as many as it has been fed itself. No clock decides what is
+seen, no pool and no slots: `run` asserts in the end that clocks and the matrix `sees` say the same. Only the uniform draws
+come from `jax.random`, as the loop's contract says.
 
     forward = reference_model.transformer(params, config)
     expected = run(forward, problem, protocol, seed)
     compare(transcript, expected)
     replay(transcript, forward, problem, protocol, seed)      # for f32, where near ties may fall either way
 
-Axes: V vocabulary.
+Axes: E log entries.
 """
 
 import dataclasses
@@ -17,23 +18,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from apr_jax.decode.transcript import Log, Source, Stop, ThreadRecord, Transcript
-from reference_model import Forward
+from reference_model import DRAWS, Fed, Forward, draw, kept, log_softmax, uniforms
 
-DRAWS = 64  # uniforms computed at once per thread
-
-
-# ---- sampling
-
-
-@jax.jit
-def _uniforms(key: jax.Array) -> jax.Array:
-    draws = jax.random.fold_in(key, 0)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(draws, jnp.arange(DRAWS))
-    return jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(keys)
+# ---- threads
 
 
 @jax.jit
@@ -41,70 +31,28 @@ def _child_key(key: jax.Array, number: int) -> jax.Array:
     return jax.random.fold_in(key, number)
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max()
-    return shifted - np.log(np.exp(shifted).sum())
-
-
-def kept(logits: np.ndarray, problem: Any, slack: float = 0.0) -> np.ndarray:
-    """Probabilities [V] after temperature, top-k, then top-p, renormalised; 0 for what was cut off.
-
-    `slack` is added to top-p: near ties at its edge fall either way in f32.
-    """
-    scaled = np.asarray(logits, np.float64) / problem.temperature
-    order = np.argsort(-scaled, kind="stable")
-    if problem.top_k:
-        order = order[: problem.top_k]
-    mass = np.exp(_log_softmax(scaled[order]))
-    if problem.top_p < 1:
-        before = np.cumsum(mass) - mass
-        number = max(1, int((before < problem.top_p + slack).sum()))
-        order, mass = order[:number], mass[:number]
-    probability = np.zeros(len(scaled))
-    probability[order] = mass / mass.sum()
-    return probability
-
-
-def draw(logits: np.ndarray, uniform: float, problem: Any) -> tuple[int, float, float]:
-    """A token, its log-probability and that under the distribution it was drawn from."""
-    plain = _log_softmax(np.asarray(logits, np.float64))
-    if problem.temperature == 0:
-        token = int(np.argmax(logits))
-        return token, plain[token], 0.0
-    probability = kept(logits, problem)
-    upto = np.cumsum(probability)
-    above = np.flatnonzero(upto > float(uniform) * upto[-1])
-    token = int(above[0])
-    return token, plain[token], np.log(probability[token])
-
-
-# ---- threads
-
-
-@dataclasses.dataclass
-class Entry:
-    token: int
-    source: Source
+@dataclasses.dataclass(eq=False)
+class Entry(Fed):
+    source: Source = Source.FED
     logprob: float = np.nan
     behaviour: float = np.nan
     predictor: "Entry | None" = None
     depth: int = 0
     index: int = -1
-    position: int = -1
     clock: int = -1
 
 
 class Thread:
-    """One line of reasoning. `context` starts as a copy of what it sees of its parent."""
+    """One line of reasoning. What it sees are threads, not copies of their tokens."""
 
     def __init__(self, path: tuple[int, ...], parent: "Thread | None", key: jax.Array):
         self.path, self.parent, self.key = path, parent, key
-        self.context: list[tuple[int, int]] = []
         self.entries: list[Entry] = []
+        self.own: list[Entry] = []  # those that were fed
         self.children: list[Thread] = []
         self.seen: list[Thread] = [self]
-        self.last: Entry | None = None  # the entry fed last
-        self.fed = self.generated = self.count = self.floor = self.next_position = 0
+        self.live: list[Thread] = []  # siblings that it sees while they write
+        self.generated = self.count = self.floor = self.next_position = 0
         self.stop: Stop | None = None
         self.message: list[int] = []  # what it returns to its parent
         self.uniforms: np.ndarray | None = None
@@ -112,22 +60,36 @@ class Thread:
     @property
     def clock(self) -> int:
         """The largest clock it has written."""
-        return self.last.clock if self.last else 0
+        return self.own[-1].clock if self.own else 0
 
     def latest(self) -> int:
         """The largest clock that it and its descendants have written."""
         return max([self.clock, *(child.latest() for child in self.children)])
 
+    def ahead(self) -> bool:
+        """Whether a live sibling has to be fed before this thread is."""
+        return any(other.stop is None and len(other.own) < len(self.own) for other in self.live)
+
     def feed(self, entry: Entry) -> None:
-        entry.index, entry.position, entry.clock = self.fed, self.next_position, 1 + max(self.clock, self.floor)
-        self.context.append((entry.token, entry.position))
-        self.fed, self.next_position, self.last = self.fed + 1, self.next_position + 1, entry
+        assert not self.ahead()
+        entry.index, entry.position, entry.clock = len(self.own), self.next_position, 1 + max(self.clock, self.floor)
+        self.own.append(entry)
+        views = [other.own[: entry.index] if other in self.live else other.own for other in self.seen]
+        entry.sees = [seen for view in views for seen in view]
+        self.next_position += 1
+        self.count = max([self.count, *(seen.depth for seen in entry.sees)])
 
     def feed_tokens(self, tokens: Sequence[int]) -> Iterator[list]:
         for token in tokens:
-            self.entries.append(Entry(int(token), Source.FED, depth=self.count))
+            self.entries.append(Entry(int(token)))
             self.feed(self.entries[-1])
+            self.entries[-1].depth = self.count
             yield []
+
+    def stitch(self, child: "Thread") -> None:
+        """See from now on what a finished child sees, and go on after it."""
+        self.seen += [other for other in child.seen if other not in self.seen]
+        self.next_position = max(self.next_position, child.next_position)
 
     def open(self) -> "Thread":
         number = len(self.children)
@@ -157,20 +119,28 @@ class World:
     def sample(self, thread: Thread) -> Entry:
         if thread.uniforms is None:
             assert self.problem.max_tokens <= DRAWS, f"a thread of the oracle may draw {DRAWS} tokens"
-            thread.uniforms = np.asarray(_uniforms(thread.key))
-        logits = self.forward(tuple(thread.context))
+            thread.uniforms = np.asarray(uniforms(thread.key))
+        logits = self.forward(thread.own[-1])
         token, logprob, behaviour = self.choose(thread, logits, thread.uniforms[thread.generated], self.problem)
         thread.generated, thread.count = thread.generated + 1, thread.count + 1
-        thread.entries.append(Entry(token, Source.SAMPLED, logprob, behaviour, thread.last, thread.count))
+        about = dict(logprob=logprob, behaviour=behaviour, predictor=thread.own[-1], depth=thread.count)
+        thread.entries.append(Entry(token, source=Source.SAMPLED, **about))
         return thread.entries[-1]
 
     def spent(self, thread: Thread) -> bool:
         return thread.generated >= self.problem.max_tokens
 
     def loop(self, rng: np.random.Generator | None) -> None:
-        """Step threads one at a time until all are finished: the first ready one, or any ready one."""
+        """Step threads one at a time until all are finished: the first ready one, or any ready one.
+
+        A step feeds at most one token. Live siblings take their steps by least clock.
+        """
         while self.running:
-            ready = [i for i, (_, _, waits) in enumerate(self.running) if all(t.stop is not None for t in waits)]
+            ready = [
+                place
+                for place, (thread, _, waits) in enumerate(self.running)
+                if not thread.ahead() and all(other.stop is not None for other in waits)
+            ]
             place = ready[0] if rng is None else int(rng.choice(ready))
             thread, program, _ = self.running.pop(place)
             waits = next(program, None)
@@ -200,16 +170,40 @@ def _samples(world: World, thread: Thread, fed: Sequence[int], protocol: Any) ->
     yield from thread.feed_tokens(fed[:-1])
     children = [thread.open() for _ in range(protocol.count)]
     for child in children:
-        child.context, child.next_position, child.floor = list(thread.context), len(fed) - 1, thread.clock
-        child.seen = [thread, child]
+        child.seen, child.next_position, child.floor = [thread, child], len(fed) - 1, thread.clock
         world.start(child, _until_end(world, child, fed[-1:], protocol))
     yield from thread.await_children(children)
     thread.stop = Stop.END
 
 
-def _spawn_join(world: World, thread: Thread, fed: Sequence[int], protocol: Any) -> Program:
-    """A thread that may fork: `opened` are the children of the block it is writing, with their messages."""
+def _modes(protocol: Any) -> tuple[str, str]:
+    """What children see of their parent, and how they come back to it."""
+    if not hasattr(protocol, "context"):
+        return "isolated", "message"
+    context, join_by = protocol.context, protocol.join_by
+    assert context in ("isolated", "shared", "live") and join_by in ("message", "stitch", "reencode")
+    assert context != "live" or protocol.max_depth == 1, "live children do not fork"
+    return context, join_by
+
+
+def _fork(thread: Thread, children: Sequence[Thread], context: str) -> None:
+    """What a child inherits. The parent was flushed unless the children are isolated."""
+    for child in children:
+        child.floor, child.count = thread.clock, thread.count
+        if context != "isolated":
+            child.seen, child.next_position = [*thread.seen, child], thread.next_position
+        if context == "live":
+            child.live = [other for other in children if other is not child]
+            child.seen += child.live
+
+
+def _spawn_join(world: World, thread: Thread, fed: Sequence[int], protocol: Any, flushed: bool = False) -> Program:
+    """A thread that may fork: `opened` are the children of the block it is writing, with their messages.
+
+    `flushed`: its parent will see it, so its last token is fed as well.
+    """
     yield from thread.feed_tokens(fed)
+    context, join_by = _modes(protocol)
     opened: list[tuple[Thread, list[int]]] = []
     returns: int | None = None
     depth = len(thread.path)
@@ -237,22 +231,37 @@ def _spawn_join(world: World, thread: Thread, fed: Sequence[int], protocol: Any)
         if not waiting:
             thread.feed(entry)
             continue
+        if context != "isolated":
+            thread.feed(entry)
+        children = [child for child, _ in opened]
+        stitched = {"message": [], "stitch": children, "reencode": children[:1]}[join_by]
+        _fork(thread, children, context)
         for child, message in opened:
-            child.floor, child.count = thread.clock, thread.count
-            world.start(child, _spawn_join(world, child, [protocol.spawn, *message, protocol.go], protocol))
-        children, opened = [child for child, _ in opened], []
+            header = [protocol.spawn, *message, protocol.go]
+            world.start(child, _spawn_join(world, child, header, protocol, flushed=child in stitched))
+        opened = []
         yield from thread.await_children(children)
+        for child in stitched:
+            thread.stitch(child)
         if world.spent(thread):
             stop = Stop.LENGTH
             break
-        thread.feed(entry)
-        yield []
-        results = [token for child in children for token in (protocol.result, *child.message)]
-        yield from thread.feed_tokens([*results, protocol.go])
+        if context == "isolated":
+            thread.feed(entry)
+            yield []
+        texts: list[list[int]] = []
+        if join_by == "message":
+            texts = [[protocol.result, *child.message] for child in children]
+        if join_by == "reencode":
+            texts = [[again.token for again in child.entries] for child in children[1:]]
+        yield from thread.feed_tokens([*(token for text in texts for token in text), protocol.go])
     for child, _ in opened:
         child.stop = Stop.DROPPED
     if stop == Stop.END and returns is not None:
         thread.message = [entry.token for entry in thread.entries[returns:-1]]
+    if flushed and entry.index < 0:
+        yield []
+        thread.feed(entry)
     thread.stop = stop
 
 
@@ -317,8 +326,19 @@ def _record(root: Thread, problem: Any) -> Transcript:
         depth=column("depth"),
     )
     records = tuple(ThreadRecord(thread.path, rank[id(thread.parent)], thread.stop) for thread in threads)
-    peak = max(len(thread.context) for thread in threads)
+    for i, row in enumerate(visible(log, sees)):
+        saw = sorted(number[id(seen)] for seen in entries[i].sees)
+        assert saw == np.flatnonzero(row).tolist(), f"what entry {i} saw is not what the record says"
+    peak = max(len(thread.own[-1].sees) for thread in threads if thread.own)
     return Transcript(problem.id, problem.sample, root.stop, records, sees, log, peak)
+
+
+def visible(log: Log, sees: np.ndarray) -> np.ndarray:
+    """Bool [E, E]: which entries a fed one saw, as its record says: by index in its own thread, else by clock."""
+    same = log.thread[:, None] == log.thread
+    before = np.where(same, log.index[:, None] >= log.index, log.clock[:, None] > log.clock)
+    fed = log.clock >= 0
+    return sees[log.thread[:, None], log.thread] & before & fed[:, None] & fed
 
 
 def compare(transcript: Transcript, expected: Transcript, tolerance: float = 1e-9) -> None:
@@ -359,7 +379,7 @@ def replay(
         where = f"problem {problem.id}.{problem.sample}, thread {thread.path}, draw {thread.generated}"
         assert thread.generated < len(tokens.get(thread.path, ())), f"{where}: the transcript has no such token"
         token = int(tokens[thread.path][thread.generated])
-        plain = _log_softmax(logits)[token]
+        plain = log_softmax(logits)[token]
         if problem.temperature == 0:
             below = logits.max() - logits[token]
             assert below <= tolerance, f"{where}: the logit of {token} is {below} below the best"

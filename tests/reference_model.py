@@ -1,59 +1,122 @@
-"""The transformer once more, in NumPy and float64: one plain causal forward over a list of tokens.
+"""The transformer and its sampling once more, in NumPy and float64.
 
-Axes: T tokens of a context, V vocabulary.
+The transformer once row by row: a token that is fed lists those it sees, whose K and V were made under their own
+visibility and stay as they are. And once as one forward over a whole sequence under a mask, which says whether the rows
+are right.
+
+Axes: Q rows, T tokens that are seen, V vocabulary, H heads, K kv heads, h head size, D width.
 """
 
-from collections.abc import Callable
+import dataclasses
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-Context = tuple[tuple[int, int], ...]  # (token, position) of everything a thread sees, in order
-Forward = Callable[[Context], np.ndarray]  # logits [V] that follow a context
+DRAWS = 64  # uniforms computed at once per thread
+
+
+@dataclasses.dataclass(eq=False)
+class Fed:
+    """A token that a model is fed, and those that it sees: itself included, in any order."""
+
+    token: int
+    position: int = -1
+    sees: "Sequence[Fed]" = dataclasses.field(default=(), repr=False)
+
+
+Forward = Callable[[Fed], np.ndarray]  # logits [V] that follow a token
+
+
+@dataclasses.dataclass(eq=False)
+class _Row:
+    keys: list[np.ndarray]  # [K, h] of every layer
+    values: list[np.ndarray]
+    logits: np.ndarray
 
 
 def transformer(params: Any, config: Any) -> Forward:
-    """The logits of a model as a function of a context, in float64, remembered by context."""
+    """The logits of a model as a function of a fed token, in float64, remembered by all that it depends on."""
     tree = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-    known: dict[Context, np.ndarray] = {}
+    rows: weakref.WeakKeyDictionary[Fed, _Row] = weakref.WeakKeyDictionary()
+    known: dict[tuple[int, ...], _Row] = {}  # by token, position and the rows it sees
 
-    def forward(context: Context) -> np.ndarray:
-        if context not in known:
-            tokens, positions = (np.array(column) for column in zip(*context, strict=True))
-            known[context] = all_logits(tree, config, tokens, positions)[-1]
-        return known[context]
+    def row(fed: Fed) -> _Row:
+        if fed not in rows:
+            others = [row(other) for other in fed.sees if other is not fed]
+            key = (fed.token, fed.position, *map(id, others))
+            if key not in known:
+                known[key] = _row(tree, config, fed, others)
+            rows[fed] = known[key]
+        return rows[fed]
 
-    return forward
+    return lambda fed: row(fed).logits
 
 
-def all_logits(params: Any, config: Any, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Logits [T, V] after every token of one causal sequence."""
+def _row(params: Any, config: Any, fed: Fed, others: Sequence[_Row]) -> _Row:
+    """One token after all that it sees."""
+    row, position = _Row([], [], np.zeros(0)), np.array([fed.position])
+    x = params["embed"][[fed.token]]
+    for number in range(config.layers):
+        layer = params["layers"][str(number)]
+        query, key, value = _project(layer["attention"], config, _norm(x, layer["attention_norm"], config), position)
+        row.keys.append(key[0])
+        row.values.append(value[0])
+        keys = np.stack([other.keys[number] for other in (*others, row)])
+        values = np.stack([other.values[number] for other in (*others, row)])
+        x = x + _attend(layer["attention"], config, query, keys, values, np.ones((1, len(keys)), bool))
+        x = x + _ffn(layer, config, x)
+    row.logits = _head(params, config, x)[0]
+    return row
+
+
+def all_logits(
+    params: Any, config: Any, tokens: np.ndarray, positions: np.ndarray, sees: np.ndarray | None = None
+) -> np.ndarray:
+    """Logits [T, V] after every token of one sequence under a mask `sees` [T, T], causal without it."""
+    sees = np.tri(len(tokens), dtype=bool) if sees is None else sees
     x = params["embed"][tokens]
     for number in range(config.layers):
         layer = params["layers"][str(number)]
-        x = x + _attention(layer["attention"], config, _norm(x, layer["attention_norm"], config), positions)
-        y = _norm(x, layer["ffn_norm"], config)
-        gate, up = y @ layer["ffn"]["gate"], y @ layer["ffn"]["up"]
-        x = x + (gate / (1 + np.exp(-gate)) * up) @ layer["ffn"]["down"]
-    head = params["embed"].T if config.tied else params["head"]
-    return _norm(x, params["norm"], config) @ head
+        parts = _project(layer["attention"], config, _norm(x, layer["attention_norm"], config), positions)
+        x = x + _attend(layer["attention"], config, *parts, sees)
+        x = x + _ffn(layer, config, x)
+    return _head(params, config, x)
 
 
-def _attention(layer: Any, config: Any, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    size, group = config.head_dim, config.heads // config.kv_heads
+def _project(layer: Any, config: Any, x: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Query [T, H, h], key and value [T, K, h] of inputs [T, D]."""
     query, key, value = (np.tensordot(x, layer[name], 1) for name in ("q", "k", "v"))
     if config.qk_norm:
         query, key = _norm(query, layer["q_norm"], config), _norm(key, layer["k_norm"], config)
-    query, key = _rotate(query, positions, config), _rotate(key, positions, config)
-    later = np.triu(np.ones((len(x), len(x)), bool), 1)
+    return _rotate(query, positions, config), _rotate(key, positions, config), value
+
+
+def _attend(
+    layer: Any, config: Any, query: np.ndarray, key: np.ndarray, value: np.ndarray, sees: np.ndarray
+) -> np.ndarray:
+    """Attention of Q rows over T tokens under `sees` [Q, T], projected back to [Q, D]."""
     heads = []
     for head in range(config.heads):
-        score = query[:, head] @ key[:, head // group].T / np.sqrt(size)
-        score[later] = -np.inf
+        group = head // (config.heads // config.kv_heads)
+        score = query[:, head] @ key[:, group].T / np.sqrt(config.head_dim)
+        score[~sees] = -np.inf
         weight = np.exp(score - score.max(axis=1, keepdims=True))
-        heads.append(weight / weight.sum(axis=1, keepdims=True) @ value[:, head // group])
+        heads.append(weight / weight.sum(axis=1, keepdims=True) @ value[:, group])
     return np.tensordot(np.stack(heads, axis=1), layer["out"], 2)
+
+
+def _ffn(layer: Any, config: Any, x: np.ndarray) -> np.ndarray:
+    y = _norm(x, layer["ffn_norm"], config)
+    gate, up = y @ layer["ffn"]["gate"], y @ layer["ffn"]["up"]
+    return (gate / (1 + np.exp(-gate)) * up) @ layer["ffn"]["down"]
+
+
+def _head(params: Any, config: Any, x: np.ndarray) -> np.ndarray:
+    return _norm(x, params["norm"], config) @ (params["embed"].T if config.tied else params["head"])
 
 
 def _norm(x: np.ndarray, layer: Any, config: Any) -> np.ndarray:
@@ -66,3 +129,51 @@ def _rotate(x: np.ndarray, positions: np.ndarray, config: Any) -> np.ndarray:
     speed = config.rope_theta ** (-2.0 * np.arange(half) / config.head_dim)
     turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * positions[:, None, None] * speed)
     return np.concatenate([turned.real, turned.imag], axis=-1)
+
+
+# ---- sampling
+
+
+@jax.jit
+def uniforms(key: jax.Array) -> jax.Array:
+    """The first draws of a thread."""
+    draws = jax.random.fold_in(key, 0)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(draws, jnp.arange(DRAWS))
+    return jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(keys)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max()
+    return shifted - np.log(np.exp(shifted).sum())
+
+
+def kept(logits: np.ndarray, problem: Any, slack: float = 0.0) -> np.ndarray:
+    """Probabilities [V] after temperature, top-k, then top-p, renormalised; 0 for what was cut off.
+
+    `slack` is added to top-p: near ties at its edge fall either way in f32.
+    """
+    scaled = np.asarray(logits, np.float64) / problem.temperature
+    order = np.argsort(-scaled, kind="stable")
+    if problem.top_k:
+        order = order[: problem.top_k]
+    mass = np.exp(log_softmax(scaled[order]))
+    if problem.top_p < 1:
+        before = np.cumsum(mass) - mass
+        number = max(1, int((before < problem.top_p + slack).sum()))
+        order, mass = order[:number], mass[:number]
+    probability = np.zeros(len(scaled))
+    probability[order] = mass / mass.sum()
+    return probability
+
+
+def draw(logits: np.ndarray, uniform: float, problem: Any) -> tuple[int, float, float]:
+    """A token, its log-probability and that under the distribution it was drawn from."""
+    plain = log_softmax(np.asarray(logits, np.float64))
+    if problem.temperature == 0:
+        token = int(np.argmax(logits))
+        return token, plain[token], 0.0
+    probability = kept(logits, problem)
+    upto = np.cumsum(probability)
+    above = np.flatnonzero(upto > float(uniform) * upto[-1])
+    token = int(above[0])
+    return token, plain[token], np.log(probability[token])

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,60 +15,13 @@ from apr_jax.decode.transcript import Source, Stop
 from apr_jax.model import transformer
 from apr_jax.model.attention import masked_attention
 from apr_jax.model.config import ModelConfig
+from forking import Samples, Sequential, SpawnJoin, played, rows, span
 
 SPAWN, WAIT, RESULT, JOIN, END, GO = 2, 3, 4, 5, 6, 7
 FED, SAMPLED = int(Source.FED), int(Source.SAMPLED)
 CONFIG = ModelConfig(
     vocabulary=16, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48, qk_norm=True, tied=False
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Sequential:
-    end: int = END
-
-
-@dataclasses.dataclass(frozen=True)
-class Samples:
-    count: int
-    end: int = END
-
-
-@dataclasses.dataclass(frozen=True)
-class SpawnJoin:
-    max_depth: int = 1
-    spawn: int = SPAWN
-    wait: int = WAIT
-    result: int = RESULT
-    join: int = JOIN
-    end: int = END
-    go: int = GO
-
-
-def scripted(texts: Mapping[tuple[int, ...], Sequence[int]]) -> Callable:
-    """A choice of tokens that follows a script per thread, END after it."""
-
-    def choose(thread, logits, uniform, problem):
-        text = texts.get(thread.path, ())
-        return (text[thread.generated] if thread.generated < len(text) else END), -1.0, -0.5
-
-    return choose
-
-
-def played(texts: Mapping[tuple[int, ...], Sequence[int]], protocol, prompt: Sequence[int], max_tokens: int = 60):
-    case = forking.Case(id=0, prompt=np.array(prompt), max_tokens=max_tokens)
-    return oracle.run(lambda context: np.zeros(16), case, protocol, 0, choose=scripted(texts))
-
-
-def rows(transcript, thread: int) -> list[tuple[int, ...]]:
-    """(token, source, index, position, clock, depth if sampled) of every entry of a thread."""
-    log, out = transcript.log, []
-    for i in np.flatnonzero(log.thread == thread):
-        depth = int(log.depth[i]) if log.source[i] == SAMPLED else None
-        out.append(
-            (int(log.token[i]), int(log.source[i]), int(log.index[i]), int(log.position[i]), int(log.clock[i]), depth)
-        )
-    return out
 
 
 def test_sequential_by_hand():
@@ -224,11 +176,117 @@ def test_a_message_may_hold_what_was_joined_and_return_from_the_first_join():
     assert transcript.tokens(0).tolist() == [1, SPAWN, 9, WAIT, RESULT, *returned, GO, END]
 
 
+RESULTS, AGAIN = [RESULT, 9, 9, RESULT, GO], [SPAWN, 13, 14, 15, GO, END, GO]
+
+
+@pytest.mark.parametrize(
+    ("context", "join_by", "wait", "fed", "place", "sees", "peak"),
+    [
+        # The root has 7 tokens at clocks 1 to 7; `wait` and `place` are position and clock of its `<wait>` and of what
+        # it is fed then. Isolated children write clocks 8 to 14, with the flush to 15, others one more.
+        ("isolated", "message", (7, 15), RESULTS, (8, 16), "100 010 001", 14),
+        ("isolated", "stitch", (8, 16), [GO], (9, 17), "111 010 001", 10 + 8 + 6),
+        ("isolated", "reencode", (8, 16), AGAIN, (9, 17), "110 010 001", 16 + 8),
+        ("shared", "message", (7, 8), RESULTS, (8, 16), "100 110 101", 8 + 7),  # the first child's
+        ("shared", "stitch", (7, 8), [GO], (16, 17), "111 110 101", 10 + 8 + 6),
+        ("shared", "reencode", (7, 8), AGAIN, (16, 17), "110 110 101", 16 + 8),
+        ("live", "message", (7, 8), RESULTS, (8, 16), "100 111 111", 8 + 7 + 5),  # the first child's
+        ("live", "stitch", (7, 8), [GO], (16, 17), "111 111 111", 10 + 8 + 6),
+        ("live", "reencode", (7, 8), AGAIN, (16, 17), "111 111 111", 16 + 8 + 5),
+    ],
+)
+def test_contexts_and_joins_by_hand(context, join_by, wait, fed, place, sees, peak):
+    texts = {(): [SPAWN, 12, SPAWN, 13, 14, 15, WAIT, 10], (0,): [8, JOIN, 9, 9], (1,): []}
+    transcript = played(texts, SpawnJoin(context=context, join_by=join_by), [1])
+    assert [(t.path, t.stop) for t in transcript.threads] == [((), Stop.END), ((0,), Stop.END), ((1,), Stop.END)]
+    after = 8 + len(fed)
+    assert rows(transcript, 0) == [
+        (1, FED, 0, 0, 1, None),
+        *span(SAMPLED, [SPAWN, 12, SPAWN, 13, 14, 15], 1, 1, 2, 1),
+        (WAIT, SAMPLED, 7, *wait, 7),
+        *span(FED, fed, 8, *place),
+        (10, SAMPLED, after, place[0] + len(fed), place[1] + len(fed), 13),
+        (END, SAMPLED, -1, -1, -1, 14),
+    ]
+    position, clock = (0, 8) if context == "isolated" else (8, 9)
+    unfed = (END, SAMPLED, -1, -1, -1)
+    first = (END, SAMPLED, 7, position + 7, clock + 7) if join_by != "message" else unfed
+    assert rows(transcript, 1) == [
+        *span(FED, [SPAWN, 12, GO], 0, position, clock),
+        *span(SAMPLED, [8, JOIN, 9, 9], 3, position + 3, clock + 3, 8),
+        (*first, 12),
+    ]
+    second = (END, SAMPLED, 5, position + 5, clock + 5) if join_by == "stitch" else unfed
+    assert rows(transcript, 2) == [
+        *span(FED, [SPAWN, 13, 14, 15, GO], 0, position, clock),
+        (*second, 9 if context == "live" else 8),  # a live one saw the first that its sibling sampled
+    ]
+    assert " ".join("".join(str(int(bit)) for bit in row) for row in transcript.sees) == sees
+    assert transcript.peak_context == peak
+
+
+def test_what_live_siblings_see():
+    rows_seen = {}
+
+    def forward(fed):
+        rows_seen[fed.token] = sorted(other.token for other in fed.sees)
+        return np.zeros(16)
+
+    texts = {(): [SPAWN, 12, SPAWN, 13, WAIT], (0,): [8], (1,): [9, 10, 11]}
+    played(texts, SpawnJoin(context="live", join_by="stitch"), [1], forward=forward)
+    root = [1, SPAWN, 12, SPAWN, 13, WAIT]
+    assert rows_seen[8] == sorted([*root, SPAWN, 12, GO, 8, SPAWN, 13, GO])
+    assert rows_seen[10] == sorted([*root, SPAWN, 13, GO, 9, 10, SPAWN, 12, GO, 8])
+    assert rows_seen[11] == sorted([*root, SPAWN, 13, GO, 9, 10, 11, SPAWN, 12, GO, 8, END])
+
+
+@pytest.mark.parametrize("join_by", ["stitch", "reencode"])
+@pytest.mark.parametrize("context", ["isolated", "shared"])
+def test_a_parent_out_of_tokens_is_stitched_with_its_child(context, join_by):
+    texts = {(): [SPAWN, WAIT, 9, END], (0,): [10, SPAWN, 11, WAIT], (0, 0): [8, 8, 8]}
+    transcript = played(texts, SpawnJoin(2, context=context, join_by=join_by), [1], max_tokens=4)
+    assert [t.stop for t in transcript.threads] == [Stop.END, Stop.LENGTH, Stop.END]
+    root, child, grandchild = (rows(transcript, thread) for thread in range(3))
+    if context == "isolated":
+        assert transcript.sees.tolist() == [[True, True, True], [False, True, True], [False, False, True]]
+        assert grandchild[-1] == (END, SAMPLED, 6, 6, 14, 10)
+        assert child[-2:] == [(11, SAMPLED, 4, 4, 7, 5), (WAIT, SAMPLED, 5, 7, 15, 6)]  # flushed after its join
+        assert root[2:-1] == [(WAIT, SAMPLED, 2, 8, 16, 2), (GO, FED, 3, 9, 17, None), (9, SAMPLED, 4, 10, 18, 11)]
+    else:
+        assert transcript.sees.all()
+        assert child[-1] == (WAIT, SAMPLED, 5, 8, 9, 6)
+        assert grandchild[0] == (SPAWN, FED, 0, 9, 10, None) and grandchild[-1] == (END, SAMPLED, 6, 15, 16, 10)
+        assert root[2:-1] == [(WAIT, SAMPLED, 2, 2, 3, 2), (GO, FED, 3, 16, 17, None), (9, SAMPLED, 4, 17, 18, 11)]
+
+
+def test_a_malformed_child_is_flushed_and_the_next_fork_sees_it_but_not_what_was_dropped():
+    texts = {(): [SPAWN, WAIT, SPAWN, WAIT], (0,): [SPAWN, 13, END]}
+    transcript = played(texts, SpawnJoin(2, context="shared", join_by="stitch"), [1])
+    assert [t.stop for t in transcript.threads[1:]] == [Stop.MALFORMED, Stop.DROPPED, Stop.END]
+    assert transcript.sees.astype(int).tolist() == [[1, 1, 0, 1], [1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 0, 1]]
+    assert rows(transcript, 1)[-1] == (END, SAMPLED, 4, 7, 8, 5)
+    assert rows(transcript, 0)[3:6] == [
+        (GO, FED, 3, 8, 9, None),
+        (SPAWN, SAMPLED, 4, 9, 10, 6),
+        (WAIT, SAMPLED, 5, 10, 11, 7),
+    ]
+
+
+def test_a_child_is_told_again_with_its_last_token():
+    texts = {(): [SPAWN, SPAWN, WAIT, END], (1,): [10, SPAWN, 9, WAIT], (1, 0): [8] * 4}
+    transcript = played(texts, SpawnJoin(2, join_by="reencode"), [1], max_tokens=4)
+    assert [t.stop for t in transcript.threads[1:]] == [Stop.END, Stop.LENGTH, Stop.LENGTH]
+    again = [SPAWN, GO, 10, SPAWN, 9, WAIT]
+    assert transcript.tokens(0).tolist() == [1, SPAWN, SPAWN, WAIT, *again, GO, END]
+    assert rows(transcript, 2)[-1] == (WAIT, SAMPLED, -1, -1, -1, 7)
+    assert transcript.sees.astype(int).tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 1]]
+
+
 def test_sampling_by_hand():
     logits = np.log(np.array([0.1, 0.4, 0.2, 0.3]))
 
     def token(uniform, **fields):
-        return oracle.draw(logits, uniform, forking.Case(0, np.array([1]), **{"temperature": 1.0, **fields}))
+        return reference_model.draw(logits, uniform, forking.Case(0, np.array([1]), **{"temperature": 1.0, **fields}))
 
     assert token(0.05)[0] == 0 and token(0.11)[0] == 1 and token(0.51)[0] == 2 and token(0.99)[0] == 3
     assert token(0.7, temperature=0.0) == (1, pytest.approx(np.log(0.4)), 0.0)
@@ -239,10 +297,10 @@ def test_sampling_by_hand():
     assert token(0.58, top_k=2, top_p=0.6)[0] == 3
     # top-p 0.65 of everything keeps 1 and 3 (0.7): the crossing one is included.
     assert np.flatnonzero(
-        oracle.kept(logits, forking.Case(0, np.array([1]), temperature=1.0, top_p=0.65))
+        reference_model.kept(logits, forking.Case(0, np.array([1]), temperature=1.0, top_p=0.65))
     ).tolist() == [1, 3]
     squared = np.array([1, 16, 4, 9]) / 30
-    assert np.allclose(oracle.kept(logits, forking.Case(0, np.array([1]), temperature=0.5)), squared)
+    assert np.allclose(reference_model.kept(logits, forking.Case(0, np.array([1]), temperature=0.5)), squared)
 
 
 @pytest.mark.parametrize(
@@ -267,16 +325,48 @@ def test_transformer_is_that_of_the_package(fields):
     np.testing.assert_allclose(transformer.logits(graph, params, x), right, rtol=0, atol=1e-10)
 
 
+def test_rows_are_those_of_one_causal_forward():
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape) / 4, transformer.abstract_params(CONFIG))
+    tokens, positions = rng.integers(0, 16, size=9), np.sort(rng.integers(0, 40, size=9))
+    sequence: list[reference_model.Fed] = []
+    for token, position in zip(tokens.tolist(), positions.tolist(), strict=True):
+        fed = reference_model.Fed(token, position)
+        fed.sees = [fed, *reversed(sequence)]  # any order
+        sequence.append(fed)
+    forward = reference_model.transformer(params, CONFIG)
+    right = reference_model.all_logits(params, CONFIG, tokens, positions)
+    np.testing.assert_allclose([forward(fed) for fed in sequence], right, rtol=0, atol=1e-10)
+
+
+def check_logprobs(transcript, params) -> None:
+    """One forward over all that was fed, under the mask that the record stands for, gives its log-probs."""
+    log = transcript.log
+    fed = np.flatnonzero(log.clock >= 0)
+    sees = oracle.visible(log, transcript.sees)[np.ix_(fed, fed)]
+    logits = reference_model.all_logits(params, CONFIG, log.token[fed], log.position[fed], sees)
+    for i in np.flatnonzero(log.sampled):
+        row = logits[np.searchsorted(fed, log.predictor[i])]
+        assert abs(reference_model.log_softmax(row)[log.token[i]] - log.logprob[i]) < 1e-9
+
+
+MODES = [(context, join_by) for context in ("isolated", "shared") for join_by in ("message", "stitch", "reencode")]
+
+
 def test_order_of_running_does_not_matter():
-    """200 random programs in three orders; the mix of events is what the tests of the engine rely on."""
+    """Random programs in three orders; the mix of events is what the tests of the engine rely on."""
     model = forking.biased_model(CONFIG, 0, forking.Words().bias(), 1.5)
-    forward = reference_model.transformer(model.params, CONFIG)
+    forward, params = reference_model.transformer(model.params, CONFIG), jax.tree.map(np.asarray, model.params)
+    protocols = [SpawnJoin(depth, context=mode[0], join_by=mode[1]) for mode in MODES for depth in (1, 2)]
+    protocols += [SpawnJoin(context="live", join_by=join_by) for join_by in ("message", "stitch", "reencode")]
+    protocols += [SpawnJoin(3), SpawnJoin(3, context="shared", join_by="stitch"), Samples(3), Sequential()]
     rng = np.random.default_rng(1)
     events = collections.Counter()
-    for number in range(200):
-        protocol = [SpawnJoin(1), SpawnJoin(2), SpawnJoin(3), Samples(3), Sequential()][number % 5]
+    for number in range(12 * len(protocols)):
+        protocol = protocols[number % len(protocols)]
         case = forking.random_case(rng, number, max_tokens=16)
         expected = oracle.run(forward, case, protocol, 3)
+        check_logprobs(expected, params)
         for order in range(2):
             oracle.compare(oracle.run(forward, case, protocol, 3, np.random.default_rng(order)), expected, 0.0)
         oracle.replay(expected, forward, case, protocol, 3)
