@@ -127,7 +127,7 @@ class SpawnJoin:
     end: int = Words.end
     go: int = Words.go
     context: str = "isolated"
-    join_by: str = "message"
+    returns: str = "message"
 
 
 def scripted(texts: Mapping[tuple[int, ...], Sequence[int]]) -> Callable:

@@ -87,8 +87,9 @@ class Thread:
             yield []
 
     def stitch(self, child: "Thread") -> None:
-        """See from now on what a finished child sees, and go on after it."""
-        self.seen += [other for other in child.seen if other not in self.seen]
+        """See from now on the line of a finished child (what it sees but for its live siblings), and go on after it."""
+        line = [other for other in child.seen if other not in child.live]
+        self.seen += [other for other in line if other not in self.seen]
         self.next_position = max(self.next_position, child.next_position)
 
     def open(self) -> "Thread":
@@ -180,10 +181,10 @@ def _modes(protocol: Any) -> tuple[str, str]:
     """What children see of their parent, and how they come back to it."""
     if not hasattr(protocol, "context"):
         return "isolated", "message"
-    context, join_by = protocol.context, protocol.join_by
-    assert context in ("isolated", "shared", "live") and join_by in ("message", "stitch", "reencode")
+    context, returns = protocol.context, protocol.returns
+    assert context in ("isolated", "shared", "live") and returns in ("message", "stitch", "reencode")
     assert context != "live" or protocol.max_depth == 1, "live children do not fork"
-    return context, join_by
+    return context, returns
 
 
 def _fork(thread: Thread, children: Sequence[Thread], context: str) -> None:
@@ -203,7 +204,7 @@ def _spawn_join(world: World, thread: Thread, fed: Sequence[int], protocol: Any,
     `flushed`: its parent will see it, so its last token is fed as well.
     """
     yield from thread.feed_tokens(fed)
-    context, join_by = _modes(protocol)
+    context, way = _modes(protocol)
     opened: list[tuple[Thread, list[int]]] = []
     returns: int | None = None
     depth = len(thread.path)
@@ -234,7 +235,7 @@ def _spawn_join(world: World, thread: Thread, fed: Sequence[int], protocol: Any,
         if context != "isolated":
             thread.feed(entry)
         children = [child for child, _ in opened]
-        stitched = {"message": [], "stitch": children, "reencode": children[:1]}[join_by]
+        stitched = {"message": [], "stitch": children, "reencode": children[:1]}[way]
         _fork(thread, children, context)
         for child, message in opened:
             header = [protocol.spawn, *message, protocol.go]
@@ -250,9 +251,9 @@ def _spawn_join(world: World, thread: Thread, fed: Sequence[int], protocol: Any,
             thread.feed(entry)
             yield []
         texts: list[list[int]] = []
-        if join_by == "message":
+        if way == "message":
             texts = [[protocol.result, *child.message] for child in children]
-        if join_by == "reencode":
+        if way == "reencode":
             texts = [[again.token for again in child.entries] for child in children[1:]]
         yield from thread.feed_tokens([*(token for text in texts for token in text), protocol.go])
     for child, _ in opened:

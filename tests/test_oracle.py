@@ -66,7 +66,7 @@ def test_samples_of_a_prompt_of_one_token():
     assert rows(transcript, 1) == [(1, FED, 0, 0, 1, None), (10, SAMPLED, 1, 1, 2, 1), (END, SAMPLED, -1, -1, -1, 2)]
 
 
-def test_spawn_join_by_hand():
+def test_spawn_returns_hand():
     texts = {(): [SPAWN, 12, SPAWN, 13, 14, WAIT, 10], (0,): [8, JOIN, 9, 9], (1,): []}
     transcript = played(texts, SpawnJoin(), [1])
     assert [(t.path, t.stop) for t in transcript.threads] == [((), Stop.END), ((0,), Stop.END), ((1,), Stop.END)]
@@ -180,7 +180,7 @@ RESULTS, AGAIN = [RESULT, 9, 9, RESULT, GO], [SPAWN, 13, 14, 15, GO, END, GO]
 
 
 @pytest.mark.parametrize(
-    ("context", "join_by", "wait", "fed", "place", "sees", "peak"),
+    ("context", "returns", "wait", "fed", "place", "sees", "peak"),
     [
         # The root has 7 tokens at clocks 1 to 7; `wait` and `place` are position and clock of its `<wait>` and of what
         # it is fed then. Isolated children write clocks 8 to 14, with the flush to 15, others one more.
@@ -192,12 +192,12 @@ RESULTS, AGAIN = [RESULT, 9, 9, RESULT, GO], [SPAWN, 13, 14, 15, GO, END, GO]
         ("shared", "reencode", (7, 8), AGAIN, (16, 17), "110 110 101", 16 + 8),
         ("live", "message", (7, 8), RESULTS, (8, 16), "100 111 111", 8 + 7 + 5),  # the first child's
         ("live", "stitch", (7, 8), [GO], (16, 17), "111 111 111", 10 + 8 + 6),
-        ("live", "reencode", (7, 8), AGAIN, (16, 17), "111 111 111", 16 + 8 + 5),
+        ("live", "reencode", (7, 8), AGAIN, (16, 17), "110 111 111", 16 + 8),
     ],
 )
-def test_contexts_and_joins_by_hand(context, join_by, wait, fed, place, sees, peak):
+def test_contexts_and_joins_by_hand(context, returns, wait, fed, place, sees, peak):
     texts = {(): [SPAWN, 12, SPAWN, 13, 14, 15, WAIT, 10], (0,): [8, JOIN, 9, 9], (1,): []}
-    transcript = played(texts, SpawnJoin(context=context, join_by=join_by), [1])
+    transcript = played(texts, SpawnJoin(context=context, returns=returns), [1])
     assert [(t.path, t.stop) for t in transcript.threads] == [((), Stop.END), ((0,), Stop.END), ((1,), Stop.END)]
     after = 8 + len(fed)
     assert rows(transcript, 0) == [
@@ -210,13 +210,13 @@ def test_contexts_and_joins_by_hand(context, join_by, wait, fed, place, sees, pe
     ]
     position, clock = (0, 8) if context == "isolated" else (8, 9)
     unfed = (END, SAMPLED, -1, -1, -1)
-    first = (END, SAMPLED, 7, position + 7, clock + 7) if join_by != "message" else unfed
+    first = (END, SAMPLED, 7, position + 7, clock + 7) if returns != "message" else unfed
     assert rows(transcript, 1) == [
         *span(FED, [SPAWN, 12, GO], 0, position, clock),
         *span(SAMPLED, [8, JOIN, 9, 9], 3, position + 3, clock + 3, 8),
         (*first, 12),
     ]
-    second = (END, SAMPLED, 5, position + 5, clock + 5) if join_by == "stitch" else unfed
+    second = (END, SAMPLED, 5, position + 5, clock + 5) if returns == "stitch" else unfed
     assert rows(transcript, 2) == [
         *span(FED, [SPAWN, 13, 14, 15, GO], 0, position, clock),
         (*second, 9 if context == "live" else 8),  # a live one saw the first that its sibling sampled
@@ -233,18 +233,18 @@ def test_what_live_siblings_see():
         return np.zeros(16)
 
     texts = {(): [SPAWN, 12, SPAWN, 13, WAIT], (0,): [8], (1,): [9, 10, 11]}
-    played(texts, SpawnJoin(context="live", join_by="stitch"), [1], forward=forward)
+    played(texts, SpawnJoin(context="live", returns="stitch"), [1], forward=forward)
     root = [1, SPAWN, 12, SPAWN, 13, WAIT]
     assert rows_seen[8] == sorted([*root, SPAWN, 12, GO, 8, SPAWN, 13, GO])
     assert rows_seen[10] == sorted([*root, SPAWN, 13, GO, 9, 10, SPAWN, 12, GO, 8])
     assert rows_seen[11] == sorted([*root, SPAWN, 13, GO, 9, 10, 11, SPAWN, 12, GO, 8, END])
 
 
-@pytest.mark.parametrize("join_by", ["stitch", "reencode"])
+@pytest.mark.parametrize("returns", ["stitch", "reencode"])
 @pytest.mark.parametrize("context", ["isolated", "shared"])
-def test_a_parent_out_of_tokens_is_stitched_with_its_child(context, join_by):
+def test_a_parent_out_of_tokens_is_stitched_with_its_child(context, returns):
     texts = {(): [SPAWN, WAIT, 9, END], (0,): [10, SPAWN, 11, WAIT], (0, 0): [8, 8, 8]}
-    transcript = played(texts, SpawnJoin(2, context=context, join_by=join_by), [1], max_tokens=4)
+    transcript = played(texts, SpawnJoin(2, context=context, returns=returns), [1], max_tokens=4)
     assert [t.stop for t in transcript.threads] == [Stop.END, Stop.LENGTH, Stop.END]
     root, child, grandchild = (rows(transcript, thread) for thread in range(3))
     if context == "isolated":
@@ -261,7 +261,7 @@ def test_a_parent_out_of_tokens_is_stitched_with_its_child(context, join_by):
 
 def test_a_malformed_child_is_flushed_and_the_next_fork_sees_it_but_not_what_was_dropped():
     texts = {(): [SPAWN, WAIT, SPAWN, WAIT], (0,): [SPAWN, 13, END]}
-    transcript = played(texts, SpawnJoin(2, context="shared", join_by="stitch"), [1])
+    transcript = played(texts, SpawnJoin(2, context="shared", returns="stitch"), [1])
     assert [t.stop for t in transcript.threads[1:]] == [Stop.MALFORMED, Stop.DROPPED, Stop.END]
     assert transcript.sees.astype(int).tolist() == [[1, 1, 0, 1], [1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 0, 1]]
     assert rows(transcript, 1)[-1] == (END, SAMPLED, 4, 7, 8, 5)
@@ -274,7 +274,7 @@ def test_a_malformed_child_is_flushed_and_the_next_fork_sees_it_but_not_what_was
 
 def test_a_child_is_told_again_with_its_last_token():
     texts = {(): [SPAWN, SPAWN, WAIT, END], (1,): [10, SPAWN, 9, WAIT], (1, 0): [8] * 4}
-    transcript = played(texts, SpawnJoin(2, join_by="reencode"), [1], max_tokens=4)
+    transcript = played(texts, SpawnJoin(2, returns="reencode"), [1], max_tokens=4)
     assert [t.stop for t in transcript.threads[1:]] == [Stop.END, Stop.LENGTH, Stop.LENGTH]
     again = [SPAWN, GO, 10, SPAWN, 9, WAIT]
     assert transcript.tokens(0).tolist() == [1, SPAWN, SPAWN, WAIT, *again, GO, END]
@@ -350,16 +350,16 @@ def check_logprobs(transcript, params) -> None:
         assert abs(reference_model.log_softmax(row)[log.token[i]] - log.logprob[i]) < 1e-9
 
 
-MODES = [(context, join_by) for context in ("isolated", "shared") for join_by in ("message", "stitch", "reencode")]
+MODES = [(context, returns) for context in ("isolated", "shared") for returns in ("message", "stitch", "reencode")]
 
 
 def test_order_of_running_does_not_matter():
     """Random programs in three orders; the mix of events is what the tests of the engine rely on."""
     model = forking.biased_model(CONFIG, 0, forking.Words().bias(), 1.5)
     forward, params = reference_model.transformer(model.params, CONFIG), jax.tree.map(np.asarray, model.params)
-    protocols = [SpawnJoin(depth, context=mode[0], join_by=mode[1]) for mode in MODES for depth in (1, 2)]
-    protocols += [SpawnJoin(context="live", join_by=join_by) for join_by in ("message", "stitch", "reencode")]
-    protocols += [SpawnJoin(3), SpawnJoin(3, context="shared", join_by="stitch"), Samples(3), Sequential()]
+    protocols = [SpawnJoin(depth, context=mode[0], returns=mode[1]) for mode in MODES for depth in (1, 2)]
+    protocols += [SpawnJoin(context="live", returns=returns) for returns in ("message", "stitch", "reencode")]
+    protocols += [SpawnJoin(3), SpawnJoin(3, context="shared", returns="stitch"), Samples(3), Sequential()]
     rng = np.random.default_rng(1)
     events = collections.Counter()
     for number in range(12 * len(protocols)):

@@ -52,6 +52,7 @@ class Threads:
         position: position of the next token.
         clock: largest clock it wrote or must be later than.
         depth: critical-path count.
+        told, told_before: count of the token it fed last, and of the one before.
         generated: tokens it sampled.
         stitched: its parent will see it: its last token is fed at its end, and its slots are held until the join.
         group: number of the parent whose live children it and its siblings are, NOBODY if it is not live.
@@ -83,6 +84,8 @@ class Threads:
     position: Int[Array, "M"]
     clock: Int[Array, "M"]
     depth: Int[Array, "M"]
+    told: Int[Array, "M"]
+    told_before: Int[Array, "M"]
     generated: Int[Array, "M"]
     stitched: Bool[Array, "M"]
     group: Int[Array, "M"]
@@ -252,7 +255,7 @@ def open_root(book: Book, temperature, top_k, top_p, samples: bool) -> Book:
 
 
 def open_child(book: Book, parent: Int[Array, ""]) -> Book:
-    """Open a child of `parent`; it stays OPENED until `commit`. A full thread table ends the problem."""
+    """Open a child of `parent`; it stays OPENED, and sees itself alone, until `commit`. A full thread table ends the problem."""
     full = book.used >= book.threads.status.shape[0]
     new = (numbers(book) == book.used) & ~full
     mother = book.thread(parent)
@@ -262,7 +265,8 @@ def open_child(book: Book, parent: Int[Array, ""]) -> Book:
     ).where(new, key=key, draw_key=fold(key, jnp.int32(0)))
     threads = threads.where(new, temperature=mother.temperature, top_k=mother.top_k, top_p=mother.top_p)
     threads = threads.where(numbers(book) == parent, opened=mother.opened + 1)
-    return book.replace(threads=threads, used=book.used + ~full).halt(full, Stop.THREADS_FULL)
+    sees = jnp.where(new[:, None], one_bit(book.used, book.sees.shape[1]), book.sees)
+    return book.replace(threads=threads, sees=sees, used=book.used + ~full).halt(full, Stop.THREADS_FULL)
 
 
 def children(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
@@ -288,8 +292,7 @@ def commit(book: Book, parent: Int[Array, ""], shares: bool, live: bool = False)
     born = opened(book, parent)
     threads = book.threads.where(born, status=READY, clock=mother.clock, depth=mother.depth)
     threads = threads.where(numbers(book) == parent, status=WAITING, pending=jnp.sum(born))
-    words = book.sees.shape[1]
-    row = jax.vmap(lambda number: one_bit(number, words))(numbers(book))
+    row = book.sees
     if shares:
         threads = threads.where(born, position=mother.position)
         row = row | book.sees[parent]
@@ -305,9 +308,15 @@ def union(rows: UInt32[Array, "M words"], chosen: Bool[Array, "M"]) -> UInt32[Ar
 
 
 def stitch(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> Book:
-    """Let `parent` see the chosen children's lines: them and what was stitched into them. Its positions go on from the furthest."""
-    row = book.sees[parent] | union(book.sees, chosen)
+    """Let `parent` see the chosen children's lines: them and what was stitched into them, but not their live siblings.
+
+    Its positions go on from the furthest.
+    """
     mine = numbers(book) == parent
+    words = book.sees.shape[1]
+    own = jax.vmap(lambda number: one_bit(number, words))(numbers(book))
+    siblings = union(own, children(book, parent) & (book.threads.group == parent) & ~chosen)
+    row = book.sees[parent] | (union(book.sees, chosen) & ~siblings)
     furthest = jnp.max(jnp.where(chosen | mine, book.threads.position, 0))
     return book.replace(
         sees=jnp.where(mine[:, None], row, book.sees), threads=book.threads.where(mine, position=furthest)

@@ -53,7 +53,10 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
         placed, places = schedule.place(state.books, tiles, chunk, sizes)
         tokens = read_tokens(program, state, placed, tiles, places, chunk)
         at = jnp.minimum(tiles.problem, sizes.problems - 1)
-        threads = jax.tree.map(lambda field: field[at, tiles.thread], state.books.threads)
+        table = state.books.threads
+        if program.protocol.live:
+            table = dataclasses.replace(table, depth=jnp.maximum(table.depth, schedule.heard(table)))
+        threads = jax.tree.map(lambda field: field[at, tiles.thread], table)
         offset = jnp.arange(chunk)[None, :]
         position, clock = threads.position[:, None] + offset, threads.clock[:, None] + 1 + offset
         slots = pool.write(state.slots, tiles, places, clock)
@@ -149,6 +152,8 @@ def advance(
         "position": old.position + tiles.count,
         "clock": old.clock + tiles.count,
         "depth": old.depth + drawn,
+        "told": placed.threads.depth[tiles.problem, tiles.thread],
+        "told_before": old.told,
         "generated": generated,
         "unfed": drawn,
         "token": jnp.where(drawn, token, old.token),

@@ -82,6 +82,17 @@ def runnable(books: Book, live: bool) -> Bool[Array, "P M"]:
     return ready & ~(behind & (threads.group != NOBODY))
 
 
+def heard(threads: Threads) -> Int[Array, "P M"]:
+    """The largest count that each thread sees of its live siblings in this step: of tokens with a clock below the one it feeds.
+
+    Since the least clock goes first, a sibling is at the same clock (and has fed it or not) or has ended.
+    """
+    siblings = (threads.group[:, :, None] == threads.group[:, None, :]) & (threads.group != NOBODY)[:, None, :]
+    ahead = threads.clock[:, None, :] > threads.clock[:, :, None]  # it has fed the clock that this thread is to feed
+    told = jnp.where(ahead, threads.told_before[:, None, :], threads.told[:, None, :])
+    return jnp.max(jnp.where(siblings, told, 0), axis=2)
+
+
 def choose(books: Book, ready: Bool[Array, "P M"], lanes: int, tiles: int, chunk: int) -> Tiles:
     """Grant tiles: the oldest ready threads of each problem take its lanes; tiles go round the problems, lane by lane."""
     problems, threads = ready.shape
