@@ -80,6 +80,7 @@ class Case:
     top_k: int = 0
     top_p: float = 1.0
     max_tokens: int = 16
+    child_max_tokens: int = 0
 
 
 def random_case(
@@ -90,6 +91,7 @@ def random_case(
     text = rng.integers(0, 16, size=rng.integers(1, prompt + 1))
     if rng.random() < 0.9:
         text[-1] = rng.choice(words.plain)
+    budget = int(rng.integers(max_tokens // 4, max_tokens + 1))
     return Case(
         id=number,
         prompt=text.astype(np.int32),
@@ -97,7 +99,8 @@ def random_case(
         temperature=0.0 if rng.random() < greedy else float(rng.choice([0.5, 0.75, 1.0, 1.25])),
         top_k=int(rng.choice([0, 0, 1, 2, 5, 16])),
         top_p=float(rng.choice([1.0, 1.0, 0.5, 0.875, 0.984375])),
-        max_tokens=int(rng.integers(max_tokens // 4, max_tokens + 1)),
+        max_tokens=budget,
+        child_max_tokens=budget // 2 if number % 3 == 0 else 0,
     )
 
 

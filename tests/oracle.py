@@ -129,7 +129,8 @@ class World:
         return thread.entries[-1]
 
     def spent(self, thread: Thread) -> bool:
-        return thread.generated >= self.problem.max_tokens
+        budget = (thread.path and self.problem.child_max_tokens) or self.problem.max_tokens
+        return thread.generated >= budget
 
     def loop(self, rng: np.random.Generator | None) -> None:
         """Step threads one at a time until all are finished: the first ready one, or any ready one.

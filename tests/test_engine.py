@@ -194,7 +194,7 @@ def check_training(dtype: str, protocol, sizes: str, tolerance: float) -> None:
     """The training forward on the packed log gives the recorded log-prob of every sampled token, fed or not."""
     problems, _ = cases(protocol, 50)
     transcripts = decoded(dtype, protocol, SIZES[sizes], problems)
-    rows, origin, count = pack(transcripts, length=256, threads=40)
+    rows, origin, count = pack(transcripts, length=640, threads=40)
     assert count.labels == (rows.label >= 0).sum() == sum(t.log.sampled.sum() for t in transcripts)
     attend = packed_attend(jnp.asarray(rows.owner), jnp.asarray(rows.clock), jnp.asarray(rows.sees), chunk=64)
     graph, params = model(dtype).graph, model(dtype).params

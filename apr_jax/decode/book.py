@@ -150,7 +150,7 @@ class Book:
         log_used: log runs handed out.
         prompt, prompt_length: the prompt.
         problem, sample: the caller's numbers.
-        max_tokens: tokens that each thread may generate.
+        budgets: Int [2], tokens that the root and that any other thread may generate.
         key: UInt32 [2], the key of the problem.
         active: a problem is here; stop: why it ended, Stop.RUNNING before that.
     """
@@ -168,10 +168,14 @@ class Book:
     prompt_length: Int[Array, ""]
     problem: Int[Array, ""]
     sample: Int[Array, ""]
-    max_tokens: Int[Array, ""]
+    budgets: Int[Array, "2"]
     key: UInt32[Array, "2"]
     active: Bool[Array, ""]
     stop: Int[Array, ""]
+
+    def budget(self, level: Int[Array, ""]) -> Int[Array, ""]:
+        """Tokens that a thread with so many forks above it may generate."""
+        return self.budgets[jnp.minimum(level, 1)]
 
     def replace(self, **values: Any) -> "Book":
         """A copy with other values, in the dtypes of the old ones: a loop's carry must not widen under `jax_enable_x64`."""
@@ -221,7 +225,7 @@ def empty(sizes: Sizes) -> Book:
         prompt_length=ints(()),
         problem=ints(()),
         sample=ints(()),
-        max_tokens=ints(()),
+        budgets=ints(2),
         key=jnp.zeros(2, jnp.uint32),
         active=jnp.zeros((), bool),
         stop=ints((), int(Stop.RUNNING)),

@@ -34,6 +34,7 @@ class Problem:
         top_k: keep that many tokens, 0 is off.
         top_p: keep that share of the probability, 1 is off.
         max_tokens: tokens that each thread may generate.
+        child_max_tokens: the same for all threads but the root, 0: max_tokens.
     """
 
     id: int
@@ -43,6 +44,7 @@ class Problem:
     top_k: int = 0
     top_p: float = 1.0
     max_tokens: int = 512
+    child_max_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,13 +122,14 @@ class Engine:
         """Put problems into the queue, which must be spent; at most Q per shard are taken, dealt over the shards."""
         sizes, shards = self.sizes, self.shards
         prompt = np.zeros((shards, sizes.queue, sizes.prompt), np.int32)
-        integers = {"prompt_length": "prompt", "problem": "id", "sample": "sample", "max_tokens": "max_tokens"}
-        arrays = {name: np.zeros((shards, sizes.queue), np.int32) for name in (*integers, "top_k")}
+        integers = {"prompt_length": "prompt", "problem": "id"}
+        integers |= {name: name for name in ("sample", "max_tokens", "child_max_tokens", "top_k")}
+        arrays = {name: np.zeros((shards, sizes.queue), np.int32) for name in integers}
         arrays |= {name: np.zeros((shards, sizes.queue), np.float32) for name in ("temperature", "top_p")}
         for number, problem in enumerate(problems):
             where = number % shards, number // shards
             prompt[where][: len(problem.prompt)] = problem.prompt
-            for name, field in (integers | {n: n for n in ("top_k", "temperature", "top_p")}).items():
+            for name, field in (integers | {n: n for n in ("temperature", "top_p")}).items():
                 value = getattr(problem, field)
                 arrays[name][where] = len(value) if name == "prompt_length" else value
         count = np.array([len(range(shard, len(problems), shards)) for shard in range(shards)], np.int32)
@@ -221,6 +224,10 @@ def check(problem: Problem, vocabulary: int, sizes: Sizes) -> None:
         raise ValueError(f"{name}: token ids {prompt.min()} .. {prompt.max()}; allowed are 0 .. {vocabulary - 1}")
     if problem.max_tokens < 1:
         raise ValueError(f"{name}: max_tokens = {problem.max_tokens}; at least 1 is needed")
+    if problem.child_max_tokens < 0:
+        raise ValueError(
+            f"{name}: child_max_tokens = {problem.child_max_tokens}; 0 (like max_tokens) or more is needed"
+        )
     if problem.temperature < 0:
         raise ValueError(f"{name}: temperature = {problem.temperature}; 0 (greedy) or more is needed")
     if not 0 < problem.top_p <= 1:

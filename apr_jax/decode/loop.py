@@ -169,7 +169,7 @@ def advance(
     write = lambda name, new: getattr(threads, name).at[row, tiles.thread].set(new, mode="drop")
     threads = dataclasses.replace(threads, **{name: write(name, new) for name, new in values.items()})
 
-    max_tokens = placed.max_tokens[jnp.minimum(tiles.problem, sizes.problems - 1)]
+    max_tokens = placed.budgets[jnp.minimum(tiles.problem, sizes.problems - 1), jnp.minimum(old.level, 1)]
     event = jnp.where(drawn, program.protocol.event(token), 0)
     event = jnp.where(drawn & (event == 0) & (generated >= max_tokens), program.length, event)
     dry = good & ~old.samples & (old.waiting + unfed == tiles.count)
@@ -198,7 +198,12 @@ def handle(program: Program, state: State) -> State:
         for number, handler in enumerate(_handlers(program), start=1):
             held = _apply(handler, kind == number, held, thread)
         after = jax.tree.map(lambda field: field[jnp.arange(thread.shape[0]), thread], held.threads)
-        spent = (kind > 0) & (after.status == READY) & (after.generated >= held.max_tokens) & after.samples
+        spent = (
+            (kind > 0)
+            & (after.status == READY)
+            & (after.generated >= jax.vmap(Book.budget)(held, after.level))
+            & after.samples
+        )
         mine = jnp.arange(events.shape[1])[None, :] == thread[:, None]
         events = jnp.where(mine, jnp.where(spent & (kind != program.length), program.length, 0)[:, None], events)
         return jax.vmap(books.free_runs)(held), events

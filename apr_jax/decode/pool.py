@@ -73,7 +73,8 @@ def visible(
 
 def look(books: Book, slots: Slots, tiles: Tiles, clock: Int[Array, "B C"], sizes: Sizes) -> View:
     """The view of the rows of a step, after their slots were signed."""
-    highest = jnp.max(jnp.where(books.run_owner != NOBODY, jnp.arange(sizes.runs) + 1, 0))
+    used = (books.run_owner != NOBODY) & books.active[:, None]
+    highest = jnp.max(jnp.where(used, jnp.arange(sizes.runs) + 1, 0))
     blocks = -(-(highest * sizes.run) // sizes.block)
     if clock.shape[1] == 1:
         lanes = jnp.arange(books.active.shape[0])[:, None]

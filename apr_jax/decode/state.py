@@ -42,6 +42,7 @@ class Queue:
     problem: Int[Array, "Q"]
     sample: Int[Array, "Q"]
     max_tokens: Int[Array, "Q"]
+    child_max_tokens: Int[Array, "Q"]
     temperature: Float[Array, "Q"]
     top_k: Int[Array, "Q"]
     top_p: Float[Array, "Q"]
@@ -135,7 +136,10 @@ def create(sizes: Sizes, layers: int, kv_width: int, dtype: Any, seed: Array) ->
         events=jnp.zeros((p, m), jnp.int32),
         queue=Queue(
             prompt=jnp.zeros((sizes.queue, sizes.prompt), jnp.int32),
-            **{name: queue_ints for name in ("prompt_length", "problem", "sample", "max_tokens", "top_k")},
+            **{
+                name: queue_ints
+                for name in ("prompt_length", "problem", "sample", "max_tokens", "child_max_tokens", "top_k")
+            },
             **{name: jnp.zeros(sizes.queue, jnp.float32) for name in ("temperature", "top_p")},
             next=zero,
             count=zero,
@@ -189,12 +193,13 @@ def refill(state: State, protocol: Any, sizes: Sizes) -> State:
     def begin(row, enters, old):
         blank = books.empty(sizes)
         problem, sample = queue.problem[row], queue.sample[row]
+        child = jnp.where(queue.child_max_tokens[row] > 0, queue.child_max_tokens[row], queue.max_tokens[row])
         book = blank.replace(
             prompt=queue.prompt[row],
             prompt_length=queue.prompt_length[row],
             problem=problem,
             sample=sample,
-            max_tokens=queue.max_tokens[row],
+            budgets=jnp.stack([queue.max_tokens[row], child]),
             key=books.fold(books.fold(state.seed, problem), sample),
             active=jnp.ones((), bool),
         )

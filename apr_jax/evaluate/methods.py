@@ -21,6 +21,7 @@ from apr_jax.tasks.countdown import problems as countdown
 from apr_jax.tokenizer import Tokenizer
 
 ProtocolName = Literal["sequential", "samples", "spawn_join"]
+SAMPLING = ("temperature", "top_k", "top_p", "max_tokens", "child_max_tokens")
 Selection = Literal["only", "majority", "logprob", "verifier"]
 
 
@@ -35,6 +36,7 @@ class RolloutConfig:
         max_depth, context, returns: of `spawn_join`, see there.
         temperature, top_k, top_p: sampling; temperature 0 is greedy, top_k 0 and top_p 1 are off.
         max_tokens: tokens that one thread may generate.
+        child_max_tokens: the same for all threads but the root, 0: max_tokens.
         sizes: static sizes of the compiled program.
     """
 
@@ -48,10 +50,12 @@ class RolloutConfig:
     top_k: int = 0
     top_p: float = 1.0
     max_tokens: int = 512
+    child_max_tokens: int = 0
     sizes: Sizes = Sizes()
 
     def __post_init__(self):
-        for name, least in (("samples", 1), ("max_depth", 1), ("max_tokens", 1), ("temperature", 0), ("top_k", 0)):
+        bounds = dict(samples=1, max_depth=1, max_tokens=1, child_max_tokens=0, temperature=0, top_k=0)
+        for name, least in bounds.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if not 0 < self.top_p <= 1:
@@ -119,9 +123,7 @@ def make_engine(config: RolloutConfig, words: Tokenizer) -> Engine:
 
 def requests(problems: Sequence[countdown.Problem], config: RolloutConfig, words: Tokenizer) -> list[Problem]:
     """The problems as the engine wants them; their numbers are their places."""
-    sampling = dict(
-        temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, max_tokens=config.max_tokens
-    )
+    sampling = {name: getattr(config, name) for name in SAMPLING}
     return [
         Problem(i, np.array(words.encode(compact.prompt(problem)), np.int32), **sampling)
         for i, problem in enumerate(problems)
