@@ -262,11 +262,13 @@ def run_slice(program: Program, params: Any, state: State, steps: Int[Array, ""]
     def feed(s):
         lanes = min(sizes.lanes, sizes.feed_tiles)
         tiles = schedule.choose(s.books, long(s), lanes, sizes.feed_tiles, sizes.feed_chunk)
-        return step(program, params, s, tiles, sizes.feed_chunk)
+        with jax.named_scope("feed"):
+            return step(program, params, s, tiles, sizes.feed_chunk)
 
     def decode(s):
         tiles = schedule.choose(s.books, schedule.runnable(s.books), sizes.lanes, sizes.rows, 1)
-        return step(program, params, s, tiles, 1)
+        with jax.named_scope("decode"):
+            return step(program, params, s, tiles, 1)
 
     def outer(s):
         s = change(program, s)
