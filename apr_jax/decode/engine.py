@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from apr_jax import sharding
+from apr_jax.decode import memory
 from apr_jax.decode import state as states
 from apr_jax.decode.book import FINISHED, OPENED
 from apr_jax.decode.loop import Program
@@ -88,7 +89,7 @@ class Engine:
             over `data`. It may span processes, which then make the same calls with the same problems.
 
     Raises:
-        ValueError: the mesh does not fit the model, see `Placement`.
+        ValueError: the mesh does not fit the model, see `Placement`, or the sizes do not fit the devices, see `memory.require`.
     """
 
     def __init__(self, model: Model, protocol: Any, sizes: Sizes, mesh: jax.sharding.Mesh | None = None):
@@ -97,6 +98,9 @@ class Engine:
         self.mesh = mesh or sharding.make_mesh()
         self.placement = Placement(self.program, self.mesh, _activation_dtype(model))
         self.shards = self.placement.shards
+        limit = memory.device_memory(self.mesh.local_devices[0])
+        if limit is not None:
+            memory.require(model.config, sizes, limit, self.mesh)
         self.params = jax.tree.map(sharding.put, model.params, self.placement.param_places())
         self.traces = 0
         places = self.placement.state_places()
