@@ -64,6 +64,14 @@ def _groups(line: str) -> tuple[tuple[int, ...], ...]:
         devices = np.arange(np.prod(numbers(iota[2]))).reshape(numbers(iota[2]))
         devices = devices.transpose(numbers(iota[3])) if iota[3] else devices
         return tuple(map(tuple, devices.reshape(numbers(iota[1])).tolist()))
+    named = re.search(r"replica_groups=\w*\[([^\]]*)\] ?\{([^}]*)\}", line)  # mesh['data'=2,'model'=4] {'model'}
+    if named:
+        axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        within = re.findall(r"'(\w+)'", named[2])
+        outside = [name for name in axes if name not in within]
+        devices = np.arange(np.prod(list(axes.values()))).reshape(tuple(axes.values()))
+        devices = devices.transpose([list(axes).index(name) for name in (*outside, *within)])
+        return tuple(map(tuple, devices.reshape(-1, np.prod([axes[name] for name in within])).tolist()))
     raise ValueError(f"unknown form of the groups of a collective: {line.strip()[:400]}")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 AxisNames = tuple[str | None, ...]
@@ -137,6 +138,35 @@ def local(array: jax.Array) -> np.ndarray:
     """
     parts = {piece.index[0].start or 0: piece.data for piece in array.addressable_shards}
     return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+def by_rows(draw: Callable[..., Any], logits: jax.Array, *rows: jax.Array) -> Any:
+    """`draw(logits, *rows)` inside of a program, each row on one device of `model` with its whole vocabulary.
+
+    Written out, because XLA would leave the vocabulary cut, and turn cumulative sums and maxima over it into collective
+    permutes: many, and on CPU all devices of the mesh wait for each, while shards of `data` are at different steps. Here one
+    all-to-all brings the rows together, and one all-gather a result tells every device what was drawn.
+
+    Args:
+      draw: gives a tree of arrays [B].
+      logits: [B, V]; V is cut over `model` if the program runs on a mesh.
+      rows: further arrays [B], the same on all devices of `model`.
+    """
+    count = jax.sharding.get_abstract_mesh().shape.get("model", 1)
+    if count == 1:
+        return draw(logits, *rows)
+    size = logits.shape[0]
+    each = -(-size // count)
+
+    def mine(logits: jax.Array, *rows: jax.Array) -> Any:
+        pad = lambda x: jnp.pad(x, ((0, count * each - size), *((0, 0),) * (x.ndim - 1)))
+        logits = jax.lax.all_to_all(pad(logits), "model", split_axis=0, concat_axis=1, tiled=True)
+        start = jax.lax.axis_index("model") * each
+        drawn = draw(logits, *(jax.lax.dynamic_slice_in_dim(pad(row), start, each) for row in rows))
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, "model", tiled=True)[:size], drawn)
+
+    specs = (jax.P(None, "model"), *(jax.P(),) * len(rows))
+    return jax.shard_map(mine, in_specs=specs, out_specs=jax.P(), axis_names={"model"}, check_vma=False)(logits, *rows)
 
 
 def explain(

@@ -59,6 +59,7 @@ class CompileConfig:
         sizes: of each shard. Runs of 128 slots suit TPU.
         fill: slots in use that the step time is given for, 0: all N.
         output: a file for the numbers as JSON, none if empty.
+        text: a file for the compiled program, none if empty.
     """
 
     topology: str = "v5e:2x4"
@@ -71,6 +72,7 @@ class CompileConfig:
     )  # fmt: skip
     fill: int = 0
     output: str = ""
+    text: str = ""
 
 
 def chip(kind: str) -> Chip:
@@ -124,11 +126,13 @@ def lay_out(config: CompileConfig, topology: topologies.TopologyDescription) -> 
     return Placement(Program(transformer.graph_of(model), protocol, config.sizes), mesh, jnp.dtype(model.dtype))
 
 
-def analyse(placement: Placement) -> dict[str, Any]:
-    """Compile, and read the result: bytes a chip, collectives, what happens to the pool."""
+def analyse(placement: Placement, file: str) -> dict[str, Any]:
+    """Compile, write the text, and read the result: bytes a chip, collectives, what happens to the pool."""
     started = time.monotonic()
     program = placement.compile()
     seconds, text, held = time.monotonic() - started, program.as_text(), program.memory_analysis()
+    if file:
+        Path(file).write_text(text)
     state = placement.abstract_state()
     size = lambda leaf: leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
     pool = state.pool[0][0]
@@ -240,7 +244,7 @@ def main(argv: Sequence[str]) -> int:
     except ValueError as error:
         settings.fail(str(error))
     try:
-        found = analyse(placement)
+        found = analyse(placement, config.text)
     except jax.errors.JaxRuntimeError as error:
         print(f"error: the TPU compiler refuses the program:\n{error}", file=sys.stderr)
         return 1

@@ -49,9 +49,8 @@ def decoded(heads: tuple[int, int], shape: tuple[int, int]) -> dict:
     """What one mesh makes of the problems, and what the compiled program holds."""
     mesh = sharding.make_mesh(*shape)
     engine = Engine(model(*heads), PROTOCOL, SIZES, mesh)
-    seen = []
+    program, seen = engine.compile(), []
     transcripts = list(engine.decode(problems(), SEED, slice_steps=40, watch=seen.append))
-    program = engine.placement.compile()
     pool = engine.create(SEED).pool[0][0]
     return {
         "transcripts": transcripts,

@@ -41,6 +41,14 @@ def test_collectives_of_a_program_that_sums_over_each_axis():
             "ROOT %b.1 = (f32[8]{0}, f32[16,4]{1,0}) all-reduce-start(%x, %y), replica_groups={{0,1},{2,3}}, to_apply=%s",
             "all-reduce", "f32[16,4]", ((0, 1), (2, 3)),
         ),
+        (
+            "%e = f32[4]{0:T(128)S(1)} all-reduce(%s), replica_groups=mesh['data'=2,'model'=2] {'model'}, to_apply=%r",
+            "all-reduce", "f32[4]", ((0, 1), (2, 3)),
+        ),
+        (
+            "%e = f32[4]{0:T(128)S(1)} all-reduce(%s), replica_groups=mesh['data'=2,'model'=2] {'data'}, to_apply=%r",
+            "all-reduce", "f32[4]", ((0, 2), (1, 3)),
+        ),
         ("c = u32[] all-to-all(p), replica_groups=[2,4]<=[8]", "all-to-all", "u32[]", ((0, 1, 2, 3), (4, 5, 6, 7))),
         (
             "d = s32[4]{0} collective-permute(p), source_target_pairs={{0,1},{1,0}}",

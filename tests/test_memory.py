@@ -44,7 +44,7 @@ def engine(name: str) -> Engine:
 
 @functools.cache
 def compiled(name: str) -> jax.stages.Compiled:
-    return engine(name).placement.compile()
+    return engine(name).compile()
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

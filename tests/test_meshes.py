@@ -87,21 +87,25 @@ def test_the_pool_is_cut_over_model_where_that_cuts_no_head(runs, shape):
 def test_no_collective_crosses_data(runs, shape):
     found = runs[shape]["collectives"]
     assert not [c for c in found if compiled.crosses(c, shape[1])]
+    # XLA:CPU lets all devices wait for a permute, whatever its pairs: shards at different steps would never meet.
+    assert not [c for c in found if c.kind == "collective-permute"]
     assert bool(found) == (shape[1] > 1)
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (1, 8)])
-def test_a_step_holds_the_collectives_of_the_model_alone(runs, shape):
-    """Two sums a layer (after attention and after the FFN), one for the embedding; the others choose a token."""
-    for step in ("feed", "decode"):
-        places = collections.Counter()
-        for c in runs[shape]["collectives"]:
-            scopes = c.path.split("/")
-            if step in scopes:
-                places["sample" if "sample" in scopes else "model"] += 1
-                assert "sample" in scopes or c.kind == "all-reduce", c
-        assert places["model"] == 2 * LAYERS + 1
-        assert places["sample"] <= 40
+@pytest.mark.parametrize("step", ["feed", "decode"])
+def test_a_step_holds_the_collectives_of_the_model_alone(runs, shape, step):
+    """Two sums a layer (after attention and after the FFN), one for the embedding; rows are brought together to be drawn."""
+    found = [c for c in runs[shape]["collectives"] if step in c.path.split("/")]
+    in_sampling = [c for c in found if "sample" in c.path.split("/")]
+    assert collections.Counter(c.kind for c in in_sampling) == {"all-to-all": 1, "all-gather": 3}
+    assert collections.Counter(c.kind for c in found if c not in in_sampling) == {"all-reduce": 2 * LAYERS + 1}
+
+
+@pytest.mark.parametrize("shape", EIGHT)
+def test_nothing_is_exchanged_between_steps(runs, shape):
+    found = runs[shape]["collectives"]
+    assert not [c for c in found if not {"feed", "decode"} & set(c.path.split("/"))]
 
 
 def test_two_processes_of_two_devices(tmp_path, expected):

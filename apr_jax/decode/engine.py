@@ -113,6 +113,11 @@ class Engine:
         self.traces += 1
         return self.placement.run(params, state, steps)
 
+    def compile(self) -> jax.stages.Compiled:
+        """Compile the slice now instead of at the first run, from shapes alone; tells its memory and its text."""
+        self._run = self._run.lower(self.params, self.placement.abstract_state(), np.int32(0)).compile()
+        return self._run
+
     def create(self, seed: int) -> State:
         """An empty state, born in its place on the mesh."""
         return self._create(np.asarray(jax.random.key_data(jax.random.key(seed))))

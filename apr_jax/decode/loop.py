@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from apr_jax import sharding
 from apr_jax.decode import book as books
 from apr_jax.decode import pool, schedule
 from apr_jax.decode.book import READY, WAITING, Book
@@ -64,7 +65,8 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
         last = jnp.maximum(tiles.count - 1, 0)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
         logits = transformer.logits(program.graph, params, x)
-        token, logprob, behaviour = sample(logits, _uniform(threads), threads.temperature, threads.top_k, threads.top_p)
+        parameters = threads.temperature, threads.top_k, threads.top_p
+        token, logprob, behaviour = sharding.by_rows(sample, logits, _uniform(threads), *parameters)
     with jax.named_scope("record"):
         drawn = places.drawn < sizes.log
         log = record(state.log, tiles, places, (tokens, position, clock), threads, (token, logprob, behaviour))
