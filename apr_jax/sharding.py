@@ -1,14 +1,17 @@
 """How arrays lie on a mesh: named axes of parameters, rules from names to mesh axes, refusals where they do not fit.
 
-The mesh has two axes: `data` (problems, rows) and `model` (heads, feed-forward width, vocabulary). A head is never cut;
-key/value heads that `model` does not divide are replicated.
+The mesh has two axes: `data` (problems, rows) and `model` (heads, feed-forward width, vocabulary). A head is never cut:
+heads that `model` does not divide are replicated, query and key/value heads each on their own. The feed-forward width and the
+vocabulary can be padded; a mesh that does not divide them is refused.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 AxisNames = tuple[str | None, ...]
 Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh  # an abstract mesh has sizes, but no devices
@@ -36,6 +39,8 @@ class Rules:
 
 
 RULES = Rules()
+REPLICABLE = ("heads", "kv_heads")
+"""Axes that are replicated where they do not divide: they cannot be padded, and cutting a head would part its products."""
 
 
 def make_mesh(data: int = 1, model: int = 1) -> jax.sharding.Mesh:
@@ -62,7 +67,7 @@ def spec(axes: AxisNames, rules: Rules = RULES) -> jax.sharding.PartitionSpec:
 def fitted_spec(
     shape: tuple[int, ...], axes: AxisNames, mesh: Mesh, rules: Rules = RULES, name: str = "array"
 ) -> jax.sharding.PartitionSpec:
-    """`spec` for an array of this shape: key/value heads that do not divide are replicated.
+    """`spec` for an array of this shape: heads that do not divide are replicated.
 
     Raises:
       ValueError: the number of axes is wrong, or an axis that must be cut does not divide.
@@ -73,7 +78,7 @@ def fitted_spec(
     for i, (size, axis, cut) in enumerate(zip(shape, axes, cuts, strict=True)):
         if cut is None or size % mesh.shape[cut] == 0:
             continue
-        if axis != "kv_heads":
+        if axis not in REPLICABLE:
             allowed = [n for n in range(1, mesh.shape[cut] + 1) if size % n == 0]
             raise ValueError(
                 f"{name}: axis {axis!r} of size {size} cannot be cut over {cut}={mesh.shape[cut]}; "
@@ -103,4 +108,87 @@ def shard_tree(
     params: Mapping[str, Any], axes_tree: Mapping[str, Any], mesh: jax.sharding.Mesh, rules: Rules = RULES
 ) -> Mapping[str, Any]:
     """The parameters, laid out on the mesh; `axes_tree` is that of `apr_jax.model.transformer.logical_axes`."""
-    return jax.device_put(params, shardings(params, axes_tree, mesh, rules))
+    return jax.tree.map(put, params, shardings(params, axes_tree, mesh, rules))
+
+
+def born(init: Callable[[Any], Any], key: Any, axes_tree: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Any:
+    """`init(key)`, each parameter made where it will lie: no device ever holds the whole.
+
+    Raises:
+      ValueError: see `shardings`.
+    """
+    places = shardings(jax.eval_shape(init, key), axes_tree, mesh)
+    return jax.jit(init, out_shardings=places)(key)
+
+
+def put(value: Any, place: jax.NamedSharding) -> jax.Array:
+    """`jax.device_put` that also serves meshes of several processes: each hands its devices their part of the same value."""
+    if place.is_fully_addressable:
+        return jax.device_put(value, place)
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return jax.device_put(value, place)  # it lies on the mesh already; refused by jax if it cannot be moved
+    host = np.asarray(value)
+    return jax.make_array_from_callback(host.shape, place, lambda index: host[index])
+
+
+def local(array: jax.Array) -> np.ndarray:
+    """The parts along the first axis that this process holds, in order, once each; everything if there is one process.
+
+    The other axes must not be cut.
+    """
+    parts = {piece.index[0].start or 0: piece.data for piece in array.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+def by_rows(draw: Callable[..., Any], logits: jax.Array, *rows: jax.Array) -> Any:
+    """`draw(logits, *rows)` inside of a program, each row on one device of `model` with its whole vocabulary.
+
+    Written out, because XLA would leave the vocabulary cut, and turn cumulative sums and maxima over it into collective
+    permutes: many, and on CPU all devices of the mesh wait for each, while shards of `data` are at different steps. Here one
+    all-to-all brings the rows together, and one all-gather a result tells every device what was drawn.
+
+    Args:
+      draw: gives a tree of arrays [B].
+      logits: [B, V]; V is cut over `model` if the program runs on a mesh.
+      rows: further arrays [B], the same on all devices of `model`.
+    """
+    count = jax.sharding.get_abstract_mesh().shape.get("model", 1)
+    if count == 1:
+        return draw(logits, *rows)
+    size = logits.shape[0]
+    each = -(-size // count)
+
+    def mine(logits: jax.Array, *rows: jax.Array) -> Any:
+        pad = lambda x: jnp.pad(x, ((0, count * each - size), *((0, 0),) * (x.ndim - 1)))
+        logits = jax.lax.all_to_all(pad(logits), "model", split_axis=0, concat_axis=1, tiled=True)
+        start = jax.lax.axis_index("model") * each
+        drawn = draw(logits, *(jax.lax.dynamic_slice_in_dim(pad(row), start, each) for row in rows))
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, "model", tiled=True)[:size], drawn)
+
+    specs = (jax.P(None, "model"), *(jax.P(),) * len(rows))
+    return jax.shard_map(mine, in_specs=specs, out_specs=jax.P(), axis_names={"model"}, check_vma=False)(logits, *rows)
+
+
+def explain(
+    axes_tree: Mapping[str, Any], shapes: Mapping[str, Any], mesh: Mesh, rules: Rules = RULES
+) -> dict[str, str]:
+    """For each logical axis that is to be cut: over what it is, or why it is replicated.
+
+    Args:
+      axes_tree: names of the axes of each parameter.
+      shapes: the parameters, or their `jax.ShapeDtypeStruct`s.
+    """
+    found: dict[str, str] = {}
+
+    def look(leaf: Any, axes: AxisNames) -> None:
+        for size, axis in zip(leaf.shape, axes, strict=True):
+            cut = rules.mesh_axis(axis)
+            if cut is not None:
+                count = mesh.shape[cut]
+                even = size % count == 0
+                found[axis] = (
+                    f"{size} over {cut}={count}" if even else f"{size} replicated: {cut}={count} does not divide it"
+                )
+
+    jax.tree.map(look, shapes, axes_tree)
+    return found

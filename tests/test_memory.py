@@ -1,7 +1,6 @@
 """The compiled program works in place: the state is donated, the pool is never copied, and nothing compiles twice."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 import forking
+from apr_jax import compiled as programs
 from apr_jax.decode import Engine, Problem, Sizes
 from apr_jax.model.config import ModelConfig
 from apr_jax.protocols import Samples, SpawnJoin
@@ -44,42 +44,13 @@ def engine(name: str) -> Engine:
 
 @functools.cache
 def compiled(name: str) -> jax.stages.Compiled:
-    program = engine(name)
-    return program._run.lower(program.model.params, program.create(0), jnp.int32(1)).compile()
-
-
-def computations(text: str) -> dict[str, list[str]]:
-    """The lines of each computation of a compiled module, by its name."""
-    found: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in text.splitlines():
-        start = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line)
-        if start:
-            lines = found.setdefault(start[1], [])
-        elif line.startswith(" "):
-            lines.append(line.strip())
-    return found
-
-
-def inside_loops(text: str) -> list[str]:
-    """The lines of all computations that some loop runs, fused and called ones included."""
-    found = computations(text)
-    called = {name: set(re.findall(r"[\w.\-]+", " ".join(lines))) & found.keys() for name, lines in found.items()}
-    left = [name for lines in found.values() for line in lines for name in re.findall(r"body=%?([\w.\-]+)", line)]
-    seen: set[str] = set()
-    while left:
-        name = left.pop()
-        if name not in seen:
-            seen.add(name)
-            left.extend(called[name])
-    assert seen, "no loop found: has the text format changed?"
-    return [line for name in sorted(seen) for line in found[name]]
+    return engine(name).compile()
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_state_is_aliased_and_little_is_held_beside_it(name):
     analysis = compiled(name).memory_analysis()
-    state = jax.eval_shape(engine(name).create, 0)
+    state = engine(name).placement.abstract_state()
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     assert POOL_BYTES > 8e6 and state_bytes > POOL_BYTES
     assert analysis.alias_size_in_bytes >= state_bytes
@@ -90,11 +61,10 @@ def test_state_is_aliased_and_little_is_held_beside_it(name):
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_no_loop_copies_the_pool(name):
-    lines = inside_loops(compiled(name).as_text())
-    shaped = [line for line in lines if re.match(rf"(?:ROOT )?%?[\w.\-]+ = {re.escape(POOL)}", line)]
+    lines = programs.inside_loops(compiled(name).as_text())
+    shaped = programs.operations(lines, POOL)
     assert len(shaped) > 4 * CONFIG.layers, "the pool was not found in the loops: has its shape changed?"
-    operations = {line: re.search(r" = \S+ ([\w\-]+)\(", line)[1] for line in shaped}
-    wrong = [line for line, operation in operations.items() if operation not in IN_PLACE]
+    wrong = [line for operation, line in shaped if operation not in IN_PLACE]
     assert not wrong, "\n".join(wrong)
     # A conditional would have to hand the pool through both branches.
     assert not [line for line in lines if " conditional(" in line and POOL in line]

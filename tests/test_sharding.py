@@ -38,18 +38,29 @@ def test_rules():
         sharding.spec(("depth",))
 
 
-def test_key_value_heads_that_do_not_divide_are_replicated():
+def test_heads_that_do_not_divide_are_replicated():
     attention = specs(CONFIG, abstract_mesh(1, 4))["layers"]["0"]["attention"]
     assert attention["q"] == P(None, "model", None) and attention["k"] == attention["v"] == P(None, None, None)
     assert attention["out"] == P("model", None, None)
     assert specs(CONFIG, abstract_mesh(4, 2))["layers"]["0"]["attention"]["k"] == P(None, "model", None)
+    nine = dataclasses.replace(CONFIG, heads=9, kv_heads=3)  # as SmolLM2 has them
+    layer = specs(nine, abstract_mesh(1, 4))["layers"]["0"]
+    assert layer["attention"]["q"] == layer["attention"]["k"] == P(None, None, None)
+    assert layer["attention"]["out"] == P(None, None, None) and layer["ffn"]["gate"] == P(None, "model")
+    layout = sharding.explain(transformer.logical_axes(nine), transformer.abstract_params(nine), abstract_mesh(1, 4))
+    assert layout == {
+        "vocabulary": "16 over model=4",
+        "heads": "9 replicated: model=4 does not divide it",
+        "kv_heads": "3 replicated: model=4 does not divide it",
+        "ffn": "20 over model=4",
+    }
 
 
 @pytest.mark.parametrize(
     ("change", "model", "message"),
     [
         ({}, 3, r"'vocabulary' of size 16 cannot be cut over model=3; use a mesh with model one of \[1, 2\]"),
-        ({"vocabulary": 18}, 3, "axis 'heads' of size 4 cannot be cut over model=3"),
+        ({"vocabulary": 18}, 3, "axis 'ffn' of size 20 cannot be cut over model=3"),
         ({"ffn": 22}, 4, "axis 'ffn' of size 22 cannot be cut over model=4"),
     ],
 )
@@ -96,3 +107,23 @@ def test_sharded_logits_and_gradients_equal_those_of_one_device(shape, tied):
     run = jax.jit(jax.value_and_grad(loss, has_aux=True))
     want, got = run(model.params, tokens), run(params, rows)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), want, got)
+
+
+@needs_four
+def test_parameters_are_born_where_they_lie():
+    mesh, key = sharding.make_mesh(2, 2), jax.random.key(0)
+    init = lambda key: transformer.init_params(CONFIG, key)
+    params = sharding.born(init, key, transformer.logical_axes(CONFIG), mesh)
+    table = params["embed"]
+    assert {piece.data.shape for piece in table.addressable_shards} == {(8, 12)} and len(table.sharding.device_set) == 4
+    jax.tree.map(np.testing.assert_array_equal, params, transformer.init(CONFIG, key).params)
+
+
+@needs_four
+def test_local_parts_come_in_order_and_once():
+    mesh = sharding.make_mesh(2, 2)
+    values = np.arange(24).reshape(4, 3, 2)
+    placed = sharding.put(values, jax.NamedSharding(mesh, P("data")))
+    assert len(placed.addressable_shards) == 4
+    np.testing.assert_array_equal(sharding.local(placed), values)
+    np.testing.assert_array_equal(sharding.local(jnp.asarray(values)), values)

@@ -13,9 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from apr_jax import sharding
+from apr_jax.decode import memory
 from apr_jax.decode import state as states
 from apr_jax.decode.book import FINISHED, OPENED
-from apr_jax.decode.loop import Program, run_slice
+from apr_jax.decode.loop import Program
+from apr_jax.decode.placement import Placement
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.state import State
 from apr_jax.decode.transcript import Log, Stop, ThreadRecord, Transcript, peak_context
@@ -55,9 +58,10 @@ class Progress:
         finished: problems done.
         problems: problems given.
         sampled, fed: tokens generated and fed.
-        feed_steps, decode_steps: device steps.
+        feed_steps, decode_steps: device steps, over all shards.
         occupancy: busy rows of the decode steps over all their rows.
         seconds: wall time, compilation included.
+        shard_steps: steps of each shard. The queue is dealt over the shards, and each runs until its part is done.
     """
 
     finished: int
@@ -68,6 +72,12 @@ class Progress:
     decode_steps: int
     occupancy: float
     seconds: float
+    shard_steps: tuple[int, ...]
+
+    @property
+    def imbalance(self) -> float:
+        """Steps of the shard with the most over the mean: 1 is even, 1.5 means that a third of the shards' time is idle."""
+        return max(self.shard_steps) * len(self.shard_steps) / max(sum(self.shard_steps), 1)
 
 
 class Engine:
@@ -77,46 +87,42 @@ class Engine:
         model: the model.
         protocol: the method.
         sizes: static sizes of a shard.
-        mesh: mesh with the axes `data` and `model`; a mesh of one device by default. The queue is dealt over `data`.
+        mesh: mesh with the axes `data` and `model` (`sharding.make_mesh`); a mesh of one device by default. The queue is dealt
+            over `data`. It may span processes, which then make the same calls with the same problems.
+
+    Raises:
+        ValueError: the mesh does not fit the model, see `Placement`, or the sizes do not fit the devices, see `memory.require`.
     """
 
     def __init__(self, model: Model, protocol: Any, sizes: Sizes, mesh: jax.sharding.Mesh | None = None):
         self.model, self.sizes = model, sizes
         self.program = Program(model.graph, protocol, sizes)
-        self.mesh = mesh or jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-        self.shards = self.mesh.shape["data"]
+        self.mesh = mesh or sharding.make_mesh()
+        self.placement = Placement(self.program, self.mesh, _activation_dtype(model))
+        self.shards = self.placement.shards
+        limit = memory.device_memory(self.mesh.local_devices[0])
+        if limit is not None:
+            memory.require(model.config, sizes, limit, self.mesh)
+        self.params = jax.tree.map(sharding.put, model.params, self.placement.param_places())
         self.traces = 0
-        self._run = jax.jit(self._traced, donate_argnums=1)
+        places = self.placement.state_places()
+        self._create = jax.jit(self.placement.create, out_shardings=places)
+        self._run = jax.jit(self._traced, donate_argnums=1, out_shardings=places)
+        everywhere = jax.NamedSharding(self.mesh, jax.P())
+        self._share = jax.jit(lambda counters: counters, out_shardings=everywhere)
 
     def _traced(self, params: Any, state: State, steps: jax.Array) -> State:
         self.traces += 1
+        return self.placement.run(params, state, steps)
 
-        def shard(params, state, steps):
-            state = jax.tree.map(lambda x: x[0], state)
-            state = run_slice(self.program, params, state, steps)
-            return jax.tree.map(lambda x: x[None], state)
-
-        spec = jax.P("data")
-        return jax.shard_map(
-            shard,
-            mesh=self.mesh,
-            in_specs=(jax.P(), spec, jax.P()),
-            out_specs=spec,
-            axis_names={"data"},
-            check_vma=False,
-        )(params, state, steps)
+    def compile(self) -> jax.stages.Compiled:
+        """Compile the slice now instead of at the first run, from shapes alone; tells its memory and its text."""
+        self._run = self._run.lower(self.params, self.placement.abstract_state(), np.int32(0)).compile()
+        return self._run
 
     def create(self, seed: int) -> State:
-        """An empty state, born sharded over `data`."""
-        config = self.model.config
-        kv_width, dtype = config.kv_heads * config.head_dim, _activation_dtype(self.model)
-
-        def make(key):
-            state = states.create(self.sizes, config.layers, kv_width, dtype, key)
-            return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.shards, *x.shape)), state)
-
-        sharding = jax.NamedSharding(self.mesh, jax.P("data"))
-        return jax.jit(make, out_shardings=sharding)(jax.random.key_data(jax.random.key(seed)))
+        """An empty state, born in its place on the mesh."""
+        return self._create(np.asarray(jax.random.key_data(jax.random.key(seed))))
 
     def load(self, state: State, problems: Sequence[Problem]) -> State:
         """Put problems into the queue, which must be spent; at most Q per shard are taken, dealt over the shards."""
@@ -134,29 +140,32 @@ class Engine:
                 arrays[name][where] = len(value) if name == "prompt_length" else value
         count = np.array([len(range(shard, len(problems), shards)) for shard in range(shards)], np.int32)
         queue = states.Queue(prompt=prompt, **arrays, next=np.zeros(shards, np.int32), count=count)
-        return state.replace(queue=jax.device_put(queue, jax.NamedSharding(self.mesh, jax.P("data"))))
+        return dataclasses.replace(state, queue=jax.tree.map(self._put, queue))
+
+    def _put(self, array: np.ndarray) -> jax.Array:
+        return sharding.put(array, self.placement.place())
 
     def run(self, state: State, steps: int) -> State:
         """Run one slice; the state given is consumed."""
-        return self._run(self.model.params, state, jnp.int32(steps))
+        return self._run(self.params, state, np.int32(steps))
 
     def drain(self, state: State) -> tuple[State, list[Transcript]]:
-        """Fetch what is finished and empty the outbox."""
+        """Fetch what is finished and empty the outbox. Of several processes, each gets what its own shards have finished."""
         outbox = state.outbox
-        counts = np.asarray(outbox.count)
+        counts = sharding.local(outbox.count)
         if not counts.any():
             return state, []
-        host = jax.tree.map(np.asarray, outbox)
-        places = [(shard, i) for shard in range(self.shards) for i in range(counts[shard])]
+        host = jax.tree.map(sharding.local, outbox)
+        places = [(shard, i) for shard, count in enumerate(counts) for i in range(count)]
         found = [_transcript(host.book, host.log, place, self.sizes) for place in places]
-        empty = jax.device_put(np.zeros_like(counts), jax.NamedSharding(self.mesh, jax.P("data")))
-        return state.replace(outbox=dataclasses.replace(outbox, count=empty)), found
+        empty = dataclasses.replace(outbox, count=self._put(np.zeros(self.shards, np.int32)))
+        return dataclasses.replace(state, outbox=empty), found
 
     def peek(self, state: State) -> list[Transcript]:
         """The problems in flight as they stand: their threads so far, with the stop reason RUNNING."""
-        book = jax.tree.map(np.asarray, states.kept(state.books))
-        log = jax.tree.map(np.asarray, state.log)
-        places = [tuple(place) for place in np.argwhere(np.asarray(state.books.active))]
+        book = jax.tree.map(sharding.local, states.kept(state.books))
+        log = jax.tree.map(sharding.local, state.log)
+        places = [tuple(place) for place in np.argwhere(sharding.local(state.books.active))]
         return [_transcript(book, log, place, self.sizes) for place in places]
 
     def decode(
@@ -166,7 +175,7 @@ class Engine:
         slice_steps: int = 1000,
         watch: Callable[[Progress], None] | None = None,
     ) -> Iterator[Transcript]:
-        """Decode any number of problems; transcripts come as they finish.
+        """Decode any number of problems; transcripts come as they finish (to each process those of its own shards).
 
         Args:
             problems: what to decode.
@@ -184,21 +193,22 @@ class Engine:
         for first in range(0, len(problems), batch):
             group = problems[first : first + batch]
             state = self.load(state, group)
-            left = len(group)
-            while left:
+            progress = None
+            while progress is None or progress.finished < first + len(group):
                 state = self.run(state, slice_steps)
+                progress = self._progress(state, len(problems), time.monotonic() - start)
                 state, found = self.drain(state)
-                left -= len(found)
                 if watch:
-                    watch(self._progress(state, len(problems), time.monotonic() - start))
+                    watch(progress)
                 yield from found
 
     def _progress(self, state: State, problems: int, seconds: float) -> Progress:
-        sums = {
-            field.name: int(np.sum(getattr(state.counters, field.name))) for field in dataclasses.fields(state.counters)
-        }
+        """The same on all processes, so that they stop together."""
+        counters = jax.tree.map(np.asarray, self._share(state.counters))
+        sums = {field.name: int(np.sum(getattr(counters, field.name))) for field in dataclasses.fields(counters)}
         rows = sums.pop("decode_rows") / max(sums["decode_steps"] * self.sizes.rows, 1)
-        return Progress(problems=problems, occupancy=rows, seconds=seconds, **sums)
+        steps = tuple((counters.feed_steps + counters.decode_steps).tolist())
+        return Progress(problems=problems, occupancy=rows, seconds=seconds, shard_steps=steps, **sums)
 
 
 def decode(

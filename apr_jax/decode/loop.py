@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from apr_jax import sharding
 from apr_jax.decode import book as books
 from apr_jax.decode import pool, schedule
 from apr_jax.decode.book import NOBODY, READY, WAITING, Book
@@ -67,7 +68,8 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
         last = jnp.maximum(tiles.count - 1, 0)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
         logits = transformer.logits(program.graph, params, x)
-        token, logprob, behaviour = sample(logits, _uniform(threads), threads.temperature, threads.top_k, threads.top_p)
+        parameters = threads.temperature, threads.top_k, threads.top_p
+        token, logprob, behaviour = sharding.by_rows(sample, logits, _uniform(threads), *parameters)
     with jax.named_scope("record"):
         drawn = places.drawn < sizes.log
         log = record(state.log, tiles, places, (tokens, position, clock), threads, (token, logprob, behaviour))
@@ -281,11 +283,13 @@ def run_slice(program: Program, params: Any, state: State, steps: Int[Array, ""]
     def feed(s):
         lanes = min(sizes.lanes, sizes.feed_tiles)
         tiles = schedule.choose(s.books, long(s), lanes, sizes.feed_tiles, sizes.feed_chunk)
-        return step(program, params, s, tiles, sizes.feed_chunk)
+        with jax.named_scope("feed"):
+            return step(program, params, s, tiles, sizes.feed_chunk)
 
     def decode(s):
         tiles = schedule.choose(s.books, runnable(s), sizes.lanes, sizes.rows, 1)
-        return step(program, params, s, tiles, 1)
+        with jax.named_scope("decode"):
+            return step(program, params, s, tiles, 1)
 
     def outer(s):
         s = change(program, s)

@@ -1,4 +1,7 @@
-"""Static sizes of a run: everything the compiled program depends on beside the model and the protocol."""
+"""Static sizes of a run: everything the compiled program depends on beside the model and the protocol.
+
+What each costs in memory: `apr_jax.decode.memory`.
+"""
 
 import dataclasses
 
@@ -85,18 +88,3 @@ class Sizes:
     def pieces(self) -> int:
         """Pieces of messages that a problem may compose over its life: three for a spawn, two for a join, one for a prompt."""
         return 6 * self.threads + 4
-
-    def memory(self, layers: int, kv_width: int, itemsize: int) -> dict[str, int]:
-        """Bytes that a shard holds, by part.
-
-        Args:
-            layers: layers of the model.
-            kv_width: kv heads times head dimension.
-            itemsize: bytes of one number of the model's dtype.
-        """
-        return {
-            "pool": 2 * layers * self.problems * self.slots * kv_width * itemsize,
-            "log": (self.problems + self.outbox) * self.log * 9 * 4,
-            "slots": self.problems * self.slots * 8,
-            "queue": self.queue * (self.prompt + 7) * 4,
-        }

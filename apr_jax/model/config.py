@@ -127,5 +127,10 @@ PRESETS: Mapping[str, ModelConfig] = types.MappingProxyType(
             vocabulary=151936, width=1024, layers=28, heads=16, kv_heads=8, head_dim=128, ffn=3072,
             rope_theta=1e6, qk_norm=True, dtype="bfloat16", param_dtype="bfloat16",
         ),
+        # Qwen3-8B: 8.2 B; for the heads and widths of a model that needs several chips.
+        "qwen3_8b": ModelConfig(
+            vocabulary=151936, width=4096, layers=36, heads=32, kv_heads=8, head_dim=128, ffn=12288,
+            rope_theta=1e6, qk_norm=True, tied=False, dtype="bfloat16", param_dtype="bfloat16",
+        ),
     }
 )  # fmt: skip

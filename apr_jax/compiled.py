@@ -1,0 +1,113 @@
+"""What a compiled program does, read from its text: which collectives, over whom and where, and what copies an array.
+
+The text is that of `jax.stages.Compiled.as_text()`: one line an operation, `%name = type operation(operands), attributes`.
+"""
+
+import dataclasses
+import re
+
+import numpy as np
+
+COLLECTIVES = (
+    "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast",
+    "ragged-all-to-all",
+)  # fmt: skip
+_OPERATION = re.compile(r"^(?:ROOT )?%?([\w.\-]+) = (.*?[})\]]) ([a-z][\w\-]*)\(")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of the program.
+
+    Attributes:
+        kind: one of `COLLECTIVES`.
+        shape: what it gives, as the text has it: `f32[8,128]`.
+        groups: devices that take part together, as numbers of the program's devices in their order.
+        path: scopes and loops it stands in, as traced: `jit(run)/while/body/decode/...`; empty if the compiler does not say.
+    """
+
+    kind: str
+    shape: str
+    groups: tuple[tuple[int, ...], ...]
+    path: str
+
+
+def collectives(text: str) -> list[Collective]:
+    """All collectives of the text; an asynchronous one counts once, where it starts.
+
+    Raises:
+        ValueError: the groups of one are written in a way that is not known here.
+    """
+    found = []
+    for line in text.splitlines():
+        match = _OPERATION.match(line.strip())
+        if match and match[3].removesuffix("-start") in COLLECTIVES:
+            kind, path = match[3].removesuffix("-start"), re.search(r'op_name="([^"]*)"', line)
+            found.append(Collective(kind, _shape(match[2]), _groups(line), path[1] if path else ""))
+    return found
+
+
+def _shape(result: str) -> str:
+    """The type without layouts; of a tuple the largest member."""
+    shapes = re.findall(r"\w+\[[\d,]*\]", result)
+    size = lambda shape: np.prod([int(n) for n in re.findall(r"\d+", shape.split("[")[1])] or [1])
+    return max(shapes, key=size)
+
+
+def _groups(line: str) -> tuple[tuple[int, ...], ...]:
+    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", line)
+    if listed:
+        return tuple(tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", listed[1]))
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+    if iota:
+        numbers = lambda text: [int(n) for n in text.split(",")]
+        devices = np.arange(np.prod(numbers(iota[2]))).reshape(numbers(iota[2]))
+        devices = devices.transpose(numbers(iota[3])) if iota[3] else devices
+        return tuple(map(tuple, devices.reshape(numbers(iota[1])).tolist()))
+    named = re.search(r"replica_groups=\w*\[([^\]]*)\] ?\{([^}]*)\}", line)  # mesh['data'=2,'model'=4] {'model'}
+    if named:
+        axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        within = re.findall(r"'(\w+)'", named[2])
+        outside = [name for name in axes if name not in within]
+        devices = np.arange(np.prod(list(axes.values()))).reshape(tuple(axes.values()))
+        devices = devices.transpose([list(axes).index(name) for name in (*outside, *within)])
+        return tuple(map(tuple, devices.reshape(-1, np.prod([axes[name] for name in within])).tolist()))
+    raise ValueError(f"unknown form of the groups of a collective: {line.strip()[:400]}")
+
+
+def crosses(collective: Collective, model: int) -> bool:
+    """Whether devices of different `data` places take part together, on a mesh [data, model] in row-major order."""
+    return any(len({device // model for device in group}) > 1 for group in collective.groups)
+
+
+def computations(text: str) -> dict[str, list[str]]:
+    """The lines of each computation of a module, by its name."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        start = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+        if start:
+            lines = found.setdefault(start[1], [])
+        elif line.startswith(" "):
+            lines.append(line.strip())
+    return found
+
+
+def inside_loops(text: str) -> list[str]:
+    """The lines of all computations that some loop runs, fused and called ones included; none if there is no loop."""
+    found = computations(text)
+    called = {name: set(re.findall(r"[\w.\-]+", " ".join(lines))) & found.keys() for name, lines in found.items()}
+    left = [name for lines in found.values() for line in lines for name in re.findall(r"body=%?([\w.\-]+)", line)]
+    seen: set[str] = set()
+    while left:
+        name = left.pop()
+        if name not in seen:
+            seen.add(name)
+            left.extend(called[name])
+    return [line for name in sorted(seen) for line in found[name]]
+
+
+def operations(lines: list[str], shape: str) -> list[tuple[str, str]]:
+    """The operations of these lines that give one array of that shape (`f32[8,128]`): (operation, whole line)."""
+    matches = [(_OPERATION.match(line), line) for line in lines]
+    return [(match[3], line) for match, line in matches if match and match[2].startswith(shape)]

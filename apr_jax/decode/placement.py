@@ -1,0 +1,105 @@
+"""A program on a mesh: how parameters and state lie on it, and the slice that runs over it.
+
+The loop runs inside `shard_map`, manual over `data`: every shard has problems, queue and outbox of its own, takes as many
+steps as it needs, and nothing crosses `data`. It is automatic over `model`: XLA cuts the products where the parameters are cut
+(heads, feed-forward width, vocabulary) and puts its all-reduces there. The pool is cut over `model` where that cuts no kv head,
+and replicated otherwise; everything else of the state is the same on all devices of a shard.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, UInt32
+
+from apr_jax import sharding
+from apr_jax.decode import state as states
+from apr_jax.decode.loop import Program, run_slice
+from apr_jax.decode.state import State
+from apr_jax.model import transformer
+
+AXES = ("data", "model")
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """A program on a mesh with the axes `data` and `model`; allocates nothing by itself.
+
+    Attributes:
+        program: what runs.
+        mesh: where; `sharding.make_mesh` makes one. A mesh of described devices serves to compile for them.
+        dtype: of activations and pool.
+
+    Raises:
+        ValueError: the mesh lacks an axis or has one that is not automatic, or does not divide the model; the message names the
+            parameter and the sizes that would do.
+    """
+
+    program: Program
+    mesh: sharding.Mesh
+    dtype: Any
+
+    def __post_init__(self):
+        kinds = dict(zip(self.mesh.axis_names, self.mesh.axis_types, strict=True))
+        if any(kinds.get(axis) != jax.sharding.AxisType.Auto for axis in AXES):
+            raise ValueError(f"the mesh has the axes {kinds}; {AXES}, both Auto, are needed: use sharding.make_mesh")
+        self.param_places()
+
+    @property
+    def shards(self) -> int:
+        """Shards of problems; each has all of `program.sizes` for itself."""
+        return self.mesh.shape["data"]
+
+    def param_places(self) -> transformer.Params:
+        """The sharding of every parameter."""
+        config = self.program.graph.config
+        return sharding.shardings(transformer.abstract_params(config), transformer.logical_axes(config), self.mesh)
+
+    def abstract_params(self) -> transformer.Params:
+        """Shapes, dtypes and shardings of the parameters."""
+        return jax.tree.map(_with_place, transformer.abstract_params(self.program.graph.config), self.param_places())
+
+    def place(self, *axes: str | None) -> jax.NamedSharding:
+        """The sharding of an array with a leading axis of shards."""
+        return jax.NamedSharding(self.mesh, jax.P("data", *axes))
+
+    def create(self, seed: UInt32[Array, "2"]) -> State:
+        """An empty state with a leading axis of shards; traceable, to be jitted with the shardings of `abstract_state`."""
+        config = self.program.graph.config
+        state = states.create(self.program.sizes, config.layers, config.kv_heads * config.head_dim, self.dtype, seed)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.shards, *x.shape)), state)
+
+    def abstract_state(self) -> State:
+        """Shapes, dtypes and shardings of the state."""
+        shapes = jax.eval_shape(self.create, jax.ShapeDtypeStruct((2,), jnp.uint32))
+        even = self.program.graph.config.kv_heads % self.mesh.shape["model"] == 0
+        pool = self.place(None, None, "model" if even else None)
+        placed = jax.tree.map(lambda leaf: _with_place(leaf, self.place()), shapes)
+        return dataclasses.replace(placed, pool=jax.tree.map(lambda leaf: _with_place(leaf, pool), shapes.pool))
+
+    def state_places(self) -> State:
+        """The sharding of every array of the state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
+
+    def run(self, params: transformer.Params, state: State, steps: Int[Array, ""]) -> State:
+        """At most `steps` steps of every shard; traceable."""
+
+        def shard(params, state, steps):
+            state = jax.tree.map(lambda x: x[0], state)
+            state = run_slice(self.program, params, state, steps)
+            return jax.tree.map(lambda x: x[None], state)
+
+        mine = jax.P("data")
+        specs = {"in_specs": (jax.P(), mine, jax.P()), "out_specs": mine, "axis_names": {"data"}}
+        return jax.shard_map(shard, mesh=self.mesh, check_vma=False, **specs)(params, state, steps)
+
+    def compile(self) -> jax.stages.Compiled:
+        """The slice compiled from shapes alone, for whatever devices the mesh is of."""
+        run = jax.jit(self.run, donate_argnums=1, out_shardings=self.state_places())
+        return run.lower(self.abstract_params(), self.abstract_state(), np.int32(0)).compile()
+
+
+def _with_place(leaf: jax.ShapeDtypeStruct, place: jax.NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)

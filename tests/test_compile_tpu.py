@@ -1,0 +1,65 @@
+"""The decoding program under the TPU's compiler, without a TPU."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from experiments import compile_tpu
+
+LAYERS = 2
+WORKSPACE_BYTES = 64e6  # scores, logits and FFN of one step at the default sizes
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, the TPU compiler, is not installed: pip install -r requirements-tpu.txt (Linux on x86-64)",
+)
+
+
+@needs_libtpu
+def test_a_reduced_depth_compiles_in_place_for_v5e(tmp_path):
+    """In a process of its own: this one is set to 64 bits."""
+    output = tmp_path / "found.json"
+    arguments = ["--topology", "v5e:2x4", "--model", "qwen3_8b", "--model.layers", str(LAYERS), "--output", str(output)]
+    command = [sys.executable, "-m", "experiments.compile_tpu", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(output.read_text())
+    assert found["alias"] >= found["state"] > found["pool"] > 6e7
+    assert found["pool_copies_in_loops"] == 0
+    assert found["temp"] < 0.05 * found["pool"] + WORKSPACE_BYTES
+    assert found["collectives_over_data"] == 0
+    for text in ("v5e:2x4: 8 x TPU v5 lite", "kv_heads 8 over model=8", "largest P", "largest N", "tokens/s"):
+        assert text in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--topology", "v5e:3x7"], "names look like v5e:2x4"),
+        (["--data", "3"], "data = 3: must divide the 8 chips of v5e:2x4"),
+        (["--model", "gpt"], "allowed are tiny, small, apr_228m"),
+        (["--sizes.problems", "64"], "what fits: sizes.problems = "),
+        (["--model.ffn", "12289"], "axis 'ffn' of size 12289 cannot be cut over model=8"),
+    ],
+)
+@needs_libtpu
+def test_what_cannot_be_is_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        compile_tpu.main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_libtpu_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", [])  # nothing can be found
+    monkeypatch.delitem(sys.modules, "libtpu", raising=False)
+    with pytest.raises(ValueError, match=r"libtpu is not installed.*requirements-tpu.txt"):
+        compile_tpu.describe("v5e:2x4")
+
+
+def test_chips_without_figures_are_refused():
+    assert compile_tpu.chip("TPU v5 lite").hbm == 16 * 2**30
+    with pytest.raises(ValueError, match="no figures for the device 'TPU v1'"):
+        compile_tpu.chip("TPU v1")
