@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +15,12 @@ from apr_jax.model.pretrained import CONTROL_TAGS, add_control_tokens
 CONFIG = ModelConfig(vocabulary=60, width=8, layers=1, heads=2, kv_heads=2, head_dim=4, ffn=8)
 
 
+def random_model(**changes):
+    config, rng = dataclasses.replace(CONFIG, **changes), np.random.default_rng(0)
+    draw = lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype)
+    return transformer.Model(transformer.graph_of(config), jax.tree.map(draw, transformer.abstract_params(config)))
+
+
 @pytest.fixture(scope="module")
 def words():
     """A vocabulary of characters: the words of a tag are its letters."""
@@ -23,7 +30,7 @@ def words():
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("format", CONTROL_TAGS)
 def test_rows_are_means_of_the_words(words, tied, format):
-    old = transformer.init(dataclasses.replace(CONFIG, tied=tied, vocabulary=words.size + 2), jax.random.key(0))
+    old = random_model(tied=tied, vocabulary=words.size + 2)
     new, ids = add_control_tokens(old, CONTROL_TAGS[format], words)
     assert list(ids.values()) == list(range(words.size, words.size + 12)) and new.config.vocabulary == 64
     tables = [(old.params["embed"], new.params["embed"])]
@@ -33,9 +40,8 @@ def test_rows_are_means_of_the_words(words, tied, format):
         np.testing.assert_array_equal(after[: words.size], before[: words.size])
         for tag, letters in (("<Parallel>", "Parallel"), ("</Parallel>", "/Parallel")):
             np.testing.assert_allclose(after[ids[tag]], np.mean(before[words.encode(letters)], axis=0), atol=1e-7)
-        np.testing.assert_allclose(
-            after[words.size + 12 :], np.broadcast_to(before.mean(0), (16, 8))[: 64 - words.size - 12], atol=1e-7
-        )
+        padding = after[words.size + 12 :]
+        np.testing.assert_allclose(padding, np.broadcast_to(before.mean(axis=0), padding.shape), atol=1e-7)
     assert new.params["layers"] is old.params["layers"]
 
 
@@ -47,7 +53,7 @@ def test_published_ids_of_multiverse():
 
 def test_spare_rows_are_used_and_meshes_kept(words):
     mesh = sharding.make_mesh(model=2)
-    old = transformer.init(dataclasses.replace(CONFIG, vocabulary=128, tied=False), jax.random.key(0))
+    old = random_model(vocabulary=128, tied=False)
     params = sharding.shard_tree(old.params, transformer.logical_axes(old.config), mesh)
     new, ids = add_control_tokens(transformer.Model(old.graph, params), ("<a>",), words)
     assert new.config == old.config and ids == {"<a>": words.size}
@@ -57,11 +63,11 @@ def test_spare_rows_are_used_and_meshes_kept(words):
 
 
 def test_what_does_not_fit_is_refused(words):
-    model = transformer.init(CONFIG, jax.random.key(0))
+    model = random_model()
     with pytest.raises(ValueError, match="each must be listed once"):
         add_control_tokens(model, ("<a>", "<a>"), words)
     with pytest.raises(ValueError, match=r"tags \['<>'\] have no words"):
         add_control_tokens(model, ("<>",), words)
-    small = transformer.init(dataclasses.replace(CONFIG, vocabulary=8), jax.random.key(0))
+    small = random_model(vocabulary=8)
     with pytest.raises(ValueError, match="the model 8; they do not belong together"):
         add_control_tokens(small, ("<a>",), words)

@@ -36,7 +36,6 @@ def load_pretrained(path: str | Path, mesh: sharding.Mesh | None = None, dtype: 
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     config, tensors, twisted = _open(Path(path))
-    tensors = _fitting(tensors, config, str(path))
     kept = tensors["embed"].dtype
     dtype = dtype or (kept if kept in DTYPES else "float32")
     config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
@@ -58,45 +57,37 @@ def load_pretrained(path: str | Path, mesh: sharding.Mesh | None = None, dtype: 
 
 
 def _open(path: Path) -> tuple[ModelConfig, dict[str, Stored], bool]:
-    """The configuration, the tensors by our names or, if unknown, theirs, and whether q and k are in GGUF's order."""
+    """The configuration, the tensors by our names, and whether q and k are in the order of GGUF's llama."""
     if path.is_dir():
         config = configuration.from_hf(stored.read_json(path / "config.json"), str(path / "config.json"))
         tensors = stored.open_folder(path)
         # Buffers of old checkpoints that are computed here; and a copy of the table, which a tied model does not read.
         unread = {n for n in tensors if n.endswith("rotary_emb.inv_freq") or config.tied and n == "lm_head.weight"}
-        return config, _by_our_names(tensors, config, names.HF, unread), False
+        return config, _fitting(tensors, config, names.HF, unread, str(path)), False
     metadata, tensors = gguf_file.open_gguf(path)
     config = configuration.from_gguf(metadata, {name: t.shape for name, t in tensors.items()}, str(path))
     if "rope_freqs.weight" in tensors:
         factors = gguf_file.elements(tensors["rope_freqs.weight"])
         config = configuration.with_frequency_factors(config, factors, str(path))
-    twisted = metadata["general.architecture"] == "llama"
-    return config, _by_our_names(tensors, config, names.GGUF, {"rope_freqs.weight"}), twisted
+    tensors = _fitting(tensors, config, names.GGUF, {"rope_freqs.weight"}, str(path))
+    return config, tensors, metadata["general.architecture"] == "llama"
 
 
-def _by_our_names(
-    tensors: Mapping[str, Stored], config: ModelConfig, column: int, unread: set[str]
+def _fitting(
+    tensors: Mapping[str, Stored], config: ModelConfig, column: int, unread: set[str], what: str
 ) -> dict[str, Stored]:
-    ours = {names.foreign(name, column): name for name in io.flatten(abstract_params(config))}
-    return {ours.get(name, name): tensor for name, tensor in tensors.items() if name not in unread}
-
-
-def _fitting(tensors: dict[str, Stored], config: ModelConfig, what: str) -> dict[str, Stored]:
-    """The tensors, if they are those of the configuration."""
-    expected = {name: leaf.shape for name, leaf in io.flatten(abstract_params(config)).items()}
-    missing, left_over = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    """The tensors by our names, if they are those of the configuration; messages have the names of the file."""
+    expected = io.flatten(abstract_params(config))
+    theirs = {name: names.foreign(name, column) for name in expected}
+    missing = sorted(set(theirs.values()) - set(tensors))
+    left_over = sorted(set(tensors) - set(theirs.values()) - unread)
     if missing or left_over:
-        theirs = [names.foreign(name, names.HF) for name in missing]
-        raise ValueError(f"{what} does not fit its configuration: missing {missing} ({theirs}), left over {left_over}")
-    shapes = {name: names.stored_shape(name, shape) for name, shape in expected.items()}
-    wrong = [
-        f"{name} is {tensors[name].shape}, not {shape}"
-        for name, shape in shapes.items()
-        if tensors[name].shape != shape
-    ]
+        raise ValueError(f"{what} does not fit its configuration: missing {missing}, left over {left_over}")
+    shapes = {theirs[name]: names.stored_shape(name, leaf.shape) for name, leaf in expected.items()}
+    wrong = [f"{n} is {tensors[n].shape}, not {shape}" for n, shape in shapes.items() if tensors[n].shape != shape]
     if wrong:
         raise ValueError(f"{what} does not fit its configuration: {'; '.join(wrong)}")
-    return tensors
+    return {name: tensors[their] for name, their in theirs.items()}
 
 
 def _read(tensor: Stored, name: str, shape: tuple[int, ...], dtype: np.dtype, order: np.ndarray | None) -> np.ndarray:
