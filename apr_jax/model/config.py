@@ -1,11 +1,14 @@
-"""The shape of a decoder-only transformer of the Llama and Qwen3 families, and the sizes that come ready-made."""
+"""The shape of a decoder-only transformer of the Llama and Qwen families, and the sizes that come ready-made."""
 
 import dataclasses
 import types
 from collections.abc import Mapping
 from typing import Any
 
+from apr_jax.model.rope import RopeScaling
+
 DTYPES = ("float32", "bfloat16", "float64")
+BIASES = ("none", "qkv", "qkvo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +28,10 @@ class ModelConfig:
       head_dim: h, size of one head; even.
       ffn: F, inner size of the feed-forward layers.
       rope_theta: base of the rotary wavelengths.
+      rope: how these are stretched for long contexts; by default not at all.
       norm_eps: added to the mean square inside every norm.
       qk_norm: whether q and k are normed per head.
+      bias: which products of attention have a bias: "none", "qkv" (Qwen2), "qkvo" (the output as well).
       tied: whether the output product uses the embedding table.
       dtype: dtype of activations. Parameters of dtype float64 override it: nothing is ever cast down from f64.
       param_dtype: dtype the parameters are stored in.
@@ -46,6 +51,8 @@ class ModelConfig:
     norm_eps: float = 1e-6
     qk_norm: bool = False
     tied: bool = True
+    rope: RopeScaling = RopeScaling()
+    bias: str = "none"
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -68,10 +75,10 @@ class ModelConfig:
         for name in ("rope_theta", "norm_eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"ModelConfig.{name} is {getattr(self, name)!r}; it must be positive")
-        for name in ("dtype", "param_dtype"):
-            if getattr(self, name) not in DTYPES:
+        for name, allowed in (("dtype", DTYPES), ("param_dtype", DTYPES), ("bias", BIASES)):
+            if getattr(self, name) not in allowed:
                 raise ValueError(
-                    f"ModelConfig.{name} is {getattr(self, name)!r}; it must be one of {', '.join(DTYPES)}"
+                    f"ModelConfig.{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}"
                 )
 
     @property
@@ -86,7 +93,9 @@ class ModelConfig:
             self.width * self.head_dim * (self.heads + 2 * self.kv_heads) + self.heads * self.head_dim * self.width
         )
         norms = 2 * self.width + (2 * self.head_dim if self.qk_norm else 0)
-        return self.layers * (attention + 3 * self.width * self.ffn + norms) + self.width
+        biases = self.head_dim * (self.heads + 2 * self.kv_heads) if self.bias != "none" else 0
+        biases += self.width if self.bias == "qkvo" else 0
+        return self.layers * (attention + biases + 3 * self.width * self.ffn + norms) + self.width
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a plain dict that `json` can write."""
@@ -100,7 +109,8 @@ class ModelConfig:
         missing = sorted(n for n, default in known.items() if default is dataclasses.MISSING and n not in fields)
         if unknown or missing:
             raise ValueError(f"ModelConfig: unknown fields {unknown}, missing fields {missing}; it has {sorted(known)}")
-        return cls(**fields)
+        rope = fields.get("rope", RopeScaling())
+        return cls(**{**fields, "rope": rope if isinstance(rope, RopeScaling) else RopeScaling(**rope)})
 
 
 def padded_vocabulary(size: int, multiple: int = 64) -> int:

@@ -29,7 +29,7 @@ def save(path: str | Path, model: Model, config: ModelConfig, storage: str | Non
     Raises:
       ValueError: the parameters do not fit the configuration.
     """
-    _check(f"the model to be saved in {path}", flatten(model.params), config)
+    check(f"the model to be saved in {path}", flatten(model.params), config)
     dtype = jnp.dtype(storage or config.param_dtype)
     tensors = {name: np.ascontiguousarray(np.asarray(x).astype(dtype)) for name, x in flatten(model.params).items()}
     temporary = Path(f"{path}.writing")
@@ -59,7 +59,7 @@ def load(path: str | Path) -> Model:
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} has format {metadata.get('format')!r}; this version reads {FORMAT!r}")
     config = ModelConfig.from_dict(json.loads(metadata["config"]))
-    _check(str(path), tensors, config)
+    check(str(path), tensors, config)
     dtype = jnp.dtype(config.param_dtype)
     return Model(graph_of(config), nest({name: jnp.asarray(x.astype(dtype)) for name, x in tensors.items()}))
 
@@ -67,7 +67,7 @@ def load(path: str | Path) -> Model:
 def flatten(params: Params) -> dict[str, jax.Array]:
     """A nested tree as one dict with dotted names, such as `layers.0.attention.qkv`."""
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {".".join(key.key for key in path): leaf for path, leaf in paths}
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
 
 
 def nest(tensors: dict[str, jax.Array]) -> Params:
@@ -82,7 +82,7 @@ def nest(tensors: dict[str, jax.Array]) -> Params:
     return tree
 
 
-def _check(what: str, tensors: dict, config: ModelConfig) -> None:
+def check(what: str, tensors: dict, config: ModelConfig) -> None:
     expected = {name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()}
     missing, left_over = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     if missing or left_over:

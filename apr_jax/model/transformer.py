@@ -18,12 +18,29 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from apr_jax.model import rope as rotary
 from apr_jax.model.config import ModelConfig
 
 Params = Mapping[str, Any]
 # attend(q [*B, H, h], k [*B, K, h], v [*B, K, h], memory of the layer) -> (out [*B, H, h], memory of the layer).
 # q and k are normed and rotated; q is not scaled.
 Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+    """A weight W + A B that is never formed; may stand for the weight of any product in the parameter tree.
+
+    Attributes:
+      base: W, with input axes first and output axes last.
+      a: A, the input axes and the rank.
+      b: B, the rank and the output axes.
+    """
+
+    base: Array
+    a: Array
+    b: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +81,8 @@ def logical_axes(config: ModelConfig) -> Mapping[str, Any]:
     """The parameter tree with the names of its axes, None for one that is never cut; see `apr_jax.sharding`."""
     norm = {"scale": ("width",)}
     head_norms = {"q_norm": {"scale": (None,)}, "k_norm": {"scale": (None,)}} if config.qk_norm else {}
+    qkv_biases = {"q_bias": ("heads", None), "k_bias": ("kv_heads", None), "v_bias": ("kv_heads", None)}
+    biases = {"none": {}, "qkv": qkv_biases, "qkvo": qkv_biases | {"out_bias": ("width",)}}[config.bias]
     block = {
         "attention_norm": norm,
         "attention": {
@@ -72,6 +91,7 @@ def logical_axes(config: ModelConfig) -> Mapping[str, Any]:
             "v": ("width", "kv_heads", None),
             "out": ("heads", None, "width"),
             **head_norms,
+            **biases,
         },
         "ffn_norm": norm,
         "ffn": {"gate": ("width", "ffn"), "up": ("width", "ffn"), "down": ("ffn", "width")},
@@ -152,14 +172,24 @@ class Attention(nnx.Module):
         self.out = _normal(rngs, (config.heads, config.head_dim, config.width), config, residual=True)
         self.q_norm = Norm(config.head_dim, config) if config.qk_norm else None
         self.k_norm = Norm(config.head_dim, config) if config.qk_norm else None
+        if config.bias != "none":
+            self.q_bias = _zeros((config.heads, config.head_dim), config)
+            self.k_bias = _zeros((config.kv_heads, config.head_dim), config)
+            self.v_bias = _zeros((config.kv_heads, config.head_dim), config)
+        if config.bias == "qkvo":
+            self.out_bias = _zeros((config.width,), config)
 
     def __call__(self, x: Float[Array, "*B D"], rope: Array, attend: Attend, memory: Any) -> tuple[Array, Any]:
-        q, k, v = (_heads(x, w[...]) for w in (self.q, self.k, self.v))
+        q, k, v = (_product(x, w.get_value()) for w in (self.q, self.k, self.v))
+        q, k, v = (y.reshape(*y.shape[:-1], -1, self.config.head_dim) for y in (q, k, v))
+        if self.config.bias != "none":
+            q, k, v = (y + b[...].astype(y.dtype) for y, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         out, memory = attend(rotate(q, rope), rotate(k, rope), v, memory)
         merged = out.reshape(*x.shape[:-1], -1)
-        return _product(merged, self.out[...].reshape(merged.shape[-1], -1)), memory
+        out = _product(merged, self.out.get_value())
+        return (out + self.out_bias[...].astype(out.dtype) if self.config.bias == "qkvo" else out), memory
 
 
 class FeedForward(nnx.Module):
@@ -171,7 +201,8 @@ class FeedForward(nnx.Module):
         self.down = _normal(rngs, (config.ffn, config.width), config, residual=True)
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        return _product(jax.nn.silu(_product(x, self.gate[...])) * _product(x, self.up[...]), self.down[...])
+        gate, up = _product(x, self.gate.get_value()), _product(x, self.up.get_value())
+        return _product(jax.nn.silu(gate) * up, self.down.get_value())
 
 
 class Block(nnx.Module):
@@ -225,9 +256,10 @@ class Transformer(nnx.Module):
 def rope_angles(positions: Int[Array, "*B"], config: ModelConfig, dtype: Any) -> Float[Array, "2 *B 1 h"]:
     """Cosine and sine of the rotary angles, in f32 (f64 if `dtype` is f64); the two halves of a head share theirs."""
     wide = jnp.promote_types(dtype, jnp.float32)
-    frequency = config.rope_theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
+    frequency = rotary.frequencies(config.rope_theta, config.head_dim, config.rope)
     angle = positions[..., None, None].astype(wide) * jnp.asarray(np.tile(frequency, 2), wide)
-    return jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+    turns = jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+    return turns if config.rope.magnitude == 1 else turns * config.rope.magnitude
 
 
 def rotate(x: Float[Array, "*B H h"], rope: Float[Array, "2 *B 1 h"]) -> Float[Array, "*B H h"]:
@@ -238,14 +270,17 @@ def rotate(x: Float[Array, "*B H h"], rope: Float[Array, "2 *B 1 h"]) -> Float[A
     return (wide * cos + jnp.concatenate([-high, low], axis=-1) * sin).astype(x.dtype)
 
 
-def _product(x: Float[Array, "*B n"], w: Float[Array, "n m"]) -> Float[Array, "*B m"]:
-    """One plain product of [rows, n] and [n, m]: the fast form on CPU, backwards too."""
-    out = jnp.dot(x.reshape(-1, x.shape[-1]), w.astype(x.dtype))
-    return out.reshape(*x.shape[:-1], w.shape[-1])
+def _product(x: Float[Array, "*B n"], w: Array | LowRank) -> Float[Array, "*B m"]:
+    """One plain product of [rows, n] and [n, m], whatever axes make up n and m: the fast form on CPU, backwards too."""
+    if isinstance(w, LowRank):
+        return _product(x, w.base) + _product(_product(x, w.a), w.b)
+    matrix = w.reshape(x.shape[-1], -1)
+    out = jnp.dot(x.reshape(-1, x.shape[-1]), matrix.astype(x.dtype))
+    return out.reshape(*x.shape[:-1], matrix.shape[1])
 
 
-def _heads(x: Float[Array, "*B D"], w: Float[Array, "D H h"]) -> Float[Array, "*B H h"]:
-    return _product(x, w.reshape(w.shape[0], -1)).reshape(*x.shape[:-1], *w.shape[1:])
+def _zeros(shape: tuple[int, ...], config: ModelConfig) -> nnx.Param:
+    return nnx.Param(jnp.zeros(shape, config.param_dtype))
 
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], config: ModelConfig, residual: bool = False) -> nnx.Param:

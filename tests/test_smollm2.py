@@ -1,0 +1,62 @@
+"""SmolLM2-135M-Instruct itself: 20 greedy continuations, token by token those of transformers on the same weights.
+
+Slow (minutes), so it runs only where its file is named: python -m experiments.fetch_smollm2, then
+
+    SMOLLM2=work/smollm2.gguf python -m pytest tests/test_smollm2.py -s
+"""
+
+import os
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from apr_jax.model.pretrained import load_pretrained
+from test_pretrained import causal_logits
+
+FILE = os.environ.get("SMOLLM2", "")
+PROMPTS = (
+    "What is the capital of France?", "Write a poem about the sea.", "What is 17 times 23?", "Name three colours.",
+    "Explain why the sky is blue.", "How do I boil an egg?", "Who wrote Hamlet?", "Translate 'good morning' to Spanish.",
+    "A train travels 60 km in 45 minutes. How fast is it?", "List the planets.", "What is photosynthesis?",
+    "Write a Python function that reverses a string.", "Give me a recipe for pancakes.", "What is 5 + 7 * 2?",
+    "Tell me a joke.", "What is the largest ocean?", "Who was Ada Lovelace?", "How many legs does a spider have?",
+    "Summarise the story of Cinderella.", "Why do cats purr?",
+)  # fmt: skip
+NEW = 64
+
+
+@pytest.mark.skipif(not Path(FILE).is_file(), reason="SMOLLM2 names no file: see this file's first lines")
+def test_greedy_continuations_are_those_of_transformers():
+    torch = pytest.importorskip("torch", reason="torch is not installed: see requirements-peers.txt")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed: see requirements-peers.txt"
+    )
+    file = Path(FILE).absolute()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, padding_side="left")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    ).eval()
+    theirs.generation_config.eos_token_id = None  # all 64 tokens, whatever ends an answer
+    chats = [f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n" for prompt in PROMPTS]
+    batch = tokenizer(chats, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        out = theirs.generate(**batch, do_sample=False, max_new_tokens=NEW, pad_token_id=2)
+    lengths = batch["attention_mask"].sum(1).tolist()
+    rows = [row[-(length + NEW) :].tolist() for row, length in zip(out, lengths, strict=True)]
+    print(tokenizer.decode(rows[0]))
+
+    # If every greedy token follows from those before it, the whole continuation does: one forward a row is enough.
+    model = load_pretrained(file, dtype="float32")
+    longest, different, near = max(map(len, rows)), [], 0
+    for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        padded = jnp.asarray([row + [0] * (longest - len(row))])
+        logits = np.asarray(causal_logits(model, padded))[0, length - 1 : length + NEW - 1]
+        for i, token in enumerate(row[length:]):
+            gap = logits[i].max() - logits[i, token]
+            near += 0 < gap <= 1e-4
+            if gap > 1e-4:
+                different.append(f"prompt {number}, token {i}: {token}, {gap} below the best")
+    print(f"{len(rows)} prompts x {NEW} tokens: {len(different)} differ, {near} lie within 1e-4 of the best")
+    assert not different
