@@ -4,6 +4,7 @@ Templates are programs that come with a model: they run in Jinja's sandbox, and 
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NoReturn
@@ -114,22 +115,21 @@ def render(
     shown = {name: "" if i is None else codec.token_bytes(i).decode() for name, i in words.items()}
     turns = [dataclasses.asdict(message) for message in messages]
     try:
-        return (
-            _environment().from_string(template.source).render(messages=turns, add_generation_prompt=generate, **shown)
-        )
+        return _compiled(template.source).render(messages=turns, add_generation_prompt=generate, **shown)
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
         roles = ", ".join(message.role for message in messages)
         raise ValueError(f"{template.name} failed on messages of {roles or 'nobody'}: {error}") from error
 
 
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    """What templates are written for (as in `transformers`), without the clock."""
+@functools.lru_cache(maxsize=8)
+def _compiled(source: str) -> jinja2.Template:
+    """A template in the environment that templates are written for (as in `transformers`), without the clock."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": False}
     environment.globals["raise_exception"] = _refuse
-    return environment
+    return environment.from_string(source)
 
 
 def _refuse(message: str) -> NoReturn:

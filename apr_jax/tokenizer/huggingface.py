@@ -71,7 +71,9 @@ class HuggingFaceTokenizer(TextCodec):
         """Write the folder that `from_folder` and `transformers` read."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
+        specials = {f"{name}_token": _content(self.config.get(f"{name}_token")) for name in _SPECIALS}
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **self.config}
+        config |= {name: word for name, word in specials.items() if word is not None}
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template.source
         for file, content in (("tokenizer.json", self.definition), ("tokenizer_config.json", config)):
