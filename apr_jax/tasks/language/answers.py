@@ -9,6 +9,7 @@ Rule = Literal["tag", "boxed", "number", "text"]
 
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?|-?\$?\.\d+")
+_EDGES = re.compile(r"^[\s$]+|[\s$.]+$")
 _LONGEST = 1000  # letters of an answer; more is no answer, and would only keep a verifier busy
 
 
@@ -49,7 +50,7 @@ def whole(text: str) -> str | None:
 def normal(answer: str) -> str:
     r"""The form in which answers are compared by a vote: no outer white space, dollar signs or full stop, `1,234` as
     `1234`, `18.0` as `18`."""
-    answer = answer.strip().strip("$").strip().removesuffix(".")
+    answer = _EDGES.sub("", answer)
     if not _NUMBER.fullmatch(answer):
         return answer
     plain = answer.replace(",", "").replace("$", "")
