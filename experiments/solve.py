@@ -24,7 +24,7 @@ from apr_jax.evaluate import methods, metrics, report
 from apr_jax.tasks.countdown import problems as countdown
 from apr_jax.tasks.countdown import solver
 from apr_jax.tasks.countdown.task import Countdown
-from apr_jax.tokenizer import TextCodec
+from apr_jax.tokenizer import Stream, TextCodec
 from apr_jax.tokenizer.load import load
 from experiments.evaluate import EvaluateConfig
 
@@ -78,7 +78,7 @@ def picture(transcript: Transcript, words: TextCodec, width: int) -> Table:
     table.add_column(no_wrap=True, justify="right")
     room = max(width - 34, 20)
     for number, thread in enumerate(transcript.threads):
-        text = words.decode(transcript.tokens(number))
+        text = "".join(map(Stream(words).push, transcript.tokens(number)))  # a character that is not whole yet waits
         shown = text if len(text) <= room else "..." + text[3 - room :]
         name = (
             "root" if not thread.path else "  " * (len(thread.path) - 1) + "thread " + ".".join(map(str, thread.path))

@@ -98,6 +98,9 @@ def test_a_user_cannot_say_control_words(parts):
         ("{{ messages[9]['content']['x'] }}", "has no element 9|undefined"),
         ("{{ 1 + 'a' }}", "unsupported operand"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{% for i in range(10000000) %}x{% endfor %}", "Range too big"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
         ("{{ messages.append(1) }}", "not safely callable|unsafe"),
     ],
 )
@@ -105,6 +108,12 @@ def test_a_template_that_fails_is_named(source, reason):
     template = ChatTemplate(source, "chat_template.jinja of somewhere")
     with pytest.raises(ValueError, match=f"chat_template.jinja of somewhere failed on messages of user: .*({reason})"):
         chat.prompt(CODEC, [Message("user", "hello")], template)
+
+
+def test_templates_write_json_as_transformers_does_and_may_stop_loops():
+    template = ChatTemplate("{% for m in messages %}{{ m | tojson }}{% break %}{% endfor %}", "json")
+    text = chat.render(CODEC, [Message("system", "a < b, é"), Message("user", "")], template)
+    assert text == '{"role": "system", "content": "a < b, é"}'
 
 
 def test_without_a_template_or_with_one_that_forgets_an_error_says_so():

@@ -5,6 +5,7 @@ Templates are programs that come with a model: they run in Jinja's sandbox, and 
 
 import dataclasses
 import functools
+import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NoReturn
@@ -18,6 +19,7 @@ from apr_jax.tokenizer.codec import ChatTemplate, Controls, TextCodec
 
 Role = Literal["system", "user", "assistant", "tool"]
 UNTRUSTED = ("user", "tool")
+_FAILURES = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 SHIELD = "\ufdd0"
 """Marks control words that are to stay text while a template runs. Unicode keeps it out of texts; it is dropped from them."""
 
@@ -116,7 +118,7 @@ def render(
     turns = [dataclasses.asdict(message) for message in messages]
     try:
         return _compiled(template.source).render(messages=turns, add_generation_prompt=generate, **shown)
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+    except _FAILURES as error:
         roles = ", ".join(message.role for message in messages)
         raise ValueError(f"{template.name} failed on messages of {roles or 'nobody'}: {error}") from error
 
@@ -127,9 +129,14 @@ def _compiled(source: str) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": False}
+    environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     return environment.from_string(source)
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    """Jinja's own filter writes JSON for HTML, with `<` escaped."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _refuse(message: str) -> NoReturn:
