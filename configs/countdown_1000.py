@@ -8,9 +8,12 @@ About half an hour on two CPU cores.
 
 import dataclasses
 
+from apr_jax.tasks.countdown.task import Countdown
 from configs import demo
 from experiments.evaluate import EvaluateConfig
 
 
 def config() -> EvaluateConfig:
-    return dataclasses.replace(demo.config(), problems_per_setting=1000, output="results/countdown_1000")
+    return dataclasses.replace(
+        demo.config(), task=Countdown(problems_per_setting=1000), output="results/countdown_1000"
+    )

@@ -9,6 +9,7 @@ demonstrations of the same problems. Self-consistency and best-of-N read the sam
 from apr_jax.decode import Sizes
 from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
 from apr_jax.tasks.countdown import SHIPPED
+from apr_jax.tasks.countdown.task import Countdown
 from experiments.evaluate import EvaluateConfig
 
 SOS, APR = str(SHIPPED / "sos.safetensors"), str(SHIPPED / "apr.safetensors")
@@ -44,5 +45,7 @@ def config() -> EvaluateConfig:
             "self_consistency": MethodConfig(SAMPLES, select="majority"),
             "best_of_n": MethodConfig(SAMPLES, select="logprob", also=("verifier",)),
             "apr": MethodConfig(SPAWN_JOIN),
-        }
+        },
+        task=Countdown(),
+        tokenizer=str(SHIPPED / "compact.model"),
     )

@@ -23,7 +23,9 @@ from apr_jax.decode import Engine, Sizes, Stop, Transcript
 from apr_jax.evaluate import methods, metrics, report
 from apr_jax.tasks.countdown import problems as countdown
 from apr_jax.tasks.countdown import solver
-from apr_jax.tokenizer import Tokenizer
+from apr_jax.tasks.countdown.task import Countdown
+from apr_jax.tokenizer import Stream, TextCodec
+from apr_jax.tokenizer.load import load
 from experiments.evaluate import EvaluateConfig
 
 STEPS = 8  # device steps between two pictures
@@ -68,7 +70,7 @@ def snapshots(engine: Engine, request, seed: int) -> Iterator[Transcript]:
             return
 
 
-def picture(transcript: Transcript, words: Tokenizer, width: int) -> Table:
+def picture(transcript: Transcript, words: TextCodec, width: int) -> Table:
     """The threads side by side in time: one line a thread, its last words, and how it ended."""
     table = Table(box=rich.box.SIMPLE, expand=True, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
@@ -76,7 +78,7 @@ def picture(transcript: Transcript, words: Tokenizer, width: int) -> Table:
     table.add_column(no_wrap=True, justify="right")
     room = max(width - 34, 20)
     for number, thread in enumerate(transcript.threads):
-        text = words.decode(transcript.tokens(number))
+        text = "".join(map(Stream(words).push, transcript.tokens(number)))  # a character that is not whole yet waits
         shown = text if len(text) <= room else "..." + text[3 - room :]
         name = (
             "root" if not thread.path else "  " * (len(thread.path) - 1) + "thread " + ".".join(map(str, thread.path))
@@ -86,9 +88,10 @@ def picture(transcript: Transcript, words: Tokenizer, width: int) -> Table:
     return table
 
 
-def verdict(problem: countdown.Problem, transcript: Transcript, words: Tokenizer, rule: str) -> tuple[Text, bool]:
+def verdict(problem: countdown.Problem, transcript: Transcript, words: TextCodec, rule: str) -> tuple[Text, bool]:
     """The equation and what the verifier says of it."""
-    _, answer, correct = methods.judge(problem, transcript, words, rule)
+    chosen = methods.judge(methods.read(Countdown(), [problem], [transcript], words)[0], rule)
+    answer, correct = (chosen.sample.answer, chosen.sample.correct) if chosen else (None, False)
     if correct:
         return Text(f"{', '.join(answer.split(';'))}  = {problem.target}, checked", "bold green"), True
     if answer is not None:
@@ -103,14 +106,14 @@ def verdict(problem: countdown.Problem, transcript: Transcript, words: Tokenizer
     return Text(reason + hint, "yellow"), False
 
 
-def solve(problem, engine: Engine, method: methods.MethodConfig, words: Tokenizer, seed: int, console: Console) -> bool:
+def solve(problem, engine: Engine, method: methods.MethodConfig, words: TextCodec, seed: int, console: Console) -> bool:
     """Solve one problem before the user's eyes; returns whether it was solved."""
     console.print(f"[bold]{' '.join(map(str, problem.nums))} -> {problem.target}[/bold]")
     if solver.solve(problem.nums, problem.target) is None:
         console.print(
             "[yellow]this problem has no solution that uses every number once; the model will search in vain[/yellow]"
         )
-    request = methods.requests([problem], method.rollout, words)[0]
+    request = methods.requests(Countdown(), [problem], method.rollout, words)[0]
     start = time.monotonic()
     with Live(console=console, auto_refresh=False, transient=True) as live:
         for transcript in snapshots(engine, request, seed):
@@ -135,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
         if args.method not in config.methods:
             raise ValueError(f"--method {args.method}: allowed are {', '.join(config.methods)}")
         method = config.methods[args.method]
-        words = Tokenizer.from_file(config.tokenizer)
+        words = load(config.tokenizer)
         small = small_sizes(method.rollout.sizes)
         engine = methods.make_engine(dataclasses.replace(method.rollout, sizes=small), words)
     except (ValueError, FileNotFoundError) as error:

@@ -1,10 +1,11 @@
-"""Methods on Countdown: how each decodes, what its answer is, and what it costs.
+"""Methods: how each decodes, what its answer is, and what it costs.
 
 Several methods may be read off one rollout (a majority vote and the likeliest of the same samples): rollouts that agree are decoded
 once, and their wall time stands with each of the methods.
 """
 
 import dataclasses
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -16,9 +17,9 @@ from apr_jax.evaluate.outcomes import Outcome, outcome, summary
 from apr_jax.model import io
 from apr_jax.protocols import Samples, Sequential, SpawnJoin
 from apr_jax.protocols.spawn_join import Context, Returns
-from apr_jax.tasks.countdown import compact, verify
-from apr_jax.tasks.countdown import problems as countdown
-from apr_jax.tokenizer import Tokenizer
+from apr_jax.tasks.task import Task
+from apr_jax.tokenizer import TextCodec
+from apr_jax.tokenizer.load import check_fits
 
 ProtocolName = Literal["sequential", "samples", "spawn_join"]
 SAMPLING = ("temperature", "top_k", "top_p", "max_tokens", "child_max_tokens")
@@ -37,6 +38,7 @@ class RolloutConfig:
         temperature, top_k, top_p: sampling; temperature 0 is greedy, top_k 0 and top_p 1 are off.
         max_tokens: tokens that one thread may generate.
         child_max_tokens: the same for all threads but the root, 0: max_tokens.
+        end: the word that ends a thread; empty: the tokenizer's own end of a text.
         sizes: static sizes of the compiled program.
     """
 
@@ -51,6 +53,7 @@ class RolloutConfig:
     top_p: float = 1.0
     max_tokens: int = 512
     child_max_tokens: int = 0
+    end: str = "<end>"
     sizes: Sizes = Sizes()
 
     def __post_init__(self):
@@ -78,66 +81,89 @@ class MethodConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Answer:
+    """What one thread answered: its number, and what selection may look at."""
+
+    thread: int
+    sample: select.Sample
+
+
+@dataclasses.dataclass(frozen=True)
 class Rollout:
-    """What decoding gave: transcripts in the order of the problems, and the run's last progress."""
+    """What decoding gave: transcripts and their judged answers in the order of the questions, and the run's last progress."""
 
     transcripts: list[Transcript]
+    answers: list[list[Answer]]
     progress: Progress
     traces: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a method made of the problems."""
+    """What a method made of the questions."""
 
     outcomes: list[Outcome]
     entry: dict
     rollout: Rollout
 
 
-def make_protocol(config: RolloutConfig, words: Tokenizer):
-    """The protocol of a rollout with the control words of the compact format."""
-    end = words.id("<end>")
+def make_protocol(config: RolloutConfig, words: TextCodec):
+    """The protocol of a rollout; its control words are those of the compact format.
+
+    Raises:
+        ValueError: the tokenizer lacks one of them.
+    """
+    end = words.id(config.end) if config.end else words.eos
     if config.protocol == "sequential":
         return Sequential(end)
     if config.protocol == "samples":
         return Samples(config.samples, end)
-    names = ("spawn", "wait", "result", "join", "end", "go")
+    names = ("spawn", "wait", "result", "join", "go")
     ids = {name: words.id(f"<{name}>") for name in names}
-    return SpawnJoin(**ids, max_depth=config.max_depth, context=config.context, returns=config.returns)
+    return SpawnJoin(**ids, end=end, max_depth=config.max_depth, context=config.context, returns=config.returns)
 
 
-def make_engine(config: RolloutConfig, words: Tokenizer) -> Engine:
+def make_engine(config: RolloutConfig, words: TextCodec) -> Engine:
     """The engine of a rollout.
 
     Raises:
         FileNotFoundError, ValueError: the checkpoint cannot be read, or its vocabulary is smaller than the tokenizer's.
     """
     model = io.load(config.checkpoint)
-    if model.config.vocabulary < words.size:
-        raise ValueError(
-            f"checkpoint {config.checkpoint}: vocabulary of {model.config.vocabulary}, the tokenizer has {words.size} pieces"
-        )
+    check_fits(words, model.config.vocabulary, f"checkpoint {config.checkpoint}")
     return Engine(model, make_protocol(config, words), config.sizes)
 
 
-def requests(problems: Sequence[countdown.Problem], config: RolloutConfig, words: Tokenizer) -> list[Problem]:
-    """The problems as the engine wants them; their numbers are their places."""
+def requests(task: Task, questions: Sequence, config: RolloutConfig, words: TextCodec) -> list[Problem]:
+    """The questions as the engine wants them; their numbers are their places.
+
+    Raises:
+        ValueError: a question whose prompt is longer than the sizes allow.
+    """
     sampling = {name: getattr(config, name) for name in SAMPLING}
-    return [
-        Problem(i, np.array(words.encode(compact.prompt(problem)), np.int32), **sampling)
-        for i, problem in enumerate(problems)
-    ]
+    made = []
+    for i, question in enumerate(questions):
+        prompt = np.array(task.prompt(question, words), np.int32)
+        if len(prompt) > config.sizes.prompt:
+            shown = textwrap.shorten(str(task.about(question)["question"]), 60)
+            raise ValueError(
+                f"question {i + 1} ({shown!r}): its prompt has {len(prompt)} tokens; sizes.prompt = {config.sizes.prompt} is "
+                "the most, raise it (and sizes.slots and sizes.log with it) or leave the question out"
+            )
+        made.append(Problem(i, prompt, **sampling))
+    return made
 
 
 def roll_out(
-    problems: Sequence[countdown.Problem],
+    task: Task,
+    questions: Sequence,
     config: RolloutConfig,
-    words: Tokenizer,
+    words: TextCodec,
     seed: int,
     watch: Callable[[Progress], None],
 ) -> Rollout:
-    """Decode all problems."""
+    """Decode all questions and judge what was answered."""
+    asked = requests(task, questions, config, words)
     engine = make_engine(config, words)
     last: list[Progress] = []
 
@@ -145,41 +171,53 @@ def roll_out(
         last[:] = [progress]
         watch(progress)
 
-    found = {t.problem: t for t in engine.decode(requests(problems, config, words), seed, slice_steps=200, watch=look)}
-    return Rollout([found[i] for i in range(len(problems))], last[0], engine.traces)
+    found = {t.problem: t for t in engine.decode(asked, seed, slice_steps=200, watch=look)}
+    transcripts = [found[i] for i in range(len(questions))]
+    return Rollout(transcripts, read(task, questions, transcripts, words), last[0], engine.traces)
 
 
-def answers(transcript: Transcript, words: Tokenizer) -> list[tuple[int, tuple[str, ...] | None]]:
-    """The threads that answer, and their answers: the root, or where the root only reads the prompt its children."""
+def read(task: Task, questions: Sequence, transcripts: Sequence[Transcript], words: TextCodec) -> list[list[Answer]]:
+    """The answers of each transcript, graded: the root's, or where the root only reads the prompt its children's."""
+    answers = [
+        [(i, task.answer(transcript.generated(i), words)) for i in _speakers(transcript)] for transcript in transcripts
+    ]
+    # The same answer to the same question is graded once: verifiers may be slow.
+    wanted = {(place, answer) for place, given in enumerate(answers) for _, answer in given if answer is not None}
+    pairs = sorted(wanted)
+    grades = dict(zip(pairs, task.grade([(questions[place], answer) for place, answer in pairs]), strict=True))
+    return [
+        [
+            Answer(i, select.Sample(answer, grades.get((place, answer), False), metrics.mean_logprob(transcript, i)))
+            for i, answer in given
+        ]
+        for place, (transcript, given) in enumerate(zip(transcripts, answers, strict=True))
+    ]
+
+
+def _speakers(transcript: Transcript) -> list[int]:
     speaks = np.any(transcript.log.sampled & (transcript.log.thread == 0))
-    threads = [0] if speaks else [i for i, thread in enumerate(transcript.threads) if thread.parent == 0]
-    return [(i, compact.parse_answer(words.decode(transcript.tokens(i)))) for i in threads]
+    return [0] if speaks else [i for i, thread in enumerate(transcript.threads) if thread.parent == 0]
 
 
-def judge(
-    problem: countdown.Problem, transcript: Transcript, words: Tokenizer, rule: Selection
-) -> tuple[int | None, str | None, bool]:
-    """The thread that a rule picks, its answer as text and whether it is right; (None, None, False) without an answer."""
-    threads, samples = [], []
-    for thread, operations in answers(transcript, words):
-        threads.append(thread)
-        answer = None if operations is None else ";".join(operations)
-        correct = operations is not None and verify.check_solution(problem, operations)
-        logprob = metrics.mean_logprob(transcript, thread) if rule == "logprob" else 0.0
-        samples.append(select.Sample(answer, correct, logprob))
+def judge(answers: Sequence[Answer], rule: Selection) -> Answer | None:
+    """The answer that a rule picks; None if there is none of valid format."""
     rules = {"majority": select.majority, "logprob": select.by_logprob, "verifier": select.by_verifier}
-    chosen = rules[rule](samples) if rule in rules else (0 if samples[0].answer is not None else None)
-    if chosen is None:
-        return None, None, False
-    return threads[chosen], samples[chosen].answer, samples[chosen].correct
+    samples = [answer.sample for answer in answers]
+    if rule in rules:
+        chosen = rules[rule](samples)
+        return None if chosen is None else answers[chosen]
+    return answers[0] if answers and samples[0].answer is not None else None
 
 
-def evaluate(problems: Sequence[countdown.Problem], method: MethodConfig, rollout: Rollout, words: Tokenizer) -> Result:
-    """Judge a rollout by a method's rule and sum up."""
-    pairs = list(zip(problems, rollout.transcripts, strict=True))
+def evaluate(method: MethodConfig, rollout: Rollout) -> Result:
+    """Choose among a rollout's answers by a method's rule and sum up."""
 
     def outcomes(rule: Selection) -> list[Outcome]:
-        return [outcome([t], *judge(p, t, words, rule)[1:]) for p, t in pairs]
+        chosen = [judge(answers, rule) for answers in rollout.answers]
+        return [
+            outcome([t], c and c.sample.answer, bool(c and c.sample.correct))
+            for t, c in zip(rollout.transcripts, chosen, strict=True)
+        ]
 
     found, progress = outcomes(method.select), rollout.progress
     entry = summary(found, progress.seconds, progress.feed_steps + progress.decode_steps, rollout.traces)

@@ -1,92 +1,86 @@
-"""Text to token ids and back: SentencePiece behind an interface that other tokenizers can stand in for."""
+"""SentencePiece: the small vocabularies that are made here, and the `tokenizer.model` of pretrained models."""
 
 import io
-import itertools
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import sentencepiece
+from google.protobuf.message import DecodeError
+from sentencepiece import sentencepiece_model_pb2
+
+from apr_jax.tokenizer.codec import ChatTemplate, TextCodec, controls, unmatchable
 
 SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
 CONTROL_WORDS = (
     "<spawn>", "<wait>", "<result>", "<join>", "<end>", "<goal>", "<go>", "<node>", "<sub>", "<exit>"
 )  # fmt: skip
 SIGNS = "+-*/=,:;"
+_BRACKETS = re.compile(r"<[^<>\s]+>")
 
 
-class TextCodec(Protocol):
-    """What the rest of the code asks of a tokenizer."""
-
-    @property
-    def size(self) -> int:
-        """Number of ids."""
-
-    @property
-    def pad(self) -> int:
-        """Id of padding."""
-
-    @property
-    def bos(self) -> int:
-        """Id that opens a text."""
-
-    @property
-    def eos(self) -> int:
-        """Id that closes a text."""
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text; control words in it become their ids, and nothing is added at either end."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, control words shown."""
-
-    def id(self, word: str) -> int:
-        """Id of a control word or another symbol that is one id; ValueError if it is not."""
-
-
-class Tokenizer:
+class Tokenizer(TextCodec):
     """A SentencePiece model in which control words are whole in `encode` and visible in `decode`.
 
-    Padding and unknown ids are not shown by `decode` as text of their own: padding gives "", unknown gives " ⁇ ".
+    Control words are the model's control symbols and its user-defined symbols in angle brackets. Padding and unknown ids
+    are not shown by `decode` as text of their own: padding gives "", unknown gives " ⁇ ".
+
+    Args:
+        model: a serialised SentencePiece model.
+        chat_template: how messages become text; SentencePiece models do not carry one.
 
     Raises:
-      ValueError: the model has no padding, opening or closing id.
+        ValueError: not a SentencePiece model, or one without an id that ends a text.
     """
 
-    def __init__(self, model: bytes):
-        self._model = model
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self.pad, self.bos, self.eos = (self.id(word) for word in ("<pad>", "<s>", "</s>"))
+    def __init__(self, model: bytes, chat_template: ChatTemplate | None = None):
+        self.model, self.chat_template = model, chat_template
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+        except (RuntimeError, DecodeError) as error:
+            raise ValueError(f"these {len(model)} bytes are not a SentencePiece model: {error}") from error
+        ids = {piece.piece: i for i, piece in enumerate(proto.pieces) if _is_control(piece)}
+        self.controls = controls(ids)
+        self._plain = sentencepiece.SentencePieceProcessor(model_proto=_without(proto, ids))
+        known, names = {piece.piece: i for i, piece in enumerate(proto.pieces)}, proto.trainer_spec
+        # By name: SentencePiece forgets the number of a special that was redefined as a user symbol, as `train` does.
+        self.bos, self.eos, self.pad = map(known.get, (names.bos_piece, names.eos_piece, names.pad_piece))
+        if self.eos is None:
+            raise ValueError(
+                f"the SentencePiece model has no piece {names.eos_piece!r} to end a text; train it with one"
+            )
+        self.table = [b"" if i == self.pad else _bytes(piece) for i, piece in enumerate(proto.pieces)]
+        self.pad = self.eos if self.pad is None else self.pad
+        self.space = "first" if proto.normalizer_spec.add_dummy_prefix else "never"
+        self._finds_controls = all(
+            proto.pieces[i].type == proto.pieces[i].USER_DEFINED or i == self.pad for i in ids.values()
+        )
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Tokenizer":
         """Reads what `save` wrote; raises FileNotFoundError, or ValueError if it is no SentencePiece model."""
-        model = Path(path).read_bytes()
         try:
-            return cls(model)
-        except RuntimeError as error:
-            raise ValueError(f"{path} ({len(model)} bytes) is not a SentencePiece model: {error}") from error
+            return cls(Path(path).read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def save(self, path: str | Path) -> None:
         """Writes the model to a file."""
-        Path(path).write_bytes(self._model)
+        Path(path).write_bytes(self.model)
 
-    @property
-    def size(self) -> int:
-        """Number of ids; a model's vocabulary may be padded above it (`model.config.padded_vocabulary`)."""
-        return self._processor.get_piece_size()
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text; `<s>` and `</s>` in it become their ids, and nothing is added at either end."""
-        return self._processor.encode(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids. An id that a padded model vocabulary has beyond this one is shown as `<unused 40>`."""
-        groups = itertools.groupby(map(int, ids), lambda i: 0 <= i < self.size)
-        return "".join(self._show(list(group), known) for known, group in groups)
-
-    def _show(self, ids: list[int], known: bool) -> str:
-        return self._processor.decode(ids) if known else "".join(f"<unused {i}>" for i in ids)
+    def with_control_words(self, words: Sequence[str]) -> "Tokenizer":
+        """The same model in which each of `words` is one id; raises ValueError for a word without angle brackets."""
+        proto = sentencepiece_model_pb2.ModelProto.FromString(self.model)
+        known = {piece.piece: piece for piece in proto.pieces}
+        for word in dict.fromkeys(words):
+            if not _BRACKETS.fullmatch(word):
+                raise ValueError(f"control word {word!r}: control words are written in angle brackets, as in '<spawn>'")
+            piece = known.get(word) or proto.pieces.add(piece=word, score=0.0)
+            if not _is_control(piece):
+                piece.type = piece.USER_DEFINED
+        proto.trainer_spec.vocab_size = len(proto.pieces)
+        return Tokenizer(proto.SerializeToString(), self.chat_template)
 
     def piece(self, i: int) -> str:
         """The symbol of one id, as it stands in the vocabulary."""
@@ -104,6 +98,35 @@ class Tokenizer:
                 f"{word!r} is not one id of this vocabulary of {self.size} symbols; train it with that word"
             )
         return i
+
+    def encode(self, text: str, continues: bool = False) -> list[int]:
+        """Ids of trusted text: control words in it become their ids, and nothing is added at either end."""
+        if self._finds_controls and self.space == "never":
+            return self._processor.encode(text)  # the same ids, several times faster
+        return super().encode(text, continues)
+
+    def _text_ids(self, text: str) -> list[int]:
+        return self._plain.encode(text)
+
+
+def _is_control(piece) -> bool:
+    return piece.type == piece.CONTROL or (piece.type == piece.USER_DEFINED and bool(_BRACKETS.fullmatch(piece.piece)))
+
+
+def _bytes(piece) -> bytes:
+    if piece.type == piece.BYTE:
+        return bytes([int(piece.piece[3:5], 16)])
+    return (" ⁇ " if piece.type == piece.UNKNOWN else piece.piece.replace("▁", " ")).encode()
+
+
+def _without(proto, words: Mapping[str, int]) -> bytes:
+    """The model with symbols made unmatchable; ids stay what they are."""
+    plain = sentencepiece_model_pb2.ModelProto()
+    plain.CopyFrom(proto)
+    for i in words.values():
+        if plain.pieces[i].type == plain.pieces[i].USER_DEFINED:
+            plain.pieces[i].piece, plain.pieces[i].type = unmatchable(i), plain.pieces[i].UNUSED
+    return plain.SerializeToString()
 
 
 def train(

@@ -1,0 +1,37 @@
+"""What a task is to evaluation: questions, their prompts, how an answer is read and how it is judged."""
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+from apr_jax.tokenizer import TextCodec
+
+Question = TypeVar("Question")
+
+
+class Task(abc.ABC, Generic[Question]):
+    """A task; implementations are frozen dataclasses whose fields are its configuration."""
+
+    @abc.abstractmethod
+    def questions(self, seed: int) -> Sequence[Question]:
+        """The questions, drawn or read.
+
+        Raises:
+            ValueError, FileNotFoundError: a question, or a file of them, that is not as it should be.
+        """
+
+    @abc.abstractmethod
+    def about(self, question: Question) -> Mapping[str, Any]:
+        """What transcripts say of a question, as JSON can hold it; `question` is its text."""
+
+    @abc.abstractmethod
+    def prompt(self, question: Question, words: TextCodec) -> list[int]:
+        """What the model is fed."""
+
+    @abc.abstractmethod
+    def answer(self, ids: Sequence[int], words: TextCodec) -> str | None:
+        """The answer in what one thread generated, in its normal form; None if there is none of valid format."""
+
+    @abc.abstractmethod
+    def grade(self, pairs: Sequence[tuple[Question, str]]) -> list[bool]:
+        """Whether each answer is right."""

@@ -1,0 +1,176 @@
+"""What a tokenizer is to the rest of the code: bytes of every id, control words, and text that can never be one.
+
+Every tokenizer is described by the bytes of its ids. So decoding is the same for byte-level BPE, byte fallback and characters,
+and decoding token by token gives exactly what decoding all at once gives, whatever a model samples.
+"""
+
+import abc
+import codecs
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+Space = Literal["never", "first", "always"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatTemplate:
+    """A Jinja template from messages to text, and the name that errors give it."""
+
+    source: str
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Controls:
+    """Words that are one id in trusted text: turn marks, thread tags.
+
+    Attributes:
+        ids: id of each word.
+        left, right: words that swallow the white space on that side.
+    """
+
+    ids: Mapping[str, int]
+    left: frozenset[str] = frozenset()
+    right: frozenset[str] = frozenset()
+
+    def __contains__(self, i: int) -> bool:
+        return i in self._numbers
+
+    @functools.cached_property
+    def _numbers(self) -> frozenset[int]:
+        return frozenset(self.ids.values())
+
+    @functools.cached_property
+    def pattern(self) -> re.Pattern[str] | None:
+        """Finds control words, the longest first; None if there are none."""
+        words = sorted(self.ids, key=len, reverse=True)
+        ends = [(r"\s*" * (word in self.left), r"\s*" * (word in self.right)) for word in words]
+        alternatives = [f"{left}{re.escape(word)}{right}" for word, (left, right) in zip(words, ends, strict=True)]
+        return re.compile("|".join(alternatives)) if words else None
+
+    def split(self, text: str) -> Iterator[tuple[str, int | None]]:
+        """The stretches of a text in order: (control word, its id) or (other text, None); empty ones are left out."""
+        place = 0
+        for match in self.pattern.finditer(text) if self.pattern else ():
+            if match.start() > place:
+                yield text[place : match.start()], None
+            word = match.group() if match.group() in self.ids else match.group().strip()
+            yield word, self.ids[word]
+            place = match.end()
+        if place < len(text):
+            yield text[place:], None
+
+
+class TextCodec(abc.ABC):
+    """A tokenizer.
+
+    Attributes:
+        table: the bytes that each id stands for.
+        controls: its control words.
+        pad, eos: ids of padding (`eos` where the vocabulary has none) and of the end of a text.
+        bos: id that opens a text, None where texts are not opened.
+        space: where the tokenizer puts a space before text that has none: nowhere, at the start, after control words too.
+        chat_template: how messages become text, None if the tokenizer does not say.
+    """
+
+    table: Sequence[bytes]
+    controls: Controls
+    pad: int
+    eos: int
+    bos: int | None
+    space: Space = "never"
+    chat_template: ChatTemplate | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of ids; a model's vocabulary may be padded above it (`model.config.padded_vocabulary`)."""
+        return len(self.table)
+
+    @abc.abstractmethod
+    def id(self, word: str) -> int:
+        """Id of a control word or another symbol that is one id; ValueError if it is not."""
+
+    @abc.abstractmethod
+    def with_control_words(self, words: Sequence[str]) -> "TextCodec":
+        """The same tokenizer in which each of `words` is one id; new ids follow the old ones, in the order given."""
+
+    @abc.abstractmethod
+    def save(self, path: str | Path) -> None:
+        """Write what `tokenizer.load` reads."""
+
+    @abc.abstractmethod
+    def _text_ids(self, text: str) -> list[int]:
+        """Ids of text in which control words are text too."""
+
+    def encode_text(self, text: str, continues: bool = False) -> list[int]:
+        """Ids of text that is not trusted: control words in it stay text.
+
+        Args:
+            text: any text.
+            continues: it follows other text, so no space is put before it.
+        """
+        if not (continues and self.space != "never" and text):
+            return self._text_ids(text)
+        # A tokenizer that opens texts with a space cannot be told not to: let the space stand before a new line.
+        return self._text_ids("\n" + text)[len(self._text_ids("\n")) :]
+
+    def encode(self, text: str, continues: bool = False) -> list[int]:
+        """Ids of trusted text: control words in it become their ids, and nothing is added at either end."""
+        ids: list[int] = []
+        for stretch, control in self.controls.split(text):
+            ids += [control] if control is not None else self.encode_text(stretch, continues)
+            continues = self.space != "always"
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, control words shown.
+
+        Bytes that are not UTF-8 become U+FFFD. An id that a padded model vocabulary has beyond this one is shown as
+        `<unused 40>`.
+        """
+        table, size = self.table, self.size
+        known = [table[i] if 0 <= i < size else self.token_bytes(i) for i in map(int, ids)]
+        text = b"".join(known).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self.space != "never" else text
+
+    def token_bytes(self, i: int) -> bytes:
+        """What an id stands for."""
+        return self.table[i] if 0 <= i < self.size else f"<unused {i}>".encode()
+
+
+class Stream:
+    """Text of tokens as they come; a character is given out when its last byte is there."""
+
+    def __init__(self, codec: TextCodec):
+        self._codec = codec
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._drop_space = codec.space != "never"
+
+    def push(self, i: int) -> str:
+        """The text that one more token completes, often a word, sometimes nothing."""
+        return self._give(self._decoder.decode(self._codec.token_bytes(i)))
+
+    def finish(self) -> str:
+        """What is left at the end: U+FFFD for a character that was begun, else nothing."""
+        return self._give(self._decoder.decode(b"", final=True))
+
+    def _give(self, text: str) -> str:
+        if self._drop_space and text:
+            self._drop_space = False
+            return text.removeprefix(" ")
+        return text
+
+
+def unmatchable(i: int) -> str:
+    """A symbol that no text can give: tokenizers replace spaces before they look symbols up."""
+    return f"control {i}"
+
+
+def controls(ids: Mapping[str, int], left: Sequence[str] = (), right: Sequence[str] = ()) -> Controls:
+    """Controls of a plain dict."""
+    return Controls(MappingProxyType(dict(ids)), frozenset(left), frozenset(right))

@@ -1,0 +1,199 @@
+"""Tokenizers of the Hugging Face format (`tokenizer.json`), byte-level or with byte fallback.
+
+Two encoders are kept apart: text is encoded by one that knows no control word at all, and control words are found
+by us, in trusted text only (the library would also find `<think>` and other added tokens in what a user typed).
+"""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from apr_jax.tokenizer.codec import ChatTemplate, Space, TextCodec, controls, unmatchable
+
+Json = dict[str, Any]
+_SPECIALS = ("bos", "eos", "pad")
+
+
+class HuggingFaceTokenizer(TextCodec):
+    """A tokenizer of the `tokenizers` library.
+
+    Args:
+        definition: the content of `tokenizer.json`. Every token it lists as added is a control word.
+        config: the content of `tokenizer_config.json`: `bos_token`, `eos_token`, `pad_token`, and what else `save` should
+            keep.
+        chat_template: how messages become text.
+        name: what errors call it.
+
+    Raises:
+        ValueError: not a definition the library reads, a decoder other than byte-level or byte fallback, or no `eos_token`.
+    """
+
+    def __init__(
+        self,
+        definition: Json,
+        config: Mapping[str, Any],
+        chat_template: ChatTemplate | None = None,
+        name: str = "tokenizer.json",
+    ):
+        self.definition, self.config, self.chat_template, self._name = definition, config, chat_template, name
+        added = {token["content"]: token for token in definition.get("added_tokens", ())}
+        ids = {word: token["id"] for word, token in added.items()}
+        self.controls = controls(
+            ids, *([word for word, token in added.items() if token.get(side)] for side in ("lstrip", "rstrip"))
+        )
+        self._pieces = _vocabulary(definition, name) | ids
+        self._plain = _read(plain_definition(definition), name)
+        words = {special: _content(config.get(f"{special}_token")) for special in _SPECIALS}
+        if words["eos"] is None:
+            raise ValueError(f"{name}: eos_token is missing in tokenizer_config.json; name the token that ends a text")
+        self.bos, eos, pad = (None if words[special] is None else self.id(words[special]) for special in _SPECIALS)
+        self.eos, self.pad = eos, eos if pad is None else pad
+        self.table = _table(self._pieces, ids, definition, name)
+        self.space = _space(definition)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "HuggingFaceTokenizer":
+        """Read `tokenizer.json`, `tokenizer_config.json` and, where it is a file of its own, `chat_template.jinja`.
+
+        Raises:
+            FileNotFoundError: one of the first two is missing.
+            ValueError: a file that is not JSON, or see the class.
+        """
+        folder = Path(folder)
+        definition, config = (_json(folder / file) for file in ("tokenizer.json", "tokenizer_config.json"))
+        return cls(definition, config, read_template(folder), str(folder / "tokenizer.json"))
+
+    def save(self, path: str | Path) -> None:
+        """Write the folder that `from_folder` and `transformers` read."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        specials = {f"{name}_token": _content(self.config.get(f"{name}_token")) for name in _SPECIALS}
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", **self.config}
+        config |= {name: word for name, word in specials.items() if word is not None}
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template.source
+        for file, content in (("tokenizer.json", self.definition), ("tokenizer_config.json", config)):
+            (folder / file).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+    def with_control_words(self, words: Sequence[str]) -> "HuggingFaceTokenizer":
+        """The same tokenizer in which each of `words` is one id; new ids follow the old ones, in the order given."""
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        definition, size = copy.deepcopy(self.definition), self.size
+        for word in dict.fromkeys(words):
+            if word in self.controls.ids:
+                continue
+            i = self._pieces.get(word, size)
+            size += i == size
+            definition.setdefault("added_tokens", []).append({"id": i, "content": word, **flags, "special": True})
+        return HuggingFaceTokenizer(definition, self.config, self.chat_template, self._name)
+
+    def id(self, word: str) -> int:
+        """Id of a symbol that is one id; ValueError if the vocabulary has no such symbol."""
+        if word not in self._pieces:
+            raise ValueError(f"{self._name}: {word!r} is not one id of its vocabulary; add it by with_control_words")
+        return self._pieces[word]
+
+    def _text_ids(self, text: str) -> list[int]:
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+
+def plain_definition(definition: Json) -> Json:
+    """A definition without control words: none is added, and the model itself cannot put one together."""
+    plain = {**definition, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    new = {token["content"]: unmatchable(token["id"]) for token in definition.get("added_tokens", ())}
+    model = {**definition["model"]}
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {new.get(piece, piece): i for piece, i in model["vocab"].items()}
+    else:
+        model["vocab"] = [[new.get(piece, piece), score] for piece, score in model["vocab"]]
+    if "merges" in model:
+        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+        model["merges"] = [[a, b] for a, b in pairs if not {a, b, a + b} & new.keys()]
+    if model.get("unk_token") is not None:
+        model["unk_token"] = new.get(model["unk_token"], model["unk_token"])
+    return {**plain, "model": model}
+
+
+def _vocabulary(definition: Json, name: str) -> dict[str, int]:
+    model = definition.get("model", {})
+    if model.get("type", "BPE") not in ("BPE", "Unigram") or "vocab" not in model:
+        raise ValueError(f"{name}: model type {model.get('type')!r}; BPE and Unigram vocabularies can be read")
+    vocabulary = model["vocab"]
+    return dict(vocabulary) if isinstance(vocabulary, dict) else {piece: i for i, (piece, _) in enumerate(vocabulary)}
+
+
+def _read(definition: Json, name: str) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(definition))
+    except Exception as error:  # the library raises plain Exception
+        raise ValueError(f"{name}: the tokenizers library cannot read it: {error}") from error
+
+
+def _parts(component: Json | None) -> list[Json]:
+    """A component of a definition as a flat list: sequences taken apart."""
+    if component is None:
+        return []
+    inner = next((component[key] for key in ("decoders", "normalizers", "pretokenizers") if key in component), None)
+    return [component] if inner is None else [part for item in inner for part in _parts(item)]
+
+
+def _table(pieces: Mapping[str, int], words: Mapping[str, int], definition: Json, name: str) -> list[bytes]:
+    """The bytes of every id, after the decoder of the definition."""
+    kinds = {part["type"] for part in _parts(definition.get("decoder"))}
+    if "ByteLevel" in kinds:
+        letters = byte_letters()
+        show = lambda piece: b"".join(bytes([letters[c]]) if c in letters else c.encode() for c in piece)
+    elif kinds & {"ByteFallback", "Metaspace"}:
+        fallback = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)} if "ByteFallback" in kinds else {}
+        show = lambda piece: fallback.get(piece) or piece.replace("▁", " ").encode()
+    else:
+        raise ValueError(
+            f"{name}: decoder {sorted(kinds) or None}; ByteLevel, ByteFallback and Metaspace decoders can be read"
+        )
+    table = [f"<unused {i}>".encode() for i in range(max(pieces.values()) + 1)]
+    for piece, i in pieces.items():
+        table[i] = piece.encode() if piece in words else show(piece)
+    return table
+
+
+def byte_letters() -> dict[str, int]:
+    """The printable letter that stands for each byte in byte-level vocabularies (GPT-2)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _space(definition: Json) -> Space:
+    """Where a space is put before text."""
+    for part in _parts(definition.get("pre_tokenizer")):
+        if part["type"] == "Metaspace":
+            return part.get("prepend_scheme", "always")
+        if part["type"] == "ByteLevel" and part.get("add_prefix_space"):
+            return "always"
+    return "always" if any(part["type"] == "Prepend" for part in _parts(definition.get("normalizer"))) else "never"
+
+
+def _content(token: str | Json | None) -> str | None:
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _json(path: Path) -> Json:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); was its copy or download cut off?") from error
+
+
+def read_template(folder: Path) -> ChatTemplate | None:
+    """The chat template of a folder, from a file of its own or `tokenizer_config.json`; of several the one named default."""
+    file, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if file.is_file():
+        return ChatTemplate(file.read_text(encoding="utf-8"), str(file))
+    source = _json(settings).get("chat_template") if settings.is_file() else None
+    if isinstance(source, list):
+        source = {item["name"]: item["template"] for item in source}.get("default")
+    return None if source is None else ChatTemplate(source, f"chat_template of {settings}")

@@ -1,0 +1,261 @@
+"""Tasks in language: reading answers, judging them in a worker, files of questions, and an evaluation from end to end."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from fractions import Fraction
+
+import jax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vocabularies
+from apr_jax.decode import transcript as transcripts
+from apr_jax.evaluate import outcomes
+from apr_jax.model import io, transformer
+from apr_jax.model.config import ModelConfig
+from apr_jax.tasks import timed
+from apr_jax.tasks.language import answers, gym, mathematics
+from apr_jax.tasks.language.mathematics import Mathematics
+from apr_jax.tasks.language.task import PLAIN, LanguageTask, Prompt, Question, Shot
+from apr_jax.tokenizer import chat
+from experiments import evaluate
+
+WORKER = "apr_jax.tasks.language.verifiers:mathematics"
+
+
+@pytest.mark.parametrize(
+    ("text", "rules", "answer"),
+    [
+        ("so <answer> 18.0 </answer>", ("tag",), "18"),
+        ("<answer>1</answer> no, <answer>2\n</answer>", ("tag", "number"), "2"),
+        (r"thus \boxed{\frac{1}{2}} it is", ("boxed",), r"\frac{1}{2}"),
+        (r"\boxed{1} then \boxed{\{2, 3\}}", ("boxed",), r"\{2, 3\}"),
+        (r"\boxed{1} then \boxed{2", ("boxed", "number"), "1"),
+        ("She makes $1,234.50 a year.", ("tag", "boxed", "number"), "1234.5"),
+        ("between 3 and -7.", ("number",), "-7"),
+        ("it is 3/4", ("number",), "3/4"),
+        ("100", ("number",), "100"),
+        (" 6*(98 - 54) ", ("text",), "6*(98 - 54)"),
+        ("nothing here", ("tag", "boxed", "number"), None),
+        ("", ("text",), None),
+        ("<answer></answer>", ("tag",), None),
+        ("9" * 2000, ("number",), None),
+    ],
+)
+def test_answers_are_read(text, rules, answer):
+    assert answers.read(text, rules) == answer
+
+
+@settings(max_examples=200, deadline=None)
+@given(number=st.decimals(min_value=-(10**9), max_value=10**9, places=3), text=st.text(max_size=20))
+def test_numbers_keep_their_value_in_the_normal_form(number, text):
+    assert Fraction(answers.normal(f" ${number:,}$. ")) == Fraction(number)
+    assert answers.normal(answers.normal(text)) == answers.normal(text)
+
+
+def test_verifiers_are_bounded_in_time_and_survive():
+    calls = [
+        ("1/2", "0.5"),
+        ("2", "9^{9^{9^{9^9}}}"),
+        (r"\frac{3}{4}", "0.75"),
+        ("2", "((((((("),
+        ("x+1", "1+x"),
+        ("3", "4"),
+    ]
+    assert timed.run(WORKER, {}, calls, 3) == [True, None, True, False, True, False]
+
+
+def test_a_worker_that_dies_raises_or_talks_is_replaced(tmp_path, monkeypatch):
+    (tmp_path / "hostile.py").write_text(
+        "import os, time\n"
+        "def make(word):\n"
+        "    print('noise on standard output')\n"
+        "    def call(what):\n"
+        "        print('more noise')\n"
+        "        if what == 'die': os._exit(1)\n"
+        "        if what == 'sleep': time.sleep(60)\n"
+        "        if what == 'raise': raise KeyError(what)\n"
+        "        if what == 'grow': return len(bytearray(1 << 40))\n"
+        "        return word + what\n"
+        "    return call\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    calls = [("a",), ("die",), ("b",), ("raise",), ("c",), ("grow",), ("sleep",), ("\u2028\n",)]
+    start = time.monotonic()
+    assert timed.run("hostile:make", {"word": "+"}, calls, 2) == ["+a", None, "+b", None, "+c", None, None, "+\u2028\n"]
+    assert time.monotonic() - start < 40
+    with pytest.raises(RuntimeError, match="worker of hostile:missing did not start: .*missing"):
+        timed.run("hostile:missing", {}, [("a",)], 2)
+    assert timed.run("hostile:missing", {}, [], 2) == []
+
+
+def test_files_of_questions(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    rows = [{"question": "6 * 7?", "answer": 42}, {"question": "GSM\u2028?", "answer": "2 + 16 = 18\n#### 1,018"}]
+    path.write_text("\n".join([json.dumps(rows[0]), "", json.dumps(rows[1], ensure_ascii=False)]), encoding="utf-8")
+    assert mathematics.read_jsonl(path) == [Question(0, "6 * 7?", "42"), Question(1, "GSM\u2028?", "1018")]
+    task = Mathematics(problems_file=str(path), count=1)
+    assert [question.number for question in task.questions(0)] == [0]
+    first = task.questions(0)[0]
+    assert task.grade([(first, "84/2"), (first, "43")]) == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{'question': 1}", "questions.jsonl:2: not JSON"),
+        ('{"question": "x"}', "questions.jsonl:2: expected an object with the fields question and answer"),
+        ('["x", "y"]', "questions.jsonl:2: expected an object"),
+        ('{"question": "", "answer": 1}', "questions.jsonl:2: question: '' is not a text"),
+        ('{"question": "x", "answer": [1]}', r"questions.jsonl:2: answer: \[1\] is neither"),
+        ('{"question": "x", "answer": true}', "questions.jsonl:2: answer: True is neither"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, message):
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"question": "x", "answer": "1"}\n' + line)
+    with pytest.raises(ValueError, match=message):
+        mathematics.read_jsonl(path)
+
+
+def test_files_without_questions_are_refused(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    with pytest.raises(ValueError, match="empty.jsonl: no questions in it; expected lines like"):
+        mathematics.read_jsonl(tmp_path / "empty.jsonl")
+    with pytest.raises(ValueError, match="problems_file is empty"):
+        Mathematics().questions(0)
+    with pytest.raises(FileNotFoundError):
+        mathematics.read_jsonl(tmp_path / "nowhere.jsonl")
+
+
+def test_prompts_are_configuration():
+    words = vocabularies.byte_level()
+    question = Question(0, "Why {question}?", "42")
+    prompt = Prompt(system="Be brief.", wrap="Q: {question}", shots=(Shot("1 + 1", "2"),), opening="<answer>")
+
+    class Task(LanguageTask):
+        questions = grade = None
+
+    task = Task(ask=prompt)
+    text = (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nQ: 1 + 1<|im_end|>\n<|im_start|>assistant\n2<|im_end|>\n"
+        "<|im_start|>user\nQ: Why {question}?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert task.prompt(question, words) == words.encode(text) + words.encode("<answer>")
+    assert task.answer(words.encode("7</answer><|im_end|>"), words) == "7"
+    plain = Task(ask=Prompt(shots=(Shot("1 + 1", "2"),), chat_template=PLAIN))
+    wanted = "<|im_start|>Question: 1 + 1\n\nAnswer: 2\n\nQuestion: Why {question}?\n\nAnswer:"
+    assert words.decode(plain.prompt(question, words)) == wanted
+    with pytest.raises(ValueError, match="wrap is 'Q'; it must hold {question}"):
+        Prompt(wrap="Q")
+    with pytest.raises(ValueError, match="read is empty"):
+        Task(read=())
+
+
+@pytest.mark.parametrize("dataset", ["gsm_symbolic", "countdown", "products"])
+def test_reasoning_gym_judges_its_own_answers(dataset):
+    pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed (requirements-gym.txt)")
+    task = gym.ReasoningGym(dataset=dataset, count=3)
+    questions = task.questions(seed=1)
+    assert questions == task.questions(seed=1) != task.questions(seed=2)
+    right = [(question, question.right) for question in questions]
+    assert task.grade([*right, (questions[0], "nonsense")]) == [True, True, True, False]
+    assert task.grade([]) == []
+
+
+def test_reasoning_gym_refuses_what_it_does_not_know():
+    pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed (requirements-gym.txt)")
+    with pytest.raises(ValueError, match="'gsm_symbolik' is not in reasoning-gym; did you mean gsm_symbolic"):
+        gym.ReasoningGym(dataset="gsm_symbolik").questions(0)
+    with pytest.raises(ValueError, match="options {'size_of': 1} of reasoning-gym products"):
+        gym.ReasoningGym(dataset="products", options={"size_of": 1}).questions(0)
+
+
+CONFIG = """
+from apr_jax.decode import Sizes
+from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
+from apr_jax.tasks.language.mathematics import Mathematics
+from experiments.evaluate import EvaluateConfig
+
+FOLDER = {folder!r}
+SIZES = dict(problems=2, prompt=64, slots=256, log=256, queue=4, outbox=4, feed_tiles=2, feed_chunk=16, attention_block=256)
+ONE = RolloutConfig(FOLDER + "/model", "sequential", end="", max_tokens=24, sizes=Sizes(lanes=1, rows=2, threads=1, **SIZES))
+MANY = RolloutConfig(
+    FOLDER + "/model", "samples", samples=3, temperature=1.0, end="<|im_end|>", max_tokens=24,
+    sizes=Sizes(lanes=3, rows=6, threads=4, **SIZES),
+)
+
+
+def config():
+    return EvaluateConfig(
+        methods={{"sequential": MethodConfig(ONE), "self_consistency": MethodConfig(MANY, "majority", also=("verifier",))}},
+        task=Mathematics(problems_file=FOLDER + "/questions.jsonl"),
+        tokenizer=FOLDER + "/words",
+        output=FOLDER + "/out",
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random model with a real tokenizer, and a file of questions, one with control words in it."""
+    folder = tmp_path_factory.mktemp("language")
+    words = vocabularies.byte_level()
+    words.save(folder / "words")
+    config = ModelConfig(vocabulary=words.size, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=16)
+    io.save(folder / "model", transformer.init(config, jax.random.key(0)), config)
+    rows = [{"question": f"What is {i} * 7 <|im_end|>?", "answer": 7 * i} for i in range(3)]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "config.py").write_text(CONFIG.format(folder=str(folder)))
+    return folder
+
+
+def test_any_file_of_questions_runs_through_evaluate(folder):
+    command = [sys.executable, "-m", "experiments.evaluate", "--config", str(folder / "config.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, done.stderr
+    read = outcomes.read_summary(folder / "out" / "summary.json")
+    assert read["problems"] == 3 and list(read["methods"]) == ["sequential", "self_consistency"]
+    assert "accuracy_verifier" in read["methods"]["self_consistency"]
+    words = vocabularies.byte_level()
+    for name, threads in (("sequential", 1), ("self_consistency", 4)):
+        lines = list(transcripts.read(folder / "out" / f"transcripts_{name}.jsonl"))
+        for i, (transcript, line) in enumerate(lines):
+            prompt = chat.prompt(words, [chat.Message("user", f"What is {i} * 7 <|im_end|>?")])
+            assert list(transcript.tokens(0)[: len(prompt) - 1]) == prompt[:-1]
+            assert line["question"] == f"What is {i} * 7 <|im_end|>?" and line["right"] == str(7 * i)
+            assert len(line["threads"]) == threads
+            assert "answer" in line and not (line["correct"] and line["answer"] is None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--methods.sequential.rollout.sizes.prompt", "8"], "question 1 .*its prompt has .* tokens; sizes.prompt = 8"),
+        (["--methods.sequential.rollout.end", "<stop>"], "'<stop>' is not one id"),
+        (["--problems-file", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--chat-template", "{% for %}"], "chat_template of the prompt's configuration failed"),
+        (["--tokenizer", "nowhere"], "nowhere: no tokenizer there"),
+    ],
+)
+def test_what_cannot_be_evaluated_ends_with_a_reason(folder, options, message, capsys, tmp_path):
+    arguments = ["--config", str(folder / "config.py"), "--output", str(tmp_path / "out"), *options]
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(arguments)
+    assert stopped.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(folder, capsys, tmp_path):
+    vocabularies.byte_level().with_control_words(["<fork>"]).save(tmp_path / "larger")
+    arguments = ["--config", str(folder / "config.py"), "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([*arguments, "--tokenizer", str(tmp_path / "larger")])
+    size = vocabularies.byte_level().size
+    assert stopped.value.code == 2
+    assert f"its embedding has {size} rows, the tokenizer has {size + 1} ids" in capsys.readouterr().err
