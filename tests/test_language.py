@@ -216,20 +216,19 @@ def folder(tmp_path_factory):
 
 def test_any_file_of_questions_runs_through_evaluate(folder):
     command = [sys.executable, "-m", "experiments.evaluate", "--config", str(folder / "config.py")]
+    command += ["--only", "self_consistency"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=540)
     assert done.returncode == 0, done.stderr
     read = outcomes.read_summary(folder / "out" / "summary.json")
-    assert read["problems"] == 3 and list(read["methods"]) == ["sequential", "self_consistency"]
+    assert read["problems"] == 3 and list(read["methods"]) == ["self_consistency"]
     assert "accuracy_verifier" in read["methods"]["self_consistency"]
     words = vocabularies.byte_level()
-    for name, threads in (("sequential", 1), ("self_consistency", 4)):
-        lines = list(transcripts.read(folder / "out" / f"transcripts_{name}.jsonl"))
-        for i, (transcript, line) in enumerate(lines):
-            prompt = chat.prompt(words, [chat.Message("user", f"What is {i} * 7 <|im_end|>?")])
-            assert list(transcript.tokens(0)[: len(prompt) - 1]) == prompt[:-1]
-            assert line["question"] == f"What is {i} * 7 <|im_end|>?" and line["right"] == str(7 * i)
-            assert len(line["threads"]) == threads
-            assert "answer" in line and not (line["correct"] and line["answer"] is None)
+    for i, (transcript, line) in enumerate(transcripts.read(folder / "out" / "transcripts_self_consistency.jsonl")):
+        prompt = chat.prompt(words, [chat.Message("user", f"What is {i} * 7 <|im_end|>?")])
+        assert list(transcript.tokens(0)) == prompt[:-1]
+        assert line["question"] == f"What is {i} * 7 <|im_end|>?" and line["right"] == str(7 * i)
+        assert len(line["threads"]) == 4
+        assert "answer" in line and not (line["correct"] and line["answer"] is None)
 
 
 @pytest.mark.parametrize(

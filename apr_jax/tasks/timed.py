@@ -115,7 +115,7 @@ def serve(factory: str, settings: str, lines: IO[str], replies: IO[str]) -> None
     for line in lines:
         try:
             result = json.dumps(function(*json.loads(line)))
-        except (Exception, RecursionError, MemoryError):  # whatever a foreign verifier makes of a model's text
+        except Exception:  # whatever a foreign verifier makes of a text of a model
             result = "null"
         print(result, file=replies, flush=True)
 
