@@ -4,70 +4,14 @@ The weights are written as GGUF beside the Hugging Face folder on first use. Gre
 choice there is.
 """
 
-import ctypes
-import json
 import time
 from pathlib import Path
 
-import gguf
 import llama_cpp
-import numpy as np
-from safetensors.torch import load_file
 
+from experiments.benchmark.workers import gguf_file
 from experiments.benchmark.workers.serve import Measured, Options, serve, unsupported
 from experiments.benchmark.workloads import Feed, Threads, Workload
-
-_NAMES = {
-    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-}  # fmt: skip
-
-
-def write_gguf(folder: Path, path: Path, quantisation: str) -> None:
-    """Write the tied Llama of a Hugging Face folder as GGUF without a tokenizer; vectors stay in float32."""
-    config = json.loads((folder / "config.json").read_text())
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    kind = gguf.GGMLQuantizationType[quantisation]
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_rope_freq_base(config["rope_theta"])
-    writer.add_rope_dimension_count(config["head_dim"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        values = tensor.float().numpy()
-        if "q_proj" in name or "k_proj" in name:
-            values = _interleave(values, heads if "q_proj" in name else kv_heads)
-        renamed = _rename(name)
-        if values.ndim == 1 or kind == gguf.GGMLQuantizationType.F32:
-            writer.add_tensor(renamed, values)
-        else:
-            writer.add_tensor(renamed, gguf.quants.quantize(values, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _interleave(values: np.ndarray, heads: int) -> np.ndarray:
-    """llama.cpp rotates neighbours, Hugging Face halves: order the rows of each head accordingly."""
-    halves = values.reshape(heads, 2, -1, values.shape[1])
-    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
-
-
-def _rename(name: str) -> str:
-    fixed = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-    if name in fixed:
-        return fixed[name]
-    _, _, layer, part = name.split(".", 3)
-    return f"blk.{layer}.{_NAMES[part.removesuffix('.weight')]}.weight"
 
 
 class LlamaCpp:
@@ -77,8 +21,9 @@ class LlamaCpp:
         path = Path(folder) / f"model.{options.quantisation}.gguf"
         if not path.is_file():
             unfinished = path.with_suffix(".writing")
-            write_gguf(Path(folder), unfinished, options.quantisation)
+            gguf_file.write(Path(folder), unfinished, options.quantisation)
             unfinished.rename(path)
+        llama_cpp.llama_backend_init()
         model = llama_cpp.llama_model_default_params()
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), model)
         context = llama_cpp.llama_context_default_params()
@@ -128,7 +73,7 @@ class LlamaCpp:
         self.batch.n_tokens = len(rows)
         for i, (token, position, sequence, wants) in enumerate(rows):
             self.batch.token[i], self.batch.pos[i], self.batch.logits[i] = token, position, wants
-            self.batch.n_seq_id[i] = ctypes.c_int32(1)
+            self.batch.n_seq_id[i] = 1
             self.batch.seq_id[i][0] = sequence
         code = llama_cpp.llama_decode(self.context, self.batch)
         if code:
