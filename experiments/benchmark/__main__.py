@@ -84,48 +84,77 @@ class BenchmarkConfig:
 
 
 class Bench:
-    """The engines of one model, started when first asked; one that fails is remembered with its reason."""
+    """The engines of one model, started when first asked; what cannot be had, an engine or one of its jobs, with its reason."""
 
     def __init__(self, config: BenchmarkConfig, model: str, say: Callable[[str], None]):
         self.config, self.model, self.say = config, model, say
         self.folder = Path(config.output) / "weights" / model
         weights.write(self.folder, weights.SHAPES[model], config.seed)
-        self.missing: dict[str, str] = {}
+        self.missing: dict[str | Job, str] = {}
         self.versions: dict[str, str] = {}
         self._remotes: dict[str, Remote] = {}
+        self._warm: set[Job] = set()
 
     def run(self, job: Job) -> Measured | None:
-        """Let an engine do a job; None if it cannot be had."""
-        config, name = self.config, job.engine
+        """Let an engine do a job, warmed up by doing it once before; None if it cannot be had."""
+        if not self.warm_up(job):
+            return None
+        time.sleep(REST)
+        return self._ask(job)
+
+    def warm_up(self, job: Job) -> bool:
+        """Have the job done once by the engine's present process (the project compiles then); False if it cannot be had."""
+        name = job.engine
+        if name not in self._remotes and name not in self.missing:
+            self._start(name)
+        if name in self.missing or job in self.missing:
+            return False
+        if job not in self._warm and self._ask(job):
+            self._warm.add(job)
+        return job in self._warm
+
+    def _ask(self, job: Job) -> Measured | None:
+        name = job.engine
+        try:
+            measured = self._remotes[name].run(job.work)
+        except Unavailable as error:
+            # The process is gone; its other jobs get a new one, and are warmed up again.
+            del self._remotes[name]
+            self._warm = {other for other in self._warm if other.engine != name}
+            self._lose(job, f"{name} in {type(job.work).__name__}", error)
+            return None
+        self.say(f"  {name:12} {type(job.work).__name__:9} {measured.seconds:9.3f} s")
+        return measured
+
+    def _start(self, name: str) -> None:
+        config = self.config
         if name != ENGINE and name not in config.peers:
             self.missing[name] = "left out by --peers"
-        if name in self.missing:
-            return None
+            return
+        interpreter = sys.executable if name == ENGINE else config.peer_python or sys.executable
         try:
-            if name not in self._remotes:
-                interpreter = sys.executable if name == ENGINE else config.peer_python or sys.executable
-                log = Path(config.output) / f"{self.model}_{name}.log"
-                self._remotes[name] = Remote(name, interpreter, config.cores, log)
-                self.versions |= self._remotes[name].load(self.folder, config.options)
-            time.sleep(REST)
-            return self._remotes[name].run(job.work)
+            remote = Remote(name, interpreter, config.cores, Path(config.output) / f"{self.model}_{name}.log")
+            self.versions |= remote.load(self.folder, config.options)
+            self._remotes[name] = remote
         except Unavailable as error:
-            self.missing[name] = str(error)
-            self.say(f"{self.model}: {name} is out: {error}")
-            return None
+            self._lose(name, name, error)
+
+    def _lose(self, what: str | Job, described: str, error: Unavailable) -> None:
+        self.missing[what] = str(error)
+        self.say(f"{self.model}: {described} is out: {error}")
 
     def take_turns(self, jobs: Sequence[Job]) -> dict[Job, list[Measured]]:
-        """Run all jobs once to warm up (the project compiles then), and `repeats` times in turn."""
+        """Warm all jobs up and run them `repeats` times in turn."""
+        self.say(f"{self.model}: warming up")
+        for job in jobs:
+            self.warm_up(job)
         found: dict[Job, list[Measured]] = {job: [] for job in jobs}
-        for turn in range(self.config.repeats + 1):
-            self.say(f"{self.model}: " + (f"turn {turn} of {self.config.repeats}" if turn else "warming up"))
-            for job in jobs[:: 1 if turn % 2 else -1]:
+        for turn in range(self.config.repeats):
+            self.say(f"{self.model}: turn {turn + 1} of {self.config.repeats}")
+            for job in jobs[:: -1 if turn % 2 else 1]:
                 measured = self.run(job)
-                if measured and turn:
+                if measured:
                     found[job].append(measured)
-                    self.say(
-                        f"  {job.engine:12} {type(job.work).__name__:9} {measured.tokens / measured.seconds:10,.1f} tokens/s"
-                    )
         return found
 
     def close(self) -> None:
@@ -142,7 +171,7 @@ def measure(config: BenchmarkConfig, chosen: Sequence[Row], say: Callable[[str],
         timings |= {(model, job): found for job, found in bench.take_turns(tuple(jobs)).items()}
         if not config.only:
             extra |= measure_alone(config, bench, model)
-        missing |= {(model, engine): reason for engine, reason in bench.missing.items()}
+        missing |= {(model, what): reason for what, reason in bench.missing.items()}
         versions |= bench.versions
         bench.close()
     found = report.results([row for row in chosen if row.model in config.models], timings, missing)

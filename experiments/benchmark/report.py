@@ -12,7 +12,7 @@ from experiments.benchmark.rows import Job, Row
 from experiments.benchmark.workers.serve import Measured
 
 Timings = Mapping[tuple[str, Job], Sequence[Measured]]  # by model and job, one item a turn
-Missing = Mapping[tuple[str, str], str]  # by model and engine: why it has no timings
+Missing = Mapping[tuple[str, str | Job], str]  # by model and engine, or one job of it: why there are no timings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def results(rows: Sequence[Row], timings: Timings, missing: Missing) -> tuple[Re
 
     def of(row: Row) -> Result:
         for job in (row.ours, row.theirs):
-            reason = missing.get((row.model, job.engine))
+            reason = missing.get((row.model, job.engine)) or missing.get((row.model, job))
             if reason:
                 return Result(row, missing=f"{job.engine}: {reason}")
         ours, theirs = (timings[row.model, job] for job in (row.ours, row.theirs))
