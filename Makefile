@@ -3,10 +3,22 @@ PYTHON ?= python3
 VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 RUN := $(VENV)/bin/python
 WORKERS ?= 2
+# Speed is judged on the newest jax, which wants Python 3.12 or later: `make benchmark` takes the newest it finds, or PYTHON.
+NEWER := python3.14 python3.13 python3.12 $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python3)
+NEWEST = $(firstword $(foreach python,$(NEWER),$(shell $(python) -c 'print("$(python)")' 2>/dev/null)) $(PYTHON))
+# The peers have an interpreter of their own: wheels of a CPU build of torch are not to be had for every Python.
+PEER_PYTHON ?= python3
+PEERS := .venv-peers
 
-.PHONY: demo test lint format
+.PHONY: demo test lint format benchmark compare
 demo: $(VENV)/ready
 	$(RUN) -m experiments.evaluate --config configs/demo.py $(ARGS)
+
+benchmark:
+	$(MAKE) compare PYTHON=$(if $(filter file,$(origin PYTHON)),$(NEWEST),$(PYTHON))
+
+compare: $(VENV)/ready $(PEERS)/ready
+	$(RUN) -m experiments.benchmark --peer-python $(PEERS)/bin/python $(ARGS)
 
 test: $(VENV)/ready
 	$(RUN) -m pytest -n $(WORKERS) $(ARGS)
@@ -22,4 +34,12 @@ $(VENV)/ready: requirements.txt requirements-gym.txt
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet -r requirements.txt
 	$(RUN) -m pip install --quiet -r requirements-gym.txt || echo "without reasoning-gym: see requirements-gym.txt"
+	touch $@
+
+$(PEERS)/ready: requirements-bench.txt
+	$(PEER_PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --upgrade pip
+	sed 's/ *#.*//; /^$$/d' $< | while read -r peer; do \
+		$(PEERS)/bin/python -m pip install --quiet "$$peer" || echo "not installed: $$peer"; done
+	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@

@@ -1,0 +1,112 @@
+"""Random weights that every engine reads: a Hugging Face folder (config.json, model.safetensors), and our reader of it.
+
+Speed does not depend on the values, so no download is needed; all engines have the same numbers all the same.
+"""
+
+import json
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from apr_jax.model.config import ModelConfig
+from apr_jax.model.io import nest
+from apr_jax.model.transformer import Model, graph_of
+
+SHAPES: Mapping[str, ModelConfig] = types.MappingProxyType(
+    {
+        # A Llama of 4.8 M parameters: 6 layers of width 256, a vocabulary of 1,024.
+        "tiny": ModelConfig(
+            vocabulary=1024, width=256, layers=6, heads=4, kv_heads=1, head_dim=64, ffn=768, norm_eps=1e-5
+        ),
+        # SmolLM2-135M.
+        "smollm2": ModelConfig(
+            vocabulary=49152, width=576, layers=30, heads=9, kv_heads=3, head_dim=64, ffn=1536,
+            rope_theta=100000.0, norm_eps=1e-5,
+        ),
+    }
+)  # fmt: skip
+CONTEXT = 8192
+
+
+def write(folder: Path, config: ModelConfig, seed: int) -> None:
+    """Write the folder, bfloat16; one that already describes this model is left as it is."""
+    described = json.dumps(_describe(config, seed), indent=2) + "\n"
+    file = folder / "config.json"
+    if file.is_file() and file.read_text() == described:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    tensors = {
+        name: (np.ones(shape, np.float32) if len(shape) == 1 else rng.standard_normal(shape, np.float32) * 0.02)
+        for name, shape in _shapes(config)
+    }
+    tensors = {name: tensor.astype(jnp.bfloat16) for name, tensor in tensors.items()}
+    for old in folder.glob("*.gguf"):
+        old.unlink()
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    file.write_text(described)
+
+
+def read(folder: Path, dtype: str) -> Model:
+    """The model of a folder that `write` wrote, parameters and activations in `dtype`."""
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    config = _configured(json.loads((folder / "config.json").read_text()), dtype)
+    heads, kv_heads, size = config.heads, config.kv_heads, config.head_dim
+    matrix = lambda name: tensors.pop(f"{name}.weight").T
+    found = {"embed": tensors.pop("model.embed_tokens.weight"), "norm.scale": tensors.pop("model.norm.weight")}
+    for i in range(config.layers):
+        ours, theirs = f"layers.{i}", f"model.layers.{i}"
+        for name, count in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
+            found[f"{ours}.attention.{name}"] = matrix(f"{theirs}.self_attn.{name}_proj").reshape(-1, count, size)
+        found[f"{ours}.attention.out"] = matrix(f"{theirs}.self_attn.o_proj").reshape(heads, size, -1)
+        for name in ("gate", "up", "down"):
+            found[f"{ours}.ffn.{name}"] = matrix(f"{theirs}.mlp.{name}_proj")
+        found[f"{ours}.attention_norm.scale"] = tensors.pop(f"{theirs}.input_layernorm.weight")
+        found[f"{ours}.ffn_norm.scale"] = tensors.pop(f"{theirs}.post_attention_layernorm.weight")
+    if tensors:
+        raise ValueError(f"{folder}: tensors that no part of the model takes: {sorted(tensors)}")
+    return Model(graph_of(config), nest({name: jnp.asarray(np.asarray(x), dtype) for name, x in found.items()}))
+
+
+def _describe(config: ModelConfig, seed: int) -> dict:
+    """`config.json` of a Llama; the seed stands in it so that another one is another folder."""
+    return {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "hidden_act": "silu",
+        "vocab_size": config.vocabulary, "hidden_size": config.width, "intermediate_size": config.ffn,
+        "num_hidden_layers": config.layers, "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim, "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": config.norm_eps, "rope_theta": config.rope_theta, "tie_word_embeddings": True,
+        "attention_bias": False, "mlp_bias": False, "bos_token_id": None, "eos_token_id": None, "seed": seed,
+    }  # fmt: skip
+
+
+def _configured(fields: dict, dtype: str) -> ModelConfig:
+    return ModelConfig(
+        vocabulary=fields["vocab_size"], width=fields["hidden_size"], layers=fields["num_hidden_layers"],
+        heads=fields["num_attention_heads"], kv_heads=fields["num_key_value_heads"], head_dim=fields["head_dim"],
+        ffn=fields["intermediate_size"], rope_theta=fields["rope_theta"], norm_eps=fields["rms_norm_eps"],
+        dtype=dtype, param_dtype=dtype,
+    )  # fmt: skip
+
+
+def _shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the tensors, as `transformers` has them: [out, in]."""
+    width, inner = config.width, config.heads * config.head_dim
+    kv_width = config.kv_heads * config.head_dim
+    yield "model.embed_tokens.weight", (config.vocabulary, width)
+    yield "model.norm.weight", (width,)
+    for i in range(config.layers):
+        layer = f"model.layers.{i}"
+        yield f"{layer}.input_layernorm.weight", (width,)
+        yield f"{layer}.post_attention_layernorm.weight", (width,)
+        yield f"{layer}.self_attn.q_proj.weight", (inner, width)
+        yield f"{layer}.self_attn.k_proj.weight", (kv_width, width)
+        yield f"{layer}.self_attn.v_proj.weight", (kv_width, width)
+        yield f"{layer}.self_attn.o_proj.weight", (width, inner)
+        yield f"{layer}.mlp.gate_proj.weight", (config.ffn, width)
+        yield f"{layer}.mlp.up_proj.weight", (config.ffn, width)
+        yield f"{layer}.mlp.down_proj.weight", (width, config.ffn)

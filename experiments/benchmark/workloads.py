@@ -1,0 +1,181 @@
+"""What is timed: plain data that every engine can be asked to do. Nothing but the standard library is needed here.
+
+All lengths are scripted and no token ends a thread, so any weights serve. Axes are not arrays: everything is ints.
+"""
+
+import dataclasses
+import random
+from typing import Any
+
+ALONE, AFTER = 64, 48  # tokens that a problem generates before its fork, and after its join
+PROMPT = 128
+CHILDREN, LENGTHS = (2, 8), (32, 160)  # least and most threads of a fork, tokens of a thread
+
+
+@dataclasses.dataclass(frozen=True)
+class ForkJoin:
+    """Problems that think alone, fork, join and go on; timed from the first prompt to the last token.
+
+    Attributes:
+        problems: how many.
+        in_flight: how many of them may be begun and not finished at a time.
+        join: "reencode": whoever goes on sees the first thread and is fed the header and the tokens of the others (as
+            ThreadWeaver's client does); "stitch": it sees what the threads saw and wrote, and nothing is fed again.
+        share: of all scripted lengths; 1 is the workload of the benchmark.
+        vocabulary, seed: of prompts and lengths.
+    """
+
+    problems: int
+    in_flight: int
+    vocabulary: int
+    join: str = "reencode"
+    share: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.join not in ("reencode", "stitch"):
+            raise ValueError(f"fork_join.join = {self.join!r}: reencode or stitch is needed")
+
+    @property
+    def scripts(self) -> tuple["Script", ...]:
+        """The problems, drawn from the seed."""
+        rng = random.Random(self.seed)
+        scaled = lambda length: max(int(length * self.share), 1)
+
+        def draw() -> Script:
+            prompt = tuple(rng.randrange(self.vocabulary) for _ in range(max(scaled(PROMPT), 2)))
+            lengths = tuple(scaled(rng.randint(*LENGTHS)) for _ in range(rng.randint(*CHILDREN)))
+            return Script(prompt, scaled(ALONE), lengths, scaled(AFTER))
+
+        return tuple(draw() for _ in range(self.problems))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are generated in all."""
+        return sum(script.tokens for script in self.scripts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Script:
+    """One problem of `ForkJoin`: its prompt, and how many tokens it generates alone, in each thread, and after the join.
+
+    Thread i begins with a header of one token, `i`: it makes the threads differ, as the number of a thread does in
+    ThreadWeaver's `<Thread> i:`.
+    """
+
+    prompt: tuple[int, ...]
+    alone: int
+    lengths: tuple[int, ...]
+    after: int
+
+    @property
+    def tokens(self) -> int:
+        return self.alone + sum(self.lengths) + self.after
+
+    @property
+    def longest(self) -> int:
+        """Tokens on the critical path."""
+        return self.alone + max(self.lengths) + self.after
+
+
+@dataclasses.dataclass(frozen=True)
+class Threads:
+    """Threads forked from prefixes that are fed before the clock starts; the clock covers the fork and all their tokens.
+
+    Attributes:
+        problems, threads: that many prefixes, and threads of each.
+        prefix: tokens of a prefix.
+        tokens_each: tokens that a thread generates. 1 times the fork alone.
+        slots: slots of the project's pool; 0 means as many as it takes. Peers ignore it.
+        vocabulary, seed: of the prefixes.
+    """
+
+    problems: int
+    threads: int
+    prefix: int
+    tokens_each: int
+    vocabulary: int
+    slots: int = 0
+    seed: int = 0
+
+    @property
+    def prefixes(self) -> tuple[tuple[int, ...], ...]:
+        rng = random.Random(self.seed)
+        return tuple(tuple(rng.randrange(self.vocabulary) for _ in range(self.prefix)) for _ in range(self.problems))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are generated in all."""
+        return self.problems * self.threads * self.tokens_each
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """One prompt, from nothing to the first token sampled after it."""
+
+    prompt: int
+    vocabulary: int
+    seed: int = 0
+
+    tokens = 1
+
+    @property
+    def tokens_of_prompt(self) -> tuple[int, ...]:
+        rng = random.Random(self.seed)
+        return tuple(rng.randrange(self.vocabulary) for _ in range(self.prompt))
+
+
+@dataclasses.dataclass(frozen=True)
+class Bare:
+    """The project's loop without threads on the work of `Threads` (only the project's worker can)."""
+
+    work: Threads
+
+    @property
+    def tokens(self) -> int:
+        return self.work.tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Products:
+    """The matrix products of `Threads`, attention's two included, and nothing else (only the project's worker can)."""
+
+    work: Threads
+
+    @property
+    def tokens(self) -> int:
+        return self.work.tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Events:
+    """What a fork and a join by stitching cost beside an ordinary step (only the project's worker can).
+
+    The answer's `extra` has `fork_ms` and `join_ms`.
+
+    Attributes:
+        prefix: tokens of the prefix that is forked.
+        threads: threads that fork from it.
+    """
+
+    prefix: int
+    threads: int
+    vocabulary: int
+    seed: int = 0
+
+
+Workload = ForkJoin | Threads | Feed | Bare | Products | Events
+_KINDS = (ForkJoin, Threads, Feed, Bare, Products, Events)
+
+
+def to_json(work: Workload) -> dict[str, Any]:
+    return {"kind": type(work).__name__, **dataclasses.asdict(work)}
+
+
+def from_json(fields: dict[str, Any]) -> Workload:
+    """Inverse of `to_json`."""
+    fields = dict(fields)
+    kind = {kind.__name__: kind for kind in _KINDS}[fields.pop("kind")]
+    if "work" in fields:
+        fields["work"] = Threads(**fields["work"])
+    return kind(**fields)

@@ -1,0 +1,123 @@
+"""The benchmark's parts: what is asked, who answers, and what is made of the answers; no peer is needed."""
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from apr_jax.model.config import ModelConfig
+from experiments.benchmark import report, weights, workloads
+from experiments.benchmark.__main__ import fixed_batches
+from experiments.benchmark.remote import Remote, Unavailable
+from experiments.benchmark.rows import ENGINE, VLLM, Job, Row, Scale, rows
+from experiments.benchmark.workers import vllm
+from experiments.benchmark.workers.serve import Measured, Options
+from experiments.benchmark.workloads import Bare, Events, Feed, ForkJoin, Script, Threads
+
+THREADS = Threads(problems=1, threads=2, prefix=8, tokens_each=3, vocabulary=32)
+OPTIONS = Options(cores=1, dtype="float32", temperature=0.0, quantisation="Q8_0", context=64, sequences=4)
+SMALL = ModelConfig(vocabulary=32, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
+
+
+@pytest.mark.parametrize("work", [ForkJoin(3, 2, 32), THREADS, Feed(8, 32), Bare(THREADS), Events(8, 2, 32)])
+def test_workloads_survive_the_line(work):
+    assert workloads.from_json(json.loads(json.dumps(workloads.to_json(work)))) == work
+
+
+def test_fork_join_is_the_workload_of_the_benchmark():
+    work = ForkJoin(problems=64, in_flight=32, vocabulary=1024)
+    assert work.scripts == dataclasses.replace(work, join="stitch").scripts, "joins are compared on the same problems"
+    assert work.scripts != dataclasses.replace(work, seed=1).scripts
+    for script in work.scripts:
+        assert (len(script.prompt), script.alone, script.after) == (128, 64, 48)
+        assert 2 <= len(script.lengths) <= 8
+        assert all(32 <= length <= 160 for length in script.lengths)
+    assert work.tokens == sum(64 + sum(script.lengths) + 48 for script in work.scripts)
+
+
+def test_fork_join_refuses_an_unknown_join():
+    with pytest.raises(ValueError, match="reencode or stitch"):
+        ForkJoin(1, 1, 32, join="merge")
+
+
+def test_client_asks_as_threadweaver_does():
+    problem = vllm.Problem(Script(prompt=(7, 8), alone=2, lengths=(1, 3), after=4))
+    assert problem.first() == [(0, [7, 8], 2)]
+    assert problem.next(0, [20, 21]) == [(0, [7, 8, 20, 21, 0], 1), (1, [7, 8, 20, 21, 1], 3)]
+    assert problem.next(1, [30, 31, 32]) == [], "the join waits for all threads"
+    # In the order of the threads, not in that of their ends.
+    assert problem.next(0, [40]) == [(0, [7, 8, 20, 21, 0, 40, 1, 30, 31, 32], 4)]
+    assert problem.next(0, [50, 51, 52, 53]) is None
+
+
+def test_fixed_batches_wait_for_their_longest_problem():
+    work = ForkJoin(problems=1, in_flight=1, vocabulary=32)
+    (script,) = work.scripts
+    assert fixed_batches(work) == script.tokens / (len(script.lengths) * script.longest)
+
+
+def test_weights_are_written_once_and_read_as_they_are(tmp_path):
+    weights.write(tmp_path, SMALL, seed=0)
+    written = (tmp_path / "model.safetensors").stat().st_mtime_ns
+    model = weights.read(tmp_path, "float32")
+    assert dataclasses.replace(model.config, norm_eps=SMALL.norm_eps) == SMALL
+    layer = model.params["layers"]["1"]
+    assert layer["attention"]["k"].shape == (32, 2, 8)
+    assert layer["ffn"]["down"].shape == (48, 32)
+    assert 0.015 < float(np.std(layer["ffn"]["down"])) < 0.025
+    weights.write(tmp_path, SMALL, seed=0)
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns == written
+    weights.write(tmp_path, SMALL, seed=1)
+    assert not np.array_equal(weights.read(tmp_path, "float32").params["embed"], model.params["embed"])
+
+
+def row(name="vs_vllm", **options) -> Row:
+    return Row(name, "tiny", Job(ENGINE, THREADS), Job(VLLM, THREADS), **{"target": 1.5, **options})
+
+
+def timings(ours, theirs):
+    measured = lambda seconds: [Measured(s, 6) for s in seconds]
+    return {("tiny", Job(ENGINE, THREADS)): measured(ours), ("tiny", Job(VLLM, THREADS)): measured(theirs)}
+
+
+def test_ratios_are_taken_within_turns():
+    (result,) = report.results([row()], timings([1.0, 10.0, 1.0], [2.0, 20.0, 1.0]), {})
+    assert result.values == (2.0, 2.0, 1.0)
+    assert (result.ratio, result.met) == (2.0, True)
+    (cost,) = report.results([row(target=0.05, cost=True)], timings([1.1], [1.0]), {})
+    assert cost.ratio == pytest.approx(0.1)
+    assert cost.met is False
+
+
+def test_a_missing_peer_says_so_in_its_rows():
+    (result,) = report.results([row()], timings([1.0], []), {("tiny", VLLM): "No module named 'vllm'"})
+    assert result.to_dict() == {"ratio": None, "target": 1.5, "missing": "vllm: No module named 'vllm'"}
+    assert report.worst([result], "vs_") is None
+
+
+def test_names_of_rows_are_distinct_and_complete():
+    names = [row.name for row in rows(Scale(), {"tiny": 1024, "smollm2": 49152})]
+    assert len(set(names)) == len(names)
+    assert {"workload_tiny_vs_vllm", "workload_smollm2_stitched_vs_vllm", "vs_vllm_32", "vs_llamacpp_8"} <= set(names)
+    assert {"tiny_vs_vllm_256", "feed_vs_transformers", "capacity_cost"} <= set(names)
+
+
+def test_a_peer_that_is_not_installed_is_unavailable(tmp_path):
+    with pytest.raises(Unavailable, match="No such file"):
+        Remote("vllm", str(tmp_path / "python"), 1, tmp_path / "log")
+    # A package of that name that cannot be imported, whatever is installed here.
+    remote = Remote("no_such_engine", sys.executable, 1, tmp_path / "log")
+    with pytest.raises(Unavailable, match="no_such_engine"):
+        remote.load(tmp_path, OPTIONS)
+
+
+def test_the_project_answers_as_a_worker(tmp_path):
+    weights.write(tmp_path / "weights", SMALL, seed=0)
+    remote = Remote("engine", sys.executable, 1, tmp_path / "log")
+    assert "jax" in remote.load(tmp_path / "weights", OPTIONS)
+    measured = remote.run(dataclasses.replace(THREADS, prefix=10))
+    assert (measured.tokens, measured.seconds > 0) == (6, True)
+    remote.close()
+    assert remote.process.returncode == 0

@@ -1,0 +1,100 @@
+"""The scripted fork and join against plain forwards over the contexts that its threads should have seen."""
+
+import jax
+import numpy as np
+import pytest
+
+import reference_model
+from apr_jax.decode import Engine, Problem, Sizes, Source, Stop
+from apr_jax.model import transformer
+from apr_jax.model.config import ModelConfig
+from apr_jax.protocols import Scripted
+
+PROMPTS = ((9, 4, 7, 1), (3, 3), (8, 2, 6))
+SCRIPTS = ((3, (2, 5, 1), 4), (1, (1,), 1), (2, (4, 2), 3))  # alone, threads, after
+
+
+def decoded(layers: int, stitch: bool, **sizes):
+    """A model of random weights, and the transcripts of all problems by number."""
+    config = ModelConfig(vocabulary=32, width=32, layers=layers, heads=4, kv_heads=2, head_dim=8, ffn=48)
+    model = transformer.init(config, jax.random.key(layers))
+    # Weights of deviation 0.02 would make every token follow from the last one alone.
+    params = jax.tree.map(lambda leaf: leaf * 8 if leaf.ndim > 1 else leaf, model.params)
+    model = transformer.Model(model.graph, params)
+    protocol = Scripted(most=3, stitch=stitch)
+    problems = [
+        Problem(i, protocol.prompt(prompt, *script))
+        for i, (prompt, script) in enumerate(zip(PROMPTS, SCRIPTS, strict=True))
+    ]
+    defaults = {"problems": 2, "lanes": 2, "rows": 3, "threads": protocol.threads, "slots": 128, "run": 4}
+    defaults |= {"log": 256, "log_run": 4, "queue": 3, "prompt": 16, "outbox": 3, "attention_block": 32}
+    engine = Engine(model, protocol, Sizes(**(defaults | sizes)))
+    found = {transcript.problem: transcript for transcript in engine.decode(problems)}
+    assert engine.traces == 1
+    return reference_model.transformer(model.params, config), [found[i] for i in range(len(problems))]
+
+
+def check_greedy(forward, context, generated) -> None:
+    """Each generated token is the likeliest one after (token, position) pairs that grow by it."""
+    context = list(context)
+    for token in generated:
+        logits = forward(tuple(context))
+        assert logits[token] > np.max(logits) - 1e-4
+        context.append((int(token), max(position for _, position in context) + 1))
+
+
+def grown(context, tokens, start=None):
+    """A context and further tokens, at the positions that follow or from `start` on."""
+    start = max(position for _, position in context) + 1 if start is None else start
+    return [*context, *((int(token), start + i) for i, token in enumerate(tokens))]
+
+
+@pytest.mark.parametrize("sizes", [{}, {"feed_threshold": 0, "feed_chunk": 3}, {"lanes": 1, "rows": 2, "run": 1}])
+@pytest.mark.parametrize("stitch", [False, True])
+def test_threads_see_what_the_script_says(stitch, sizes):
+    # With one layer keys and values do not depend on what was seen: a stitched context has a plain forward.
+    forward, transcripts = decoded(layers=1 if stitch else 2, stitch=stitch, **sizes)
+    for transcript, prompt, (alone, lengths, after) in zip(transcripts, PROMPTS, SCRIPTS, strict=True):
+        assert transcript.stop == Stop.LENGTH
+        parts = [transcript.generated(i) for i in range(len(transcript.threads))]
+        assert [len(part) for part in parts] == [after, alone, *lengths]
+        context = [(token, place) for place, token in enumerate(prompt)]
+        check_greedy(forward, context, parts[1])
+        context = grown(context, parts[1])
+        for header, part in enumerate(parts[2:]):
+            check_greedy(forward, grown(context, [header]), part)
+        fork = len(context)
+        for header, part in enumerate(parts[2:]):
+            unfed = part[:-1] if stitch else part
+            context = grown(context, [header, *unfed], fork if stitch else None)
+        if stitch:
+            context = grown(context, [part[-1] for part in parts[2:]])
+        check_greedy(forward, context, parts[0])
+
+
+@pytest.mark.parametrize("stitch", [False, True])
+def test_only_what_must_be_fed_is_fed(stitch):
+    _, transcripts = decoded(layers=1, stitch=stitch)
+    for transcript, prompt, (_, lengths, _) in zip(transcripts, PROMPTS, SCRIPTS, strict=True):
+        said = int(np.sum(transcript.log.source == Source.FED))
+        flushed = len(lengths) if stitch else 1 + sum(1 + length for length in lengths[1:])
+        assert said == len(prompt) + 1 + len(lengths) + flushed
+
+
+def test_depth_is_the_longest_way():
+    _, transcripts = decoded(layers=1, stitch=True)
+    for transcript, (alone, lengths, after) in zip(transcripts, SCRIPTS, strict=True):
+        assert transcript.log.depth.max() == alone + max(lengths) + after
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (((1,), 1, (1,), 1), "prompt of 1 tokens"),
+        (((1, 2), 1, (1,) * 4, 1), "4 threads"),
+        (((1, 2), 0, (1,), 1), "at least 1"),
+    ],
+)
+def test_refuses_a_wrong_script(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Scripted(most=3).prompt(*arguments)
