@@ -3,7 +3,7 @@
     make demo
 
 `sequential`, `self_consistency` and `best_of_n` use the model trained on SoS+ demonstrations, `apr` its twin trained on APR
-demonstrations of the same problems. Self-consistency and best-of-N read the same four samples.
+demonstrations of the same problems. Self-consistency and best-of-N read the same three samples.
 """
 
 from apr_jax.decode import Sizes
@@ -25,10 +25,10 @@ SEQUENTIAL = RolloutConfig(
 SAMPLES = RolloutConfig(
     checkpoint=SOS,
     protocol="samples",
-    samples=4,
+    samples=3,
     temperature=0.7,
-    max_tokens=LONGEST,
-    sizes=Sizes(problems=32, lanes=4, rows=128, threads=5, slots=5632, log=5632, **QUEUES),
+    max_tokens=1024,
+    sizes=Sizes(problems=32, lanes=3, rows=96, threads=4, slots=3584, log=3584, **QUEUES),
 )
 SPAWN_JOIN = RolloutConfig(
     checkpoint=APR,

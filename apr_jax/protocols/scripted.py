@@ -38,6 +38,7 @@ class Scripted:
     most: int = 8
     stitch: bool = False
 
+    live = False
     handlers = ()
 
     def __post_init__(self):
@@ -93,7 +94,7 @@ class Scripted:
         alone = self._open(book, thread, jnp.int32(1), self._scripted(book, _ALONE)[None], books.PROMPT, last)
         lengths = jax.lax.dynamic_slice_in_dim(book.prompt, last + 1 + _LENGTHS, self.most)
         forked = self._open(book, thread, self._scripted(book, _COUNT), lengths, books.TEMPLATE, jnp.int32(0))
-        return protocol.choose(book.threads.opened[thread] == 0, alone, forked)
+        return books.choose(book.threads.opened[thread] == 0, alone, forked)
 
     def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
         """Go on from the children's tokens: to the fork after the first child, to the end after the threads."""
@@ -107,10 +108,8 @@ class Scripted:
         )
         me, forked = number == thread, threads.opened[thread] > 1
         fed = jnp.where(seen, threads.fed, 0)
-        grown = book.threads.where(
-            me, position=threads.position + jnp.max(fed), inherited=threads.inherited + jnp.sum(fed)
-        )
-        after = book.max_tokens - self._scripted(book, _AFTER)
+        grown = book.threads.where(me, position=threads.position + jnp.max(fed))
+        after = book.budgets[0] - self._scripted(book, _AFTER)
         return book.replace(threads=grown.where(me & forked, samples=True, generated=after))
 
     def _kept(self, book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
@@ -124,16 +123,16 @@ class Scripted:
     def _open(self, book: Book, parent, count, lengths: Int[Array, "n"], kind: int, start: Int[Array, ""]) -> Book:
         """Fork into `count` threads that sample `lengths` tokens; thread i is fed the token at `start + i` of `kind`."""
         first = book.used
-        book = jax.lax.fori_loop(0, count, lambda _, b: books.open_child(b, parent, shares=True), book)
+        book = jax.lax.fori_loop(0, count, lambda _, b: books.open_child(b, parent), book)
         born, number = books.children(book, parent), books.numbers(book)
         place = number - first
         length = lengths[jnp.clip(place, 0, lengths.shape[0] - 1)]
-        # A thread may sample `max_tokens`: one that is to sample fewer is taken to have sampled the rest.
-        book = book.replace(threads=book.threads.where(born, generated=book.max_tokens - length))
+        # A thread may sample its budget: one that is to sample fewer is taken to have sampled the rest.
+        book = book.replace(threads=book.threads.where(born, generated=book.budgets[1] - length))
         # A finished thread that nobody sees loses its slots: who is to go on from it sees it from the start, and waits.
         book = book.replace(sees=_with(book, parent, born & self._kept(book, parent)))
         book = protocol.say(book, number, (kind,), number, (start + place,), (1,), born)
-        return books.commit(book, parent)
+        return books.commit(book, parent, shares=True)
 
 
 def _with(book: Book, viewer: Int[Array, ""], writers: Bool[Array, "M"]) -> UInt32[Array, "M words"]:
