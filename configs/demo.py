@@ -27,8 +27,8 @@ SAMPLES = RolloutConfig(
     protocol="samples",
     samples=3,
     temperature=0.7,
-    max_tokens=1024,
-    sizes=Sizes(problems=32, lanes=3, rows=96, threads=4, slots=3584, log=3584, **QUEUES),
+    max_tokens=768,
+    sizes=Sizes(problems=32, lanes=3, rows=96, threads=4, slots=2560, log=2560, **QUEUES),
 )
 SPAWN_JOIN = RolloutConfig(
     checkpoint=APR,
