@@ -64,9 +64,15 @@ class Model:
         return self.graph.config
 
 
+def abstract(config: ModelConfig) -> Model:
+    """The model with a `jax.ShapeDtypeStruct` for each array; allocates nothing."""
+    module = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0)))
+    return Model(Graph(config, nnx.graphdef(module)), nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+
+
 def graph_of(config: ModelConfig) -> Graph:
     """The static half alone; allocates nothing."""
-    return Graph(config, nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0)))))
+    return abstract(config).graph
 
 
 def init_params(config: ModelConfig, key: Key[Array, ""]) -> Params:
@@ -107,7 +113,7 @@ def init(config: ModelConfig, key: Key[Array, ""]) -> Model:
 
 def abstract_params(config: ModelConfig) -> Params:
     """The parameter tree with a `jax.ShapeDtypeStruct` for each array."""
-    return jax.eval_shape(lambda key: init_params(config, key), jax.eval_shape(lambda: jax.random.key(0)))
+    return abstract(config).params
 
 
 def hidden(
