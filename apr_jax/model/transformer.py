@@ -186,8 +186,8 @@ class Attention(nnx.Module):
             self.out_bias = _zeros((config.width,), config)
 
     def __call__(self, x: Float[Array, "*B D"], rope: Array, attend: Attend, memory: Any) -> tuple[Array, Any]:
-        q, k, v = (_product(x, w.get_value()) for w in (self.q, self.k, self.v))
-        q, k, v = (y.reshape(*y.shape[:-1], -1, self.config.head_dim) for y in (q, k, v))
+        heads = (*x.shape[:-1], -1, self.config.head_dim)
+        q, k, v = (_product(x, w.get_value()).reshape(heads) for w in (self.q, self.k, self.v))
         if self.config.bias != "none":
             q, k, v = (y + b[...].astype(y.dtype) for y, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
         if self.config.qk_norm:
