@@ -174,13 +174,27 @@ def free_fields(config: Any, prefix: str = "") -> set[str]:
     return names
 
 
+def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted names and values of the fields that have plain defaults, those of nested dataclasses included."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            found |= _defaults(value, name + ".")
+        elif field.default is not dataclasses.MISSING:
+            found[name] = to_dict(field.default)
+    return found
+
+
 def differences(config: Any, saved: Any) -> list[str]:
     """What differs, in fields that matter, between a configuration and the saved `to_dict` of another.
 
     Returns:
-        One line per field: its dotted name, the saved value and the present one. Fields marked `FREE` are left out.
+        One line per field: its dotted name, the saved value and the present one. Fields marked `FREE` are left out, and
+        so are those that the saved configuration does not know yet and that have their default: old runs go on.
     """
     now, before, free = flatten(config), flatten(saved), free_fields(config)
-    names = [n for n in [*now, *(b for b in before if b not in now)] if now.get(n, "absent") != before.get(n, "absent")]
+    known = _defaults(config) | before
+    names = [n for n in [*now, *(b for b in before if b not in now)] if now.get(n, "absent") != known.get(n, "absent")]
     names = [n for n in names if not any(n == f or n.startswith(f + ".") for f in free)]
     return [f"{n}: was {before.get(n, 'absent')!r}, is now {now.get(n, 'absent')!r}" for n in names]

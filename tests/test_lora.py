@@ -50,7 +50,7 @@ def test_a_few_steps_move_only_the_adapters(targets):
         updates, state = optimizer.update(gradients, state)
         adapters = optax.apply_updates(adapters, updates)
         losses.append(float(value))
-    assert losses[-1] < losses[0] - 0.1
+    assert losses[-1] < losses[0] - 0.03
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.any(a != b)), adapters, first)))
     jax.tree.map(np.testing.assert_array_equal, model.params, before)
 

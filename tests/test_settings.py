@@ -106,6 +106,9 @@ def test_describe_and_save(tmp_path):
 def test_differences():
     saved = json.loads(json.dumps(settings.to_dict(Outer())))
     assert settings.differences(Outer(folder="b"), saved) == []
+    older = {name: value for name, value in saved.items() if name != "inner"} | {"inner": {}}
+    assert settings.differences(Outer(), older) == []
+    assert settings.differences(Outer(Inner(0.3)), older) == ["inner.learning_rate: was 'absent', is now 0.3"]
     changed = Outer(Inner(0.3), parts=(Inner(), Inner()))
     assert settings.differences(changed, saved) == [
         "inner.learning_rate: was 0.1, is now 0.3",

@@ -64,9 +64,15 @@ class Model:
         return self.graph.config
 
 
+def abstract(config: ModelConfig) -> Model:
+    """The model with a `jax.ShapeDtypeStruct` for each array; allocates nothing."""
+    module = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0)))
+    return Model(Graph(config, nnx.graphdef(module)), nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+
+
 def graph_of(config: ModelConfig) -> Graph:
     """The static half alone; allocates nothing."""
-    return Graph(config, nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0)))))
+    return abstract(config).graph
 
 
 def init_params(config: ModelConfig, key: Key[Array, ""]) -> Params:
@@ -107,7 +113,7 @@ def init(config: ModelConfig, key: Key[Array, ""]) -> Model:
 
 def abstract_params(config: ModelConfig) -> Params:
     """The parameter tree with a `jax.ShapeDtypeStruct` for each array."""
-    return jax.eval_shape(lambda key: init_params(config, key), jax.eval_shape(lambda: jax.random.key(0)))
+    return abstract(config).params
 
 
 def hidden(
@@ -180,8 +186,8 @@ class Attention(nnx.Module):
             self.out_bias = _zeros((config.width,), config)
 
     def __call__(self, x: Float[Array, "*B D"], rope: Array, attend: Attend, memory: Any) -> tuple[Array, Any]:
-        q, k, v = (_product(x, w.get_value()) for w in (self.q, self.k, self.v))
-        q, k, v = (y.reshape(*y.shape[:-1], -1, self.config.head_dim) for y in (q, k, v))
+        heads = (*x.shape[:-1], -1, self.config.head_dim)
+        q, k, v = (_product(x, w.get_value()).reshape(heads) for w in (self.q, self.k, self.v))
         if self.config.bias != "none":
             q, k, v = (y + b[...].astype(y.dtype) for y, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
         if self.config.qk_norm:

@@ -14,7 +14,7 @@ from apr_jax.model import io
 from apr_jax.model.config import DTYPES, ModelConfig
 from apr_jax.model.pretrained import configuration, gguf_file, names, stored
 from apr_jax.model.pretrained.stored import Stored
-from apr_jax.model.transformer import Model, abstract_params, graph_of, logical_axes
+from apr_jax.model.transformer import Model, abstract, logical_axes
 
 
 def load_pretrained(path: str | Path, mesh: sharding.Mesh | None = None, dtype: str | None = None) -> Model:
@@ -35,15 +35,17 @@ def load_pretrained(path: str | Path, mesh: sharding.Mesh | None = None, dtype: 
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
-    config, tensors, twisted = _open(Path(path))
-    kept = tensors["embed"].dtype
-    dtype = dtype or (kept if kept in DTYPES else "float32")
-    config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
-    expected = abstract_params(config)
-    places = io.flatten(sharding.shardings(expected, logical_axes(config), mesh)) if mesh else {}
+    source = _open(Path(path))
+    table = source.tensors.get(names.foreign("embed", source.column))
+    dtype = dtype or (table.dtype if table and table.dtype in DTYPES else "float32")
+    config = dataclasses.replace(source.config, dtype=dtype, param_dtype=dtype)
+    blank = abstract(config)
+    expected = io.flatten(blank.params)
+    tensors = _fitting(source, expected, str(path))
+    places = io.flatten(sharding.shardings(blank.params, logical_axes(config), mesh)) if mesh else {}
     params = {}
-    for name, leaf in io.flatten(expected).items():
-        order = _untwist(leaf.shape, name, config.head_dim) if twisted else None
+    for name, leaf in expected.items():
+        order = _untwist(leaf.shape, name, config.head_dim) if source.twisted else None
         values = _read(tensors[name], name, leaf.shape, jnp.dtype(dtype), order)
         if mesh:
             parameter = jax.make_array_from_callback(
@@ -53,34 +55,49 @@ def load_pretrained(path: str | Path, mesh: sharding.Mesh | None = None, dtype: 
             parameter = jnp.asarray(values)
         # One at a time: transfers that wait would keep the host's copies alive.
         params[name] = jax.block_until_ready(parameter)
-    return Model(graph_of(config), io.nest(params))
+    return Model(blank.graph, io.nest(params))
 
 
-def _open(path: Path) -> tuple[ModelConfig, dict[str, Stored], bool]:
-    """The configuration, the tensors by our names, and whether q and k are in the order of GGUF's llama."""
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """What a folder or file holds: its configuration in float32, and its tensors, none of them read yet.
+
+    Attributes:
+      config: what the fields say.
+      tensors: by the names of the file.
+      column: whose names these are, `names.HF` or `names.GGUF`.
+      unread: tensors that may be there and are not needed.
+      twisted: whether q and k are in the order of GGUF's llama.
+    """
+
+    config: ModelConfig
+    tensors: Mapping[str, Stored]
+    column: int
+    unread: set[str]
+    twisted: bool
+
+
+def _open(path: Path) -> _Source:
     if path.is_dir():
         config = configuration.from_hf(stored.read_json(path / "config.json"), str(path / "config.json"))
         tensors = stored.open_folder(path)
         # Buffers of old checkpoints that are computed here; and a copy of the table, which a tied model does not read.
         unread = {n for n in tensors if n.endswith("rotary_emb.inv_freq") or config.tied and n == "lm_head.weight"}
-        return config, _fitting(tensors, config, names.HF, unread, str(path)), False
+        return _Source(config, tensors, names.HF, unread, False)
     metadata, tensors = gguf_file.open_gguf(path)
     config = configuration.from_gguf(metadata, {name: t.shape for name, t in tensors.items()}, str(path))
     if "rope_freqs.weight" in tensors:
         factors = gguf_file.elements(tensors["rope_freqs.weight"])
         config = configuration.with_frequency_factors(config, factors, str(path))
-    tensors = _fitting(tensors, config, names.GGUF, {"rope_freqs.weight"}, str(path))
-    return config, tensors, metadata["general.architecture"] == "llama"
+    twisted = metadata["general.architecture"] == "llama"
+    return _Source(config, tensors, names.GGUF, {"rope_freqs.weight"}, twisted)
 
 
-def _fitting(
-    tensors: Mapping[str, Stored], config: ModelConfig, column: int, unread: set[str], what: str
-) -> dict[str, Stored]:
+def _fitting(source: _Source, expected: Mapping[str, jax.ShapeDtypeStruct], what: str) -> dict[str, Stored]:
     """The tensors by our names, if they are those of the configuration; messages have the names of the file."""
-    expected = io.flatten(abstract_params(config))
-    theirs = {name: names.foreign(name, column) for name in expected}
+    tensors, theirs = source.tensors, {name: names.foreign(name, source.column) for name in expected}
     missing = sorted(set(theirs.values()) - set(tensors))
-    left_over = sorted(set(tensors) - set(theirs.values()) - unread)
+    left_over = sorted(set(tensors) - set(theirs.values()) - source.unread)
     if missing or left_over:
         raise ValueError(f"{what} does not fit its configuration: missing {missing}, left over {left_over}")
     shapes = {theirs[name]: names.stored_shape(name, leaf.shape) for name, leaf in expected.items()}
