@@ -49,7 +49,8 @@ class Vllm:
     """vLLM with prefix caching."""
 
     def __init__(self, folder: str, options: Options):
-        # Read by vLLM when it is imported. One process, so that `step` is a function call and not a message.
+        # Read by vLLM when it is imported. One process, so that `step` is a function call and not a message; with
+        # OMP_NUM_THREADS unset, vLLM would then leave its own products one thread.
         cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
         os.environ |= {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
