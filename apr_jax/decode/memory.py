@@ -177,7 +177,7 @@ def _estimator(config: ModelConfig, mesh: sharding.Mesh | None) -> Callable[[Siz
         lambda leaf, place: math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize, shapes, places
     )
     parameters, model = sum(jax.tree.leaves(held)), mesh.shape["model"]
-    width = config.kv_heads * config.head_dim // (model if config.kv_heads % model == 0 else 1)
+    width = config.kv_heads * config.head_dim // (model if sharding.pool_cut(config.kv_heads, model) else 1)
     dtype, stored = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
 
     def at(sizes: Sizes) -> Estimate:
