@@ -169,6 +169,24 @@ def by_rows(draw: Callable[..., Any], logits: jax.Array, *rows: jax.Array) -> An
     return jax.shard_map(mine, in_specs=specs, out_specs=jax.P(), axis_names={"model"}, check_vma=False)(logits, *rows)
 
 
+def hold(pool: Any, heads: int) -> Any:
+    """Inside of a program: key/value arrays [.., K h], cut over `model` or whole, as `heads` says.
+
+    Where query heads are cut and key/value heads are not, XLA would cut the pool over a part of `model` inside of the loop,
+    and lay it out anew whenever the loop is entered and left.
+    """
+    count = jax.sharding.get_abstract_mesh().shape.get("model", 1)
+    if count == 1:
+        return pool
+    cut = pool_cut(heads, count)
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, jax.P(*[None] * (x.ndim - 1), cut)), pool)
+
+
+def pool_cut(heads: int, model: int) -> str | None:
+    """The mesh axis over which the last axis of the pool is cut; None where that would cut a head."""
+    return "model" if heads % model == 0 else None
+
+
 def explain(
     axes_tree: Mapping[str, Any], shapes: Mapping[str, Any], mesh: Mesh, rules: Rules = RULES
 ) -> dict[str, str]:

@@ -41,10 +41,10 @@ def test_parameters_and_state_are_counted_exactly(shape):
     assert 0 <= on_first_device(state) - counted < 100
 
 
-def test_the_workspace_bounds_what_xla_takes():
+def test_the_workspace_is_about_what_xla_takes():
     engine = Engine(transformer.init(CONFIG, jax.random.key(0)), Samples(2, end=0), LARGE)
-    held = engine.placement.compile().memory_analysis()
-    assert held.temp_size_in_bytes < 3 * memory.estimate(CONFIG, LARGE).parts["workspace"]
+    temp = engine.compile().memory_analysis().temp_size_in_bytes
+    assert temp / 1.5 < memory.estimate(CONFIG, LARGE).parts["workspace"] < 3 * temp
 
 
 def test_costs_name_every_size_and_add_up():
@@ -61,10 +61,10 @@ def test_sizes_that_cannot_fit_are_refused_with_the_arithmetic():
     config = PRESETS["qwen3_8b"]
     sizes = Sizes(problems=16, slots=16384, attention_block=512)
     with pytest.raises(ValueError) as refused:
-        memory.require(config, sizes, 17 * GB + GB, jax.sharding.AbstractMesh((1, 8), ("data", "model")))
+        memory.require(config, sizes, 6 * GB, jax.sharding.AbstractMesh((1, 8), ("data", "model")))
     message = str(refused.value)
     assert "2 x 36 layers x 16 problems x 16384 slots x 128 numbers x 2 bytes" in message
-    assert "sizes.problems = " not in message or "instead of 16" in message
+    assert "each device, which has 6.0 GB" in message and "sizes.problems = 12 instead of 16" in message
     with pytest.raises(ValueError, match="use more devices"):
         memory.require(config, sizes, 10 * GB)
 

@@ -14,7 +14,7 @@ import pytest
 import mesh_program
 import oracle
 import reference_model
-from apr_jax import compiled
+from apr_jax import compiled, sharding
 from apr_jax.decode import Engine, Transcript
 
 PROGRAM = Path(__file__).parent / "mesh_program.py"
@@ -128,3 +128,11 @@ def test_a_mesh_of_explicit_axes_is_refused():
     mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
     with pytest.raises(ValueError, match="both Auto"):
         Engine(mesh_program.model(*HEADS), mesh_program.PROTOCOL, mesh_program.SIZES, mesh)
+
+
+@pytest.mark.skipif(jax.device_count() < 3, reason="needs 3 devices (jax_num_cpu_devices)")
+def test_a_mesh_that_does_not_divide_the_model_is_refused():
+    with pytest.raises(
+        ValueError, match=r"'vocabulary' of size 16 cannot be cut over model=3; .* model one of \[1, 2\]"
+    ):
+        Engine(mesh_program.model(*HEADS), mesh_program.PROTOCOL, mesh_program.SIZES, sharding.make_mesh(1, 3))

@@ -127,3 +127,23 @@ def test_local_parts_come_in_order_and_once():
     assert len(placed.addressable_shards) == 4
     np.testing.assert_array_equal(sharding.local(placed), values)
     np.testing.assert_array_equal(sharding.local(jnp.asarray(values)), values)
+
+
+@needs_four
+@pytest.mark.parametrize("rows", [4, 5])
+def test_rows_are_drawn_whole(rows):
+    """Whether `model` divides them or not, and in different shards on their own."""
+    rng, mesh = np.random.default_rng(0), sharding.make_mesh(2, 2)
+    logits = rng.normal(size=(2, rows, 8)).astype(np.float32)
+    shift = rng.integers(0, 8, size=(2, rows)).astype(np.int32)
+    draw = lambda logits, shift: (jnp.argmax(jnp.cumsum(logits, axis=1), axis=1) + shift, jnp.sum(logits, axis=1))
+
+    def shard(logits, shift):
+        return jax.tree.map(lambda x: x[None], sharding.by_rows(draw, logits[0], shift[0]))
+
+    mine = {"in_specs": P("data"), "out_specs": P("data"), "axis_names": {"data"}, "check_vma": False}
+    placed = jax.device_put(logits, jax.NamedSharding(mesh, P("data", None, "model")))
+    token, total = jax.jit(jax.shard_map(shard, mesh=mesh, **mine))(placed, shift)
+    np.testing.assert_array_equal(token, logits.cumsum(axis=2).argmax(axis=2) + shift)
+    np.testing.assert_allclose(total, logits.sum(axis=2), atol=1e-5)
+    np.testing.assert_array_equal(sharding.by_rows(draw, logits[0], shift[0])[0], token[0])  # no mesh

@@ -1,7 +1,8 @@
 """What a run costs in memory, told before anything is allocated, and sizes that fit.
 
-Parameters and state are counted exactly, from their shapes on the mesh. The workspace of a step is a bound, by the largest arrays
-that a step needs at once; `experiments/compile_tpu.py` prints what a compiler really takes. Letters are those of `Sizes`.
+Parameters and state are counted exactly, from their shapes on the mesh. The workspace of a step is estimated by the largest arrays
+that it needs at once; `Engine.compile().memory_analysis()` tells what it really is, `experiments/compile_tpu.py` for a TPU.
+Letters are those of `Sizes`.
 """
 
 import dataclasses
@@ -84,10 +85,11 @@ def require(config: ModelConfig, sizes: Sizes, memory: int, mesh: sharding.Mesh 
     Raises:
         ValueError: it does not fit; the message has the arithmetic and sizes that would.
     """
-    found = estimate(config, sizes, mesh)
+    at = _estimator(config, mesh)
+    found = at(sizes)
     if found.total <= memory:
         return found
-    most = {name: largest(config, sizes, memory, name, mesh) for name in ("problems", "slots", "outbox")}
+    most = {name: _largest(at, sizes, memory, name) for name in ("problems", "slots", "outbox")}
     fixes = [f"sizes.{name} = {value} instead of {getattr(sizes, name)}" for name, value in most.items() if value]
     cure = f"what fits: {', or '.join(fixes)}" if fixes else "no smaller pool or outbox is enough: use more devices"
     raise ValueError(
@@ -97,13 +99,7 @@ def require(config: ModelConfig, sizes: Sizes, memory: int, mesh: sharding.Mesh 
 
 def largest(config: ModelConfig, sizes: Sizes, memory: int, name: str, mesh: sharding.Mesh | None = None) -> int:
     """The largest value of one size (`problems`, `slots` or `outbox`) at which the estimate fits, 0 if none does."""
-    at, step = _estimator(config, mesh), sizes.block if name == "slots" else 1
-
-    def fits(count: int) -> bool:
-        rows = min(sizes.rows, count * sizes.lanes) if name == "problems" else sizes.rows
-        return at(dataclasses.replace(sizes, rows=rows, **{name: count * step})).total <= memory
-
-    return _last(fits) * step
+    return _largest(_estimator(config, mesh), sizes, memory, name)
 
 
 def choose_sizes(
@@ -177,7 +173,7 @@ def _estimator(config: ModelConfig, mesh: sharding.Mesh | None) -> Callable[[Siz
         lambda leaf, place: math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize, shapes, places
     )
     parameters, model = sum(jax.tree.leaves(held)), mesh.shape["model"]
-    width = config.kv_heads * config.head_dim // (model if config.kv_heads % model == 0 else 1)
+    width = config.kv_heads * config.head_dim // (model if sharding.pool_cut(config.kv_heads, model) else 1)
     dtype, stored = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
 
     def at(sizes: Sizes) -> Estimate:
@@ -197,11 +193,21 @@ def _estimator(config: ModelConfig, mesh: sharding.Mesh | None) -> Callable[[Siz
             "parameters": f"{config.parameters:,} numbers x {stored.itemsize} bytes, model={model}",
             "pool": f"2 x {config.layers} layers x {slots} x {width} numbers x {dtype.itemsize} bytes",
             "outbox": f"{sizes.outbox} logs of {sizes.log} entries, and their books",
-            "workspace": "largest arrays of one step, a bound",
+            "workspace": "the largest arrays of one step, about",
         }
         return Estimate(parts, how)
 
     return at
+
+
+def _largest(at: Callable[[Sizes], Estimate], sizes: Sizes, memory: int, name: str) -> int:
+    step = sizes.block if name == "slots" else 1
+
+    def fits(count: int) -> bool:
+        rows = min(sizes.rows, count * sizes.lanes) if name == "problems" else sizes.rows
+        return at(dataclasses.replace(sizes, rows=rows, **{name: count * step})).total <= memory
+
+    return _last(fits) * step
 
 
 def _bytes(tree: Any) -> int:
@@ -214,7 +220,7 @@ def _workspace(config: ModelConfig, sizes: Sizes, model: int, width: int) -> int
     heads = config.heads // model if config.heads % model == 0 else config.heads
 
     def rows(count: int, mask_rows: int, keys: int) -> int:
-        mask = mask_rows * sizes.slots
+        mask = 5 * mask_rows * sizes.slots  # visibility bits in 32-bit words, and the mask made of them
         scores = 2 * 4 * mask_rows * heads * sizes.block
         blocks = 2 * keys * sizes.block * width * item
         hidden = count * (3 * config.ffn // model + 4 * config.width) * item

@@ -74,8 +74,8 @@ class Placement:
     def abstract_state(self) -> State:
         """Shapes, dtypes and shardings of the state."""
         shapes = jax.eval_shape(self.create, jax.ShapeDtypeStruct((2,), jnp.uint32))
-        even = self.program.graph.config.kv_heads % self.mesh.shape["model"] == 0
-        pool = self.place(None, None, "model" if even else None)
+        cut = sharding.pool_cut(self.program.graph.config.kv_heads, self.mesh.shape["model"])
+        pool = self.place(None, None, cut)
         placed = jax.tree.map(lambda leaf: _with_place(leaf, self.place()), shapes)
         return dataclasses.replace(placed, pool=jax.tree.map(lambda leaf: _with_place(leaf, pool), shapes.pool))
 
