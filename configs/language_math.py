@@ -11,7 +11,7 @@ from apr_jax.tasks.language.mathematics import Mathematics
 from apr_jax.tasks.language.task import Prompt
 from experiments.evaluate import EvaluateConfig
 
-MODEL = "data/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # carries its tokenizer and chat template
+MODEL = "work/smollm2.gguf"  # carries its tokenizer and chat template
 BOXED = Prompt(wrap="{question}\n\nThink step by step, and put the final answer in \\boxed{}.")
 QUEUES = dict(prompt=512, feed_tiles=2, feed_chunk=64, queue=64, outbox=16)
 

@@ -15,6 +15,8 @@ from apr_jax.decode import Engine, Problem, Progress, Sizes, Transcript
 from apr_jax.evaluate import metrics, select
 from apr_jax.evaluate.outcomes import Outcome, outcome, summary
 from apr_jax.model import io
+from apr_jax.model.pretrained import load_pretrained
+from apr_jax.model.transformer import Model
 from apr_jax.protocols import Samples, Sequential, SpawnJoin
 from apr_jax.protocols.spawn_join import Context, Returns
 from apr_jax.tasks.task import Task
@@ -31,7 +33,7 @@ class RolloutConfig:
     """How problems are decoded.
 
     Attributes:
-        checkpoint: the model's file.
+        checkpoint: the model, see `load_model`.
         protocol: how threads come and go.
         samples: threads of `samples`.
         max_depth, context, returns: of `spawn_join`, see there.
@@ -123,13 +125,18 @@ def make_protocol(config: RolloutConfig, words: TextCodec):
     return SpawnJoin(**ids, end=end, max_depth=config.max_depth, context=config.context, returns=config.returns)
 
 
+def load_model(path: str) -> Model:
+    """A checkpoint of ours (one `.safetensors` file), or a pretrained model (a Hugging Face folder or a GGUF file)."""
+    return io.load(path) if path.endswith(".safetensors") else load_pretrained(path)
+
+
 def make_engine(config: RolloutConfig, words: TextCodec) -> Engine:
     """The engine of a rollout.
 
     Raises:
         FileNotFoundError, ValueError: the checkpoint cannot be read, or its vocabulary is smaller than the tokenizer's.
     """
-    model = io.load(config.checkpoint)
+    model = load_model(config.checkpoint)
     check_fits(words, model.config.vocabulary, f"checkpoint {config.checkpoint}")
     return Engine(model, make_protocol(config, words), config.sizes)
 
