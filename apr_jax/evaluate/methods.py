@@ -7,6 +7,7 @@ once, and their wall time stands with each of the methods.
 import dataclasses
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -126,8 +127,8 @@ def make_protocol(config: RolloutConfig, words: TextCodec):
 
 
 def load_model(path: str) -> Model:
-    """A checkpoint of ours (one `.safetensors` file), or a pretrained model (a Hugging Face folder or a GGUF file)."""
-    return io.load(path) if path.endswith(".safetensors") else load_pretrained(path)
+    """A checkpoint of ours, or a pretrained model: a Hugging Face folder or a GGUF file."""
+    return load_pretrained(path) if path.endswith(".gguf") or Path(path).is_dir() else io.load(path)
 
 
 def make_engine(config: RolloutConfig, words: TextCodec) -> Engine:
