@@ -58,6 +58,8 @@ class CompileConfig:
         data: shards of problems; each is spread over chips / data, the axis `model`.
         sizes: of each shard. Runs of 128 slots suit TPU.
         fill: slots in use that the step time is given for, 0: all N.
+        options: options of the compiler, `name=value`, as many as wanted. A gather that runs out of scoped vmem (as that of the
+            228 M model's small embedding does on v6e) wants `xla_tpu_scoped_vmem_limit_kib=65536`.
         output: a file for the numbers as JSON, none if empty.
         text: a file for the compiled program, none if empty.
     """
@@ -71,6 +73,7 @@ class CompileConfig:
         log=8192, log_run=128, queue=64, prompt=512, outbox=8, attention_block=512,
     )  # fmt: skip
     fill: int = 0
+    options: tuple[str, ...] = ()
     output: str = ""
     text: str = ""
 
@@ -126,10 +129,10 @@ def lay_out(config: CompileConfig, topology: topologies.TopologyDescription) -> 
     return Placement(Program(transformer.graph_of(model), protocol, config.sizes), mesh, jnp.dtype(model.dtype))
 
 
-def analyse(placement: Placement, file: str) -> dict[str, Any]:
+def analyse(placement: Placement, options: Sequence[str], file: str) -> dict[str, Any]:
     """Compile, write the text, and read the result: bytes a chip, collectives, what happens to the pool."""
     started = time.monotonic()
-    program = placement.compile()
+    program = placement.compile(dict(option.split("=", 1) for option in options))
     seconds, text, held = time.monotonic() - started, program.as_text(), program.memory_analysis()
     if file:
         Path(file).write_text(text)
@@ -225,6 +228,8 @@ def report(config: CompileConfig, placement: Placement, kind: str, found: dict[s
 def main(argv: Sequence[str]) -> int:
     config = settings.parse(argv, CompileConfig(), presets={"model": PRESETS})
     try:
+        if wrong := [option for option in config.options if "=" not in option]:
+            raise ValueError(f"options = {wrong}: name=value is needed")
         topology = describe(config.topology)
         placement = lay_out(config, topology)
         kind = topology.devices[0].device_kind
@@ -244,7 +249,7 @@ def main(argv: Sequence[str]) -> int:
     except ValueError as error:
         settings.fail(str(error))
     try:
-        found = analyse(placement, config.text)
+        found = analyse(placement, config.options, config.text)
     except jax.errors.JaxRuntimeError as error:
         print(f"error: the TPU compiler refuses the program:\n{error}", file=sys.stderr)
         return 1

@@ -41,6 +41,7 @@ def test_a_reduced_depth_compiles_in_place_for_v5e(tmp_path):
         (["--data", "3"], "data = 3: must divide the 8 chips of v5e:2x4"),
         (["--model", "gpt"], "allowed are tiny, small, apr_228m"),
         (["--sizes.problems", "256"], "what fits: sizes.problems = "),
+        (["--options", "xla_dump"], "name=value is needed"),
         (["--model.ffn", "12289"], "axis 'ffn' of size 12289 cannot be cut over model=8"),
     ],
 )

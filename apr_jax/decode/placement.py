@@ -7,6 +7,7 @@ and replicated otherwise; everything else of the state is the same on all device
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -95,10 +96,10 @@ class Placement:
         specs = {"in_specs": (jax.P(), mine, jax.P()), "out_specs": mine, "axis_names": {"data"}}
         return jax.shard_map(shard, mesh=self.mesh, check_vma=False, **specs)(params, state, steps)
 
-    def compile(self) -> jax.stages.Compiled:
-        """The slice compiled from shapes alone, for whatever devices the mesh is of."""
+    def compile(self, options: Mapping[str, str] | None = None) -> jax.stages.Compiled:
+        """The slice compiled from shapes alone, for whatever devices the mesh is of; `options` are those of the compiler."""
         run = jax.jit(self.run, donate_argnums=1, out_shardings=self.state_places())
-        return run.lower(self.abstract_params(), self.abstract_state(), np.int32(0)).compile()
+        return run.lower(self.abstract_params(), self.abstract_state(), np.int32(0)).compile(dict(options or {}))
 
 
 def _with_place(leaf: jax.ShapeDtypeStruct, place: jax.NamedSharding) -> jax.ShapeDtypeStruct:
