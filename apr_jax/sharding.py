@@ -173,7 +173,7 @@ def hold(pool: Any, heads: int) -> Any:
     """Inside of a program: key/value arrays [.., K h], cut over `model` or whole, as `heads` says.
 
     Where query heads are cut and key/value heads are not, XLA would cut the pool over a part of `model` inside of the loop,
-    and lay it out anew whenever the loop is entered and left.
+    and gather it when the loop is left, or in every step. To be said of the pool when it is written and of the blocks read.
     """
     count = jax.sharding.get_abstract_mesh().shape.get("model", 1)
     if count == 1:

@@ -63,9 +63,7 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
         slots = pool.write(state.slots, tiles, places, clock)
         view = pool.look(placed, slots, tiles, clock, sizes)
     attend = pool.attention(view, tiles, places, sizes.block)
-    held = sharding.hold(state.pool, program.graph.config.kv_heads)
-    x, memory = transformer.hidden(program.graph, params, tokens, position, attend, held)
-    memory = sharding.hold(memory, program.graph.config.kv_heads)
+    x, memory = transformer.hidden(program.graph, params, tokens, position, attend, state.pool)
     with jax.named_scope("sample"):
         last = jnp.maximum(tiles.count - 1, 0)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from apr_jax import sharding
 from apr_jax.decode.book import NOBODY, Book, pytree
 from apr_jax.decode.schedule import Places, Tiles
 from apr_jax.decode.sizes import Sizes
@@ -97,6 +98,7 @@ def attention(view: View, tiles: Tiles, places: Places, block: int) -> Callable:
         flat = (*places.slot.shape, -1)
         keys = keys.at[row, places.slot].set(k.reshape(flat).astype(keys.dtype), mode="drop")
         values = values.at[row, places.slot].set(v.reshape(flat).astype(values.dtype), mode="drop")
+        keys, values = sharding.hold((keys, values), k.shape[-2])
         if q.shape[1] == 1:
             problems, lanes = tiles.lane_busy.shape
             spread = jnp.zeros((problems, lanes, *q.shape[2:]), q.dtype)
@@ -136,7 +138,7 @@ def walk(
     def step(i, carry):
         top, total, out = carry
         piece = lambda a: jax.lax.dynamic_slice_in_dim(a, i * block, block, axis=1)
-        k, v = piece(keys), piece(values)
+        k, v = sharding.hold((piece(keys), piece(values)), kv)
         if rows is not None:
             k, v = k[rows], v[rows]
         k, v = (a.reshape(x, block, kv, size).transpose(0, 2, 1, 3) for a in (k, v))
