@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from apr_jax.model.config import ModelConfig
+from apr_jax.model.pretrained import load_pretrained
 from experiments.benchmark import report, weights, workloads
 from experiments.benchmark.__main__ import fixed_batches
 from experiments.benchmark.remote import Remote, Unavailable
@@ -61,7 +62,7 @@ def test_fixed_batches_wait_for_their_longest_problem():
 def test_weights_are_written_once_and_read_as_they_are(tmp_path):
     weights.write(tmp_path, SMALL, seed=0)
     written = (tmp_path / "model.safetensors").stat().st_mtime_ns
-    model = weights.read(tmp_path, "float32")
+    model = load_pretrained(tmp_path, dtype="float32")
     assert dataclasses.replace(model.config, norm_eps=SMALL.norm_eps) == SMALL
     layer = model.params["layers"]["1"]
     assert layer["attention"]["k"].shape == (32, 2, 8)
@@ -70,7 +71,7 @@ def test_weights_are_written_once_and_read_as_they_are(tmp_path):
     weights.write(tmp_path, SMALL, seed=0)
     assert (tmp_path / "model.safetensors").stat().st_mtime_ns == written
     weights.write(tmp_path, SMALL, seed=1)
-    assert not np.array_equal(weights.read(tmp_path, "float32").params["embed"], model.params["embed"])
+    assert not np.array_equal(load_pretrained(tmp_path, dtype="float32").params["embed"], model.params["embed"])
 
 
 def row(name="vs_vllm", **options) -> Row:

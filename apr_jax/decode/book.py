@@ -311,57 +311,24 @@ def union(rows: UInt32[Array, "M words"], chosen: Bool[Array, "M"]) -> UInt32[Ar
     return jax.lax.reduce(jnp.where(chosen[:, None], rows, jnp.uint32(0)), jnp.uint32(0), jax.lax.bitwise_or, (0,))
 
 
+def bits(book: Book, chosen: Bool[Array, "M"]) -> UInt32[Array, "words"]:
+    """The row of the visibility matrix in which just the chosen threads are set."""
+    words = book.sees.shape[1]
+    return union(jax.vmap(lambda number: one_bit(number, words))(numbers(book)), chosen)
+
+
 def stitch(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> Book:
     """Let `parent` see the chosen children's lines: them and what was stitched into them, but not their live siblings.
 
     Its positions go on from the furthest.
     """
     mine = numbers(book) == parent
-    words = book.sees.shape[1]
-    own = jax.vmap(lambda number: one_bit(number, words))(numbers(book))
-    siblings = union(own, children(book, parent) & (book.threads.group == parent) & ~chosen)
+    siblings = bits(book, children(book, parent) & (book.threads.group == parent) & ~chosen)
     row = book.sees[parent] | (union(book.sees, chosen) & ~siblings)
     furthest = jnp.max(jnp.where(chosen | mine, book.threads.position, 0))
     return book.replace(
         sees=jnp.where(mine[:, None], row, book.sees), threads=book.threads.where(mine, position=furthest)
     )
-
-
-def compose(
-    book: Book,
-    to: Int[Array, "n"],
-    kind: Int[Array, "n"],
-    thread: Int[Array, "n"],
-    start: Int[Array, "n"],
-    length: Int[Array, "n"],
-    valid: Bool[Array, "n"],
-) -> Book:
-    """Append message pieces; each thread named in `to` gets its valid pieces, which must stand together, as its message.
-
-    Nothing is copied here: the tokens are read when they are fed. A full table of pieces ends the problem.
-    """
-    place = book.piece_count + jnp.cumsum(valid.astype(jnp.int32)) - 1
-    size = book.pieces.kind.shape[0]
-    full = book.piece_count + jnp.sum(valid) > size
-    place = jnp.where(valid & ~full, place, size)
-    mine = (to[None, :] == numbers(book)[:, None]) & valid[None, :]  # [M, n]
-    before = jnp.cumsum(jnp.where(valid, length, 0)) - length
-    first = jnp.min(
-        jnp.where(mine, before[None, :], jnp.iinfo(jnp.int32).max), axis=1
-    )  # tokens before the thread's message
-    offset = before - first[to]
-    fields = (("kind", kind), ("thread", thread), ("start", start), ("offset", offset), ("length", length))
-    pieces = Pieces(**{name: getattr(book.pieces, name).at[place].set(new, mode="drop") for name, new in fields})
-    addressed = jnp.any(mine, axis=1)
-    threads = book.threads.where(
-        addressed,
-        message=jnp.min(jnp.where(mine, place[None, :], size), axis=1),
-        message_end=jnp.max(jnp.where(mine, place[None, :] + 1, 0), axis=1),
-        cursor=0,
-        waiting=jnp.sum(jnp.where(mine, length[None, :], 0), axis=1),
-    )
-    count = book.piece_count + jnp.where(full, 0, jnp.sum(valid))
-    return book.replace(threads=threads, pieces=pieces, piece_count=count).halt(full, Stop.MESSAGES_FULL)
 
 
 def close(book: Book, thread: Int[Array, ""], stop: Int[Array, ""]) -> Book:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Int
 
 from apr_jax import sharding
 from apr_jax.decode import book as books
-from apr_jax.decode import pool, schedule
+from apr_jax.decode import messages, pool, schedule
 from apr_jax.decode.book import NOBODY, READY, WAITING, Book
 from apr_jax.decode.sampling import sample
 from apr_jax.decode.sizes import Sizes
@@ -92,7 +92,7 @@ def read_tokens(program: Program, state: State, placed: Book, tiles, places, chu
 
     def read():
         templates = jnp.array(program.protocol.templates, jnp.int32)
-        return schedule.read_messages(placed, state.log.queued[:, :, 0], templates, tiles, places, program.sizes)
+        return messages.read(placed, state.log.queued[:, :, 0], templates, tiles, places, program.sizes)
 
     if chunk > 1:
         return read()

@@ -7,7 +7,7 @@ Axes: P problems, M threads, W lanes, B tiles, C tokens of a tile, R runs, N slo
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from apr_jax.decode.book import NOBODY, PROMPT, READY, TEMPLATE, Book, Threads, pytree
+from apr_jax.decode.book import NOBODY, READY, Book, Threads, pytree
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.transcript import Stop
 
@@ -193,35 +193,3 @@ def place(books: Book, tiles: Tiles, chunk: int, sizes: Sizes) -> tuple[Book, Pl
         log_begin = log_begin.at[tiles.problem, new].set(begin, mode="drop")
     log_used = books.log_used + jnp.sum(tiles.to_lanes(jnp.where(good, log_need, 0)), axis=1)
     return books.replace(run_owner=table, log_owner=log_owner, log_first=log_begin, log_used=log_used), places
-
-
-def read_messages(books: Book, log_tokens, templates, tiles: Tiles, places: Places, sizes: Sizes) -> Int[Array, "B C"]:
-    """The tokens that the tiles feed: the unfed sampled token, or what stands at that place of the waiting message.
-
-    Args:
-        log_tokens: Int [P, T], the token of every log entry.
-        templates: Int [n], the protocol's template tokens.
-    """
-    threads, pieces = books.threads, books.pieces
-    at = jnp.minimum(tiles.problem, books.active.shape[0] - 1)
-    here = (at, tiles.thread)
-    offset = jnp.maximum(places.message, 0) + threads.cursor[here][:, None]  # [B, C]
-    number = jnp.arange(sizes.pieces)
-    mine = (number >= threads.message[here][:, None]) & (number < threads.message_end[here][:, None])  # [B, Z]
-    start, length = pieces.offset[at], pieces.length[at]  # [B, Z]
-    inside = (offset[:, :, None] >= start[:, None, :]) & (offset[:, :, None] < (start + length)[:, None, :])
-    piece = jnp.argmax(mine[:, None, :] & inside, axis=2)  # [B, C]
-    row = at[:, None]
-    source = pieces.start[row, piece] + offset - pieces.offset[row, piece]
-    entry = find_entry(books, at, pieces.thread[row, piece], source, sizes)
-    kind = pieces.kind[row, piece]
-    token = jnp.where(kind == PROMPT, books.prompt[row, jnp.minimum(source, sizes.prompt - 1)], log_tokens[row, entry])
-    token = jnp.where(kind == TEMPLATE, templates[jnp.minimum(source, templates.shape[0] - 1)], token)
-    return jnp.where(places.message < 0, threads.token[here][:, None], token)
-
-
-def find_entry(books: Book, at: Int[Array, "B"], thread: Int[Array, "B C"], ordinal: Int[Array, "B C"], sizes: Sizes):
-    """Log entry of the `ordinal`-th token of a thread: the run that owns it is found by comparison."""
-    owner, first = books.log_owner[at][:, None, :], books.log_first[at][:, None, :]  # [B, 1, R]
-    holds = (owner == thread[:, :, None]) & (first == (ordinal // sizes.log_run * sizes.log_run)[:, :, None])
-    return jnp.argmax(holds, axis=2) * sizes.log_run + ordinal % sizes.log_run

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from apr_jax.decode import book as books
+from apr_jax.decode import messages
 from apr_jax.decode.book import Book
 from apr_jax.decode.transcript import Stop
 
@@ -47,7 +48,9 @@ class Protocol(Interface):
 def feed_prompt(book: Book, thread: Int[Array, ""], start: Int[Array, ""], length: Int[Array, ""]) -> Book:
     """Give a thread a stretch of the prompt."""
     one = jnp.ones(1, jnp.int32)
-    return books.compose(book, one * thread, one * books.PROMPT, one * 0, one * start, one * length, jnp.ones(1, bool))
+    return messages.compose(
+        book, one * thread, one * books.PROMPT, one * 0, one * start, one * length, jnp.ones(1, bool)
+    )
 
 
 def say(
@@ -79,7 +82,7 @@ def say(
     valid_pieces = jnp.repeat(valid, size)
     if footer is not None:
         valid_pieces = jnp.append(valid_pieces, True)
-    return books.compose(
+    return messages.compose(
         book,
         to=flat((to,) * size, 0) if footer is None else flat((to,) * size, 0).at[-1].set(to[0]),
         kind=flat(kind, books.TEMPLATE),

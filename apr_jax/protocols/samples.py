@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from apr_jax.decode import book as books
+from apr_jax.decode import messages
 from apr_jax.decode.book import Book
 from apr_jax.decode.transcript import Stop
 from apr_jax.protocols import protocol
@@ -48,7 +49,7 @@ class Samples:
         book = jax.lax.fori_loop(0, self.count, lambda _, b: books.open_child(b, thread), book)
         born = books.opened(book, thread)
         count = jnp.ones_like(books.numbers(book))
-        book = books.compose(
+        book = messages.compose(
             book, books.numbers(book), count * books.PROMPT, count * 0, count * (book.prompt_length - 1), count, born
         )
         return books.commit(book, thread, shares=True)

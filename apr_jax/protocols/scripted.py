@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int
 
 from apr_jax.decode import book as books
 from apr_jax.decode.book import Book
@@ -130,14 +130,7 @@ class Scripted:
         # A thread may sample its budget: one that is to sample fewer is taken to have sampled the rest.
         book = book.replace(threads=book.threads.where(born, generated=book.budgets[1] - length))
         # A finished thread that nobody sees loses its slots: who is to go on from it sees it from the start, and waits.
-        book = book.replace(sees=_with(book, parent, born & self._kept(book, parent)))
+        row = book.sees[parent] | books.bits(book, born & self._kept(book, parent))
+        book = book.replace(sees=jnp.where((number == parent)[:, None], row, book.sees))
         book = protocol.say(book, number, (kind,), number, (start + place,), (1,), born)
         return books.commit(book, parent, shares=True)
-
-
-def _with(book: Book, viewer: Int[Array, ""], writers: Bool[Array, "M"]) -> UInt32[Array, "M words"]:
-    """The visibility matrix in which `viewer` sees `writers` too."""
-    number = books.numbers(book)
-    bit = jax.vmap(lambda writer: books.one_bit(writer, book.sees.shape[1]))(number)
-    bits = jnp.sum(jnp.where(writers[:, None], bit, 0), axis=0, dtype=jnp.uint32)
-    return jnp.where((number == viewer)[:, None], book.sees | bits, book.sees)

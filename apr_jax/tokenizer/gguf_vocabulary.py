@@ -11,6 +11,7 @@ from typing import Any
 import gguf
 from sentencepiece import sentencepiece_model_pb2
 
+from apr_jax.gguf_header import read_header
 from apr_jax.tokenizer.codec import ChatTemplate, TextCodec
 from apr_jax.tokenizer.huggingface import HuggingFaceTokenizer, Json
 from apr_jax.tokenizer.sentence import Tokenizer
@@ -25,30 +26,17 @@ def from_gguf(path: str | Path) -> TextCodec:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not a GGUF file, or see `from_reader`.
+        ValueError: not a GGUF file, or a vocabulary or pre-tokenizer of another kind, named with those that are known.
     """
-    if not Path(path).is_file():
+    path, start = Path(path), "tokenizer."
+    if not path.is_file():
         raise FileNotFoundError(f"no GGUF file at {path}")
     try:
-        reader = gguf.GGUFReader(path)
+        metadata, _, _ = read_header(path)
     except ValueError as error:
         raise ValueError(f"{path} is not a whole GGUF file: {error}") from error
-    return from_reader(reader, str(path))
-
-
-def from_reader(reader: gguf.GGUFReader, name: str) -> TextCodec:
-    """The same of a file that is open already (opening takes seconds).
-
-    Args:
-        reader: the file.
-        name: what errors call it.
-
-    Raises:
-        ValueError: a vocabulary or pre-tokenizer of another kind, named with those that are known.
-    """
-    start = "tokenizer."
-    fields = {field.removeprefix(start): value for field, value in reader.fields.items() if field.startswith(start)}
-    facts = {field: value.contents() for field, value in fields.items()}
+    name = str(path)
+    facts = {field.removeprefix(start): value for field, value in metadata.items() if field.startswith(start)}
     source = facts.get("chat_template")
     template = None if source is None else ChatTemplate(source, f"tokenizer.chat_template of {name}")
     kind = facts.get("ggml.model")

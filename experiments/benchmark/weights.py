@@ -1,4 +1,4 @@
-"""Random weights that every engine reads: a Hugging Face folder (config.json, model.safetensors), and our reader of it.
+"""Random weights that every engine reads: a Hugging Face folder (config.json, model.safetensors).
 
 Speed does not depend on the values, so no download is needed; all engines have the same numbers all the same.
 """
@@ -13,8 +13,6 @@ import numpy as np
 import safetensors.numpy
 
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.io import nest
-from apr_jax.model.transformer import Model, graph_of
 
 SHAPES: Mapping[str, ModelConfig] = types.MappingProxyType(
     {
@@ -51,27 +49,6 @@ def write(folder: Path, config: ModelConfig, seed: int) -> None:
     file.write_text(described)
 
 
-def read(folder: Path, dtype: str) -> Model:
-    """The model of a folder that `write` wrote, parameters and activations in `dtype`."""
-    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
-    config = _configured(json.loads((folder / "config.json").read_text()), dtype)
-    heads, kv_heads, size = config.heads, config.kv_heads, config.head_dim
-    matrix = lambda name: tensors.pop(f"{name}.weight").T
-    found = {"embed": tensors.pop("model.embed_tokens.weight"), "norm.scale": tensors.pop("model.norm.weight")}
-    for i in range(config.layers):
-        ours, theirs = f"layers.{i}", f"model.layers.{i}"
-        for name, count in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
-            found[f"{ours}.attention.{name}"] = matrix(f"{theirs}.self_attn.{name}_proj").reshape(-1, count, size)
-        found[f"{ours}.attention.out"] = matrix(f"{theirs}.self_attn.o_proj").reshape(heads, size, -1)
-        for name in ("gate", "up", "down"):
-            found[f"{ours}.ffn.{name}"] = matrix(f"{theirs}.mlp.{name}_proj")
-        found[f"{ours}.attention_norm.scale"] = tensors.pop(f"{theirs}.input_layernorm.weight")
-        found[f"{ours}.ffn_norm.scale"] = tensors.pop(f"{theirs}.post_attention_layernorm.weight")
-    if tensors:
-        raise ValueError(f"{folder}: tensors that no part of the model takes: {sorted(tensors)}")
-    return Model(graph_of(config), nest({name: jnp.asarray(np.asarray(x), dtype) for name, x in found.items()}))
-
-
 def _describe(config: ModelConfig, seed: int) -> dict:
     """`config.json` of a Llama; the seed stands in it so that another one is another folder."""
     return {
@@ -82,15 +59,6 @@ def _describe(config: ModelConfig, seed: int) -> dict:
         "rms_norm_eps": config.norm_eps, "rope_theta": config.rope_theta, "tie_word_embeddings": True,
         "attention_bias": False, "mlp_bias": False, "bos_token_id": None, "eos_token_id": None, "seed": seed,
     }  # fmt: skip
-
-
-def _configured(fields: dict, dtype: str) -> ModelConfig:
-    return ModelConfig(
-        vocabulary=fields["vocab_size"], width=fields["hidden_size"], layers=fields["num_hidden_layers"],
-        heads=fields["num_attention_heads"], kv_heads=fields["num_key_value_heads"], head_dim=fields["head_dim"],
-        ffn=fields["intermediate_size"], rope_theta=fields["rope_theta"], norm_eps=fields["rms_norm_eps"],
-        dtype=dtype, param_dtype=dtype,
-    )  # fmt: skip
 
 
 def _shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -1,27 +1,21 @@
-"""GGUF files: the header, read in a tenth of a second, and tensors that are dequantised a few rows at a time.
+"""The tensors of GGUF files, dequantised a few rows at a time.
 
-The format is that of ggml's documentation, versions 2 and 3, little-endian. The sizes of the quantisations and their
-arithmetic are those of the package `gguf`; its reader is not used, since it makes several arrays per vocabulary entry and
-needs many seconds for a header.
+The sizes of the quantisations and their arithmetic are those of the package `gguf`.
 """
 
 import functools
 import math
 import os
-import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
+from apr_jax.gguf_header import read_header
 from apr_jax.model.pretrained.stored import Stored
-
-# The scalar types of the format by their numbers; 8 is text, 9 an array.
-SCALARS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
-TEXT, ARRAY = 8, 9
 
 
 def open_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
@@ -31,58 +25,8 @@ def open_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
       FileNotFoundError: there is no such file.
       ValueError: it is truncated or no GGUF file of version 2 or 3, or a tensor's quantisation is unknown.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    with open(path, "rb") as file:
-        header = _Header(file, path)
-        if header.take(4) != b"GGUF":
-            raise ValueError(f"{path} is no GGUF file: it does not begin with GGUF")
-        version = header.number("<u4")
-        if version not in (2, 3):
-            raise ValueError(f"{path} is GGUF of version {version}; versions 2 and 3 can be read (little-endian)")
-        count, fields = header.number("<u8"), header.number("<u8")
-        metadata = {header.text(): header.value(header.number("<u4")) for _ in range(fields)}
-        entries = [header.tensor() for _ in range(count)]
-        alignment = metadata.get("general.alignment", 32)
-        start = -(-file.tell() // alignment) * alignment
+    metadata, entries, start = read_header(path)
     return metadata, {name: _stored(path, start, name, *entry) for name, *entry in entries}
-
-
-class _Header:
-    """Reads the header of one file from front to end."""
-
-    def __init__(self, file: BinaryIO, path: Path):
-        self._file, self._path, self._left = file, path, os.path.getsize(path)
-
-    def take(self, size: int) -> bytes:
-        self._left -= size
-        if self._left < 0:
-            raise ValueError(f"{self._path} is truncated: its header does not end in it")
-        return self._file.read(size)
-
-    def number(self, dtype: str) -> Any:
-        return np.frombuffer(self.take(np.dtype(dtype).itemsize), dtype)[0].item()
-
-    def text(self) -> str:
-        return self.take(*struct.unpack("<Q", self.take(8))).decode("utf-8", "replace")
-
-    def value(self, kind: int) -> Any:
-        if kind == TEXT:
-            return self.text()
-        if kind == ARRAY:
-            kind, count = struct.unpack("<IQ", self.take(12))
-            if kind in SCALARS:
-                return np.frombuffer(self.take(count * np.dtype(SCALARS[kind]).itemsize), SCALARS[kind]).tolist()
-            return [self.value(kind) for _ in range(count)]
-        if kind not in SCALARS:
-            raise ValueError(f"{self._path}: its header has a value of the unknown type {kind}; is the file damaged?")
-        return self.number(SCALARS[kind])
-
-    def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
-        """Name, shape (the file has it reversed), number of the quantisation, offset behind the header."""
-        name, axes = self.text(), self.number("<u4")
-        shape = tuple(self.number("<u8") for _ in range(axes))[::-1]
-        return name, shape or (1,), self.number("<u4"), self.number("<u8")
 
 
 def _stored(path: Path, start: int, name: str, shape: tuple[int, ...], kind: int, offset: int) -> Stored:

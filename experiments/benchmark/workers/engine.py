@@ -4,7 +4,6 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jaxlib
@@ -12,8 +11,8 @@ import numpy as np
 
 from apr_jax.decode import Engine, Problem, Sizes, Transcript
 from apr_jax.decode.bare import BareLoop, Layout
+from apr_jax.model.pretrained import load_pretrained
 from apr_jax.protocols import Samples, Scripted, Sequential
-from experiments.benchmark import weights
 from experiments.benchmark.workers.products import BareProducts
 from experiments.benchmark.workers.serve import Measured, Options, serve
 from experiments.benchmark.workloads import Bare, Events, Feed, ForkJoin, Products, Script, Threads, Workload
@@ -29,7 +28,7 @@ class Project:
     """A model and, by workload, what is compiled for it."""
 
     def __init__(self, folder: str, options: Options):
-        self.model, self.temperature = weights.read(Path(folder), options.dtype), options.temperature
+        self.model, self.temperature = load_pretrained(folder, dtype=options.dtype), options.temperature
         self.versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
         self._prepared: dict[Workload, Callable[[], Measured]] = {}
 
