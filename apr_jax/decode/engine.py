@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from apr_jax import sharding
-from apr_jax.decode import memory
+from apr_jax.decode import memory, native
 from apr_jax.decode import state as states
 from apr_jax.decode.book import FINISHED, OPENED
 from apr_jax.decode.loop import Program
@@ -22,6 +22,7 @@ from apr_jax.decode.placement import Placement
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.state import State
 from apr_jax.decode.transcript import Log, Stop, ThreadRecord, Transcript, peak_context
+from apr_jax.model import transformer
 from apr_jax.model.transformer import Model
 
 
@@ -89,16 +90,31 @@ class Engine:
         sizes: static sizes of a shard.
         mesh: mesh with the axes `data` and `model` (`sharding.make_mesh`); a mesh of one device by default. The queue is dealt
             over `data`. It may span processes, which then make the same calls with the same problems.
+        kernel: attention by the C++ kernel of `apr_jax.decode.native`: None where it can be (with a warning where only a
+            compiler is lacking), True or an error, False never.
 
     Raises:
-        ValueError: the mesh does not fit the model, see `Placement`, or the sizes do not fit the devices, see `memory.require`.
+        ValueError: the mesh does not fit the model, see `Placement`, the sizes do not fit the devices, see `memory.require`, or
+            the kernel is asked for and cannot be had.
     """
 
-    def __init__(self, model: Model, protocol: Any, sizes: Sizes, mesh: jax.sharding.Mesh | None = None):
-        self.model, self.sizes = model, sizes
-        self.program = Program(model.graph, protocol, sizes)
+    def __init__(
+        self,
+        model: Model,
+        protocol: Any,
+        sizes: Sizes,
+        mesh: jax.sharding.Mesh | None = None,
+        kernel: bool | None = None,
+    ):
         self.mesh = mesh or sharding.make_mesh()
-        self.placement = Placement(self.program, self.mesh, _activation_dtype(model))
+        if self.mesh.devices.flat[0].platform == "cpu" and self.mesh.shape["model"] == 1:
+            model = transformer.fuse(model)
+        self.model, self.sizes = model, sizes
+        dtype = _activation_dtype(model)
+        self.program = Program(
+            model.graph, protocol, sizes, native.choose(kernel, model.config, dtype, sizes, self.mesh)
+        )
+        self.placement = Placement(self.program, self.mesh, dtype)
         self.shards = self.placement.shards
         limit = memory.device_memory(self.mesh.local_devices[0])
         if limit is not None:

@@ -31,11 +31,12 @@ from apr_jax.model import transformer
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a run compiles for: hashable, static."""
+    """What a run compiles for: hashable, static. `kernel`: whether attention is that of `apr_jax.decode.native`."""
 
     graph: transformer.Graph
     protocol: Any
     sizes: Sizes
+    kernel: bool = False
 
     # Events of the loop itself; those of the protocol are 1 .. len(handlers).
     @property
@@ -62,7 +63,7 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
         position, clock = threads.position[:, None] + offset, threads.clock[:, None] + 1 + offset
         slots = pool.write(state.slots, tiles, places, clock)
         view = pool.look(placed, slots, tiles, clock, sizes)
-    attend = pool.attention(view, tiles, places, sizes.block)
+    attend = pool.attention(view, tiles, places, sizes.block, program.kernel)
     x, memory = transformer.hidden(program.graph, params, tokens, position, attend, state.pool)
     with jax.named_scope("sample"):
         last = jnp.maximum(tiles.count - 1, 0)

@@ -55,12 +55,14 @@ class Placement:
 
     def param_places(self) -> transformer.Params:
         """The sharding of every parameter."""
-        config = self.program.graph.config
-        return sharding.shardings(transformer.abstract_params(config), transformer.logical_axes(config), self.mesh)
+        graph = self.program.graph
+        axes = transformer.logical_axes(graph.config, graph.fused)
+        return sharding.shardings(transformer.abstract_params(graph.config, graph.fused), axes, self.mesh)
 
     def abstract_params(self) -> transformer.Params:
         """Shapes, dtypes and shardings of the parameters."""
-        return jax.tree.map(_with_place, transformer.abstract_params(self.program.graph.config), self.param_places())
+        graph = self.program.graph
+        return jax.tree.map(_with_place, transformer.abstract_params(graph.config, graph.fused), self.param_places())
 
     def place(self, *axes: str | None) -> jax.NamedSharding:
         """The sharding of an array with a leading axis of shards."""

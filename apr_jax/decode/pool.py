@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from apr_jax import sharding
+from apr_jax.decode import native
 from apr_jax.decode.book import NOBODY, Book, pytree
 from apr_jax.decode.schedule import Places, Tiles
 from apr_jax.decode.sizes import Sizes
@@ -89,9 +90,20 @@ def look(books: Book, slots: Slots, tiles: Tiles, clock: Int[Array, "B C"], size
     return View(visible(words, thread, clock, own_slots) & tiles.busy[:, None, None], blocks)
 
 
-def attention(view: View, tiles: Tiles, places: Places, block: int) -> Callable:
-    """The `attend` function of a step (see `apr_jax.model.transformer.hidden`); a layer's memory is its (keys, values)."""
+def attention(view: View, tiles: Tiles, places: Places, block: int, kernel: bool) -> Callable:
+    """The `attend` function of a step (see `apr_jax.model.transformer.hidden`); a layer's memory is its (keys, values).
+
+    Args:
+        kernel: read the pool by `apr_jax.decode.native` instead of `walk`.
+    """
     row = jnp.broadcast_to(tiles.problem[:, None], places.slot.shape)
+
+    def read(q, keys, values, problem):
+        if kernel:
+            every = jnp.arange(keys.shape[0], dtype=jnp.int32)
+            return native.attend(q, keys, values, every if problem is None else problem, view.mask, view.blocks * block)
+        at = None if problem is None else jnp.minimum(problem, keys.shape[0] - 1)
+        return walk(q, keys, values, view, block, at)
 
     def attend(q, k, v, memory):
         keys, values = memory
@@ -103,11 +115,10 @@ def attention(view: View, tiles: Tiles, places: Places, block: int) -> Callable:
             problems, lanes = tiles.lane_busy.shape
             spread = jnp.zeros((problems, lanes, *q.shape[2:]), q.dtype)
             spread = spread.at[tiles.problem, tiles.lane].set(q[:, 0], mode="drop")
-            out = walk(spread, keys, values, view, block)
+            out = read(spread, keys, values, None)
             out = out[jnp.minimum(tiles.problem, problems - 1), tiles.lane][:, None]
         else:
-            at = jnp.minimum(tiles.problem, keys.shape[0] - 1)
-            out = walk(q, keys, values, view, block, at)
+            out = read(q, keys, values, tiles.problem)
         return out, (keys, values)
 
     return attend

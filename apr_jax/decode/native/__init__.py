@@ -1,0 +1,146 @@
+"""Attention over the pool as a small C++ kernel, for CPUs.
+
+XLA:CPU copies each slice of a buffer before a product and gathers element by element, so that reading the pool in blocks
+costs two to three times what its products cost, and a problem pays for the fill of the fullest one. The kernel
+(`attention.cc`) reads slots where they lie. It is compiled with the machine's own C++ compiler when it is first wanted,
+against the headers that jaxlib carries, and kept in the user's cache folder. Where it cannot be had the engine uses
+`pool.walk`, which is also what it uses on accelerators, in f64, and where a mesh cuts heads.
+
+Axes: X problems that are asked about, Y tokens of each, H heads, K kv heads, h head size, P problems of the pool, N slots.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from apr_jax.decode.sizes import Sizes
+from apr_jax.model.config import ModelConfig
+
+SOURCE = Path(__file__).with_name("attention.cc")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w")
+WIDE = "-mprefer-vector-width=512"  # x86 only
+LANES = 16  # the head size must be a multiple
+TARGET = "apr_jax_attention"
+
+
+class Unavailable(Exception):
+    """The kernel cannot be had; the text says why."""
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apr_jax"
+
+
+def build(compiler: str | None = None) -> Path:
+    """The compiled library: one a source, compiler, processor and jaxlib.
+
+    Args:
+        compiler: name or path; by default `$CXX`, else `g++`. GCC is needed: the kernel uses its vector extensions.
+
+    Raises:
+        Unavailable: no compiler, or it fails.
+    """
+    name = compiler or os.environ.get("CXX") or "g++"
+    path = shutil.which(name)
+    if path is None:
+        raise Unavailable(f"no C++ compiler {name!r} is found; install g++ or set CXX")
+    # What the compiler predefines for -march=native names its version and what the processor can do.
+    defines = _call([path, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
+    flags = (*FLAGS, *((WIDE,) if "__x86_64__" in defines else ()))
+    parts = (SOURCE.read_text(), defines, jax.__version__, *flags)
+    library = cache_folder() / f"attention-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
+    if not library.is_file():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            new = Path(folder) / library.name
+            _call([path, *flags, "-I", jax.ffi.include_dir(), str(SOURCE), "-o", str(new)])
+            new.replace(library)  # whole or not at all: other processes may be doing the same
+    return library
+
+
+def _call(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    except subprocess.CalledProcessError as error:
+        raise Unavailable(f"{command[0]} failed: {error.stderr.strip()[-500:]}") from error
+
+
+@functools.cache
+def load() -> None:
+    """Compile the kernel if need be and tell XLA of it.
+
+    Raises:
+        Unavailable: see `build`; or the library cannot be loaded or written.
+    """
+    try:
+        handler = getattr(ctypes.CDLL(str(build())), TARGET)
+    except OSError as error:
+        raise Unavailable(str(error)) from error
+    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(handler), platform="cpu")
+
+
+def obstacle(config: ModelConfig, dtype: Any, sizes: Sizes, mesh: jax.sharding.Mesh) -> str | None:
+    """Why the kernel does not serve such a program; None where it does."""
+    platform, cut = mesh.devices.flat[0].platform, mesh.shape["model"]
+    obstacles = (
+        (platform != "cpu", f"it is for CPUs, not for {platform}"),
+        (cut > 1, f"the mesh cuts heads {cut} ways over `model`"),
+        (jnp.dtype(dtype).name not in ("bfloat16", "float32"), f"it computes in f32, not in {jnp.dtype(dtype).name}"),
+        (config.head_dim % LANES, f"head_dim = {config.head_dim} is no multiple of {LANES}"),
+        (sizes.block % 8 or sizes.slots % 8, "sizes.attention_block or sizes.slots is no multiple of 8"),
+    )
+    return next((text for found, text in obstacles if found), None)
+
+
+def choose(wanted: bool | None, config: ModelConfig, dtype: Any, sizes: Sizes, mesh: jax.sharding.Mesh) -> bool:
+    """Whether a program uses the kernel, which then is loaded.
+
+    Args:
+        wanted: None where it serves and can be had, True or an error, False never.
+
+    Raises:
+        ValueError: it is wanted and does not serve, or cannot be had.
+    """
+    reason = "kernel=False" if wanted is False else obstacle(config, dtype, sizes, mesh)
+    if reason is None:
+        try:
+            load()
+        except Unavailable as error:
+            reason = str(error)
+            if wanted is None:
+                warnings.warn(f"decoding goes on without its CPU kernel, slower: {reason}", stacklevel=3)
+    if reason and wanted:
+        raise ValueError(f"the CPU kernel of attention cannot be used: {reason}")
+    return reason is None
+
+
+def attend(
+    q: Float[Array, "X Y H h"],
+    keys: Float[Array, "P N Kh"],
+    values: Float[Array, "P N Kh"],
+    problem: Int[Array, "X"],
+    mask: Bool[Array, "X Y N"],
+    fill: Int[Array, ""],
+) -> Float[Array, "X Y H h"]:
+    """Softmax attention under `mask`; a token that sees nothing gets 0. `load` must have been called.
+
+    Args:
+        q: not scaled; bfloat16 or float32, as the pool.
+        problem: whose slots are read; P or more for nobody's.
+        mask: what each token sees.
+        fill: no slot from here on is seen; a multiple of 8.
+    """
+    call = jax.ffi.ffi_call(TARGET, jax.ShapeDtypeStruct(q.shape, q.dtype))
+    return call(q, keys, values, problem.astype(jnp.int32), mask, fill.astype(jnp.int32))

@@ -1,0 +1,107 @@
+"""The CPU kernel of attention against plain attention, and the engine with it against the engine without."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from apr_jax import sharding
+from apr_jax.decode import Engine, Problem, Sizes, native
+from apr_jax.model import transformer
+from apr_jax.model.attention import masked_attention
+from apr_jax.model.config import ModelConfig
+from apr_jax.protocols import Scripted
+
+CONFIG = ModelConfig(vocabulary=64, width=64, layers=2, heads=4, kv_heads=2, head_dim=16, ffn=96)
+
+
+def need_kernel() -> None:
+    try:
+        native.load()
+    except native.Unavailable as error:
+        pytest.skip(f"the kernel cannot be had here: {error}")
+
+
+def plain(q, keys, values, problem, mask):
+    """`masked_attention` in f32 on whole pools; nothing for problems that there are not."""
+    size = q.shape[-1]
+    wide = lambda x: x.astype(jnp.float32)
+    at = jnp.minimum(problem, keys.shape[0] - 1)
+    k, v = (wide(x[at]).reshape(len(problem), x.shape[1], -1, size) for x in (keys, values))
+    return masked_attention(wide(q), k, v, mask & (problem < keys.shape[0])[:, None, None])
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+@pytest.mark.parametrize("heads, kv_heads, size", [(4, 1, 64), (9, 3, 64), (8, 8, 16), (2, 1, 128), (4, 2, 80)])
+def test_kernel_equals_plain_attention(heads, kv_heads, size, tokens, dtype, tolerance):
+    need_kernel()
+    rng = np.random.default_rng(size + tokens)
+    pool, slots = 3, 200
+    problem = jnp.array([2, 0, 2, pool, 1], jnp.int32)  # one asks about nobody
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
+    q = 3 * draw(len(problem), tokens, heads, size)
+    keys, values = draw(pool, slots, kv_heads * size), draw(pool, slots, kv_heads * size)
+    # Runs of slots, as threads have them; some tokens see nothing, some a single slot, nobody the last ones.
+    runs = rng.random((len(problem), tokens, slots // 8)) < 0.3
+    mask = np.repeat(runs, 8, axis=2) & (rng.random((len(problem), tokens, slots)) < 0.9)
+    mask[0, 0], mask[1, -1] = False, np.arange(slots) == 5
+    mask[..., 184:] = False
+    found = jax.jit(native.attend)(q, keys, values, problem, jnp.asarray(mask), jnp.int32(184))
+    expected = plain(q, keys, values, problem, jnp.asarray(mask))
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=tolerance, rtol=tolerance)
+    assert not np.any(found[3]) and not np.any(found[0, 0])
+
+
+def test_large_scores_do_not_overflow():
+    need_kernel()
+    q = jnp.full((1, 1, 1, 16), 1e4, jnp.float32)
+    keys = jnp.stack([jnp.full((16,), x, jnp.float32) for x in (-1e4, 1e4, 1e4)] + [jnp.zeros(16)] * 5)[None]
+    values = jnp.arange(8, dtype=jnp.float32)[None, :, None] * jnp.ones(16)
+    mask = (jnp.arange(8) < 3)[None, None]
+    found = jax.jit(native.attend)(q, keys, values, jnp.zeros(1, jnp.int32), mask, jnp.int32(8))
+    np.testing.assert_allclose(found, 1.5, rtol=1e-6)
+
+
+def test_engine_with_and_without_the_kernel():
+    """Forks, feeding by tiles and joins of several problems: same tokens, log-probabilities within rounding."""
+    need_kernel()
+    model = transformer.init(CONFIG, jax.random.key(0))
+    protocol = Scripted(3, stitch=True)
+    sizes = Sizes(
+        problems=2, lanes=3, rows=6, feed_tiles=2, feed_chunk=8, threads=protocol.threads, slots=256, log=256,
+        queue=4, prompt=40, outbox=4, attention_block=64,
+    )  # fmt: skip
+    prompts = [protocol.prompt(range(3, 20 + i), 5, (9, 4 + i, 7), 6) for i in range(4)]
+    problems = [Problem(i, prompt, max_tokens=12) for i, prompt in enumerate(prompts)]
+    with_kernel, without = (
+        sorted(Engine(model, protocol, sizes, kernel=kernel).decode(problems), key=lambda t: t.problem)
+        for kernel in (True, False)
+    )
+    for one, other in zip(with_kernel, without, strict=True):
+        np.testing.assert_array_equal(one.log.token, other.log.token)
+        np.testing.assert_allclose(one.log.logprob, other.log.logprob, atol=2e-5)
+
+
+def test_what_the_kernel_does_not_serve():
+    sizes, mesh = Sizes(), sharding.make_mesh()
+    assert native.obstacle(CONFIG, jnp.float32, sizes, mesh) is None
+    assert "float64" in native.obstacle(CONFIG, jnp.float64, sizes, mesh)
+    assert "head_dim = 8" in native.obstacle(dataclasses.replace(CONFIG, head_dim=8), jnp.float32, sizes, mesh)
+    assert "multiple of 8" in native.obstacle(CONFIG, jnp.float32, Sizes(slots=20, run=4, attention_block=20), mesh)
+    assert not native.choose(False, CONFIG, jnp.float32, sizes, mesh)
+    with pytest.raises(ValueError, match="float64"):
+        native.choose(True, CONFIG, jnp.float64, sizes, mesh)
+
+
+def test_no_compiler_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(native.Unavailable, match="no-such-compiler"):
+        native.build("no-such-compiler")
+    with pytest.raises(native.Unavailable, match="failed"):
+        native.build("false")
+    monkeypatch.setattr(native, "load", lambda: native.build("no-such-compiler"))
+    with pytest.warns(UserWarning, match="without its CPU kernel"):
+        assert not native.choose(None, CONFIG, jnp.float32, Sizes(), sharding.make_mesh())
