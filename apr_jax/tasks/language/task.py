@@ -93,6 +93,9 @@ class LanguageTask(Task[Question]):
         if not self.seconds > 0:
             raise ValueError(f"seconds is {self.seconds}; it must be above 0")
 
+    def asking(self, ask: Prompt) -> "LanguageTask":
+        return dataclasses.replace(self, ask=ask)
+
     def about(self, question: Question) -> dict[str, Any]:
         return {"question": question.text, "right": question.right}
 
