@@ -6,7 +6,7 @@
 
 The model was never trained to fork. Its control words are added when it is loaded, each beginning as the mean of the words in
 its brackets, and the prompt shows what they are for: enough for the model to continue the pattern, not to divide a problem
-well. The logit of a mean is never above the largest of its words', so the rows get a gain of 1.2; and the words are single
+well. The logit of a mean is never above the largest of its words', so the rows get a gain of 1.1; and the words are single
 tokens of this vocabulary ("task" is, "spawn" is not), whose row is all theirs.
 """
 
@@ -19,7 +19,7 @@ from apr_jax.tasks.language.task import Prompt, Shot
 from experiments.evaluate import EvaluateConfig
 
 MODEL = "work/smollm2.gguf"  # carries its tokenizer and chat template
-CONTROL = ControlWords(spawn="<task>", add=True, gain=1.2)
+CONTROL = ControlWords(spawn="<task>", add=True, gain=1.1)
 # In a system prompt and in the assistant's turns control words are control tokens; in a question they would stay text.
 FORKING = Prompt(
     system="Split the question into parts that can be worked out at the same time: <task> and a part, <task> and "
@@ -45,7 +45,7 @@ SEQUENTIAL = RolloutConfig(
     protocol="sequential",
     end="",
     max_tokens=256,
-    sizes=Sizes(problems=10, lanes=1, rows=10, threads=1, slots=1024, log=1024, **QUEUES),
+    sizes=Sizes(problems=20, lanes=1, rows=20, threads=1, slots=1024, log=1024, **QUEUES),
 )
 SAMPLES = dataclasses.replace(
     SEQUENTIAL,
@@ -53,16 +53,17 @@ SAMPLES = dataclasses.replace(
     samples=4,
     temperature=0.6,
     top_p=0.95,
-    sizes=Sizes(problems=5, lanes=4, rows=20, threads=5, slots=2048, log=2048, **QUEUES),
+    sizes=Sizes(problems=10, lanes=4, rows=40, threads=5, slots=2048, log=2048, **QUEUES),
 )
 FORK = dataclasses.replace(
     SAMPLES,
     protocol="spawn_join",
     temperature=0.7,
-    child_max_tokens=64,
+    max_tokens=160,
+    child_max_tokens=48,
     control=CONTROL,
     ask=FORKING,
-    sizes=Sizes(problems=10, lanes=4, rows=20, threads=16, slots=2048, log=2048, **QUEUES),
+    sizes=Sizes(problems=20, lanes=4, rows=24, threads=16, slots=1536, log=2048, **QUEUES),
 )
 
 
