@@ -10,6 +10,7 @@ threads_METHOD.png (one problem that forked, solved if any was) and timeline.htm
 """
 
 import dataclasses
+import functools
 import sys
 import textwrap
 import time
@@ -105,6 +106,7 @@ def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Res
     (folder / "report.md").write_text("\n".join(tables))
     for field in outcomes.BUDGETS:
         plots.plot_accuracy(folder / f"accuracy_{field}.png", found, field)
+    token_text = lambda method, token: results[method].rollout.words.decode([token])
     shown = []
     for name, result in results.items():
         words = result.rollout.words
@@ -122,9 +124,9 @@ def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Res
             heading = (
                 f"{textwrap.shorten(about['question'], 80)}: {(about['answer'] or 'no answer').replace(';', ', ')}"
             )
-            picture.draw_timeline(transcript, folder / f"threads_{name}.png", lambda t: words.decode([t]), heading)
-    page_text = lambda method, token: results[method].rollout.words.decode([token])
-    timeline.write_page(folder / "timeline.html", shown, page_text)
+            file = folder / f"threads_{name}.png"
+            picture.draw_timeline(transcript, file, functools.partial(token_text, name), heading)
+    timeline.write_page(folder / "timeline.html", shown, token_text)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -174,7 +174,9 @@ def test_page_marks_stops_and_missing_values():
     logprob = np.array([np.nan, -np.inf, -0.12345], np.float32)
     transcript = dataclasses.replace(transcript, log=dataclasses.replace(transcript.log, logprob=logprob))
     extra = {"question": "q", "answer": None, "correct": False}
-    (problem,) = checked(timeline.page([("apr", transcript, extra)], lambda _, token: builder.text(token)))[0]["problems"]
+    (problem,) = checked(timeline.page([("apr", transcript, extra)], lambda _, token: builder.text(token)))[0][
+        "problems"
+    ]
     assert problem["logprob"] == [None, None, -0.123]
     assert problem["stop"] == "length" and problem["answer"] is None
     assert checked(timeline.page([], lambda _, token: builder.text(token)))[0]["problems"] == []

@@ -186,13 +186,19 @@ def make_engine(config: RolloutConfig, words: TextCodec) -> tuple[Engine, TextCo
     return Engine(model, make_protocol(config, words), config.sizes), words
 
 
+def put(task: Task, config: RolloutConfig) -> Task:
+    """The task whose questions are put as the method wants them; raises ValueError if the task has one way only."""
+    return task.asking(config.ask) if config.ask else task
+
+
 def requests(task: Task, questions: Sequence, config: RolloutConfig, words: TextCodec) -> list[Problem]:
-    """The questions as the engine wants them; their numbers are their places.
+    """The questions as the engine wants them; their numbers are their places. The tokenizer may lack added control words.
 
     Raises:
         ValueError: a question whose prompt is longer than the sizes allow.
     """
     sampling = {name: getattr(config, name) for name in SAMPLING}
+    task, words = put(task, config), config.control.spoken(words)
     made = []
     for i, question in enumerate(questions):
         prompt = np.array(task.prompt(question, words), np.int32)
@@ -215,9 +221,7 @@ def roll_out(
     watch: Callable[[Progress], None],
 ) -> Rollout:
     """Decode all questions and judge what was answered."""
-    task = task.asking(config.ask) if config.ask else task
-    # Before the model is loaded: a question that is too long is refused at once.
-    asked = requests(task, questions, config, config.control.spoken(words))
+    asked = requests(task, questions, config, words)
     engine, words = make_engine(config, words)
     last: list[Progress] = []
 
@@ -227,7 +231,7 @@ def roll_out(
 
     found = {t.problem: t for t in engine.decode(asked, seed, slice_steps=200, watch=look)}
     transcripts = [found[i] for i in range(len(questions))]
-    return Rollout(transcripts, read(task, questions, transcripts, words), words, last[0], engine.traces)
+    return Rollout(transcripts, read(put(task, config), questions, transcripts, words), words, last[0], engine.traces)
 
 
 def read(task: Task, questions: Sequence, transcripts: Sequence[Transcript], words: TextCodec) -> list[list[Answer]]:

@@ -26,7 +26,9 @@ class Task(abc.ABC, Generic[Question]):
         Raises:
             ValueError: the task has one way only.
         """
-        raise ValueError(f"ask: {type(self).__name__} puts its questions in one way; only tasks in language take others")
+        raise ValueError(
+            f"ask: {type(self).__name__} puts its questions in one way; only tasks in language take others"
+        )
 
     @abc.abstractmethod
     def about(self, question: Question) -> Mapping[str, Any]:

@@ -90,9 +90,7 @@ def with_control_words(
     return model, extended
 
 
-def extend_vocabulary(
-    model: Model, rows: Mapping[int, Sequence[int]], multiple: int = 64, gain: float = 1.0
-) -> Model:
+def extend_vocabulary(model: Model, rows: Mapping[int, Sequence[int]], multiple: int = 64, gain: float = 1.0) -> Model:
     """A model in which some rows of the tables are means of others.
 
     Args:
