@@ -38,13 +38,13 @@ FORKING = Prompt(
         ),
     ),
 )
-QUEUES = dict(prompt=512, feed_tiles=2, feed_chunk=64, queue=64, outbox=16)
+QUEUES = dict(prompt=512, feed_tiles=4, feed_chunk=64, queue=64, outbox=16)
 
 SEQUENTIAL = RolloutConfig(
     checkpoint=MODEL,
     protocol="sequential",
     end="",
-    max_tokens=256,
+    max_tokens=192,
     sizes=Sizes(problems=20, lanes=1, rows=20, threads=1, slots=1024, log=1024, **QUEUES),
 )
 SAMPLES = dataclasses.replace(
@@ -59,8 +59,8 @@ FORK = dataclasses.replace(
     SAMPLES,
     protocol="spawn_join",
     temperature=0.7,
-    max_tokens=160,
-    child_max_tokens=48,
+    max_tokens=96,
+    child_max_tokens=32,
     control=CONTROL,
     ask=FORKING,
     sizes=Sizes(problems=20, lanes=4, rows=24, threads=16, slots=1536, log=2048, **QUEUES),
