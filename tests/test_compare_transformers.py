@@ -1,4 +1,4 @@
-"""Greedy decoding by the engine is that of transformers, for random small models of every family and kind."""
+"""Greedy decoding by the engine is that of transformers, for random small models of Llama and Qwen3."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +9,7 @@ from experiments import compare_transformers
 from test_pretrained import PEERS, causal_logits, peer
 
 NEW, MARGIN = 24, 1e-4
-FAMILIES = {name: PEERS[name] for name in ("llama", "llama_tied", "llama_llama3", "qwen3", "qwen3_tied_yarn", "qwen2")}
+FAMILIES = {name: PEERS[name] for name in ("llama", "llama_llama3", "qwen3", "qwen3_tied_yarn")}
 
 
 @pytest.mark.parametrize(("family", "extra"), FAMILIES.values(), ids=FAMILIES)
@@ -38,10 +38,12 @@ def test_greedy_tokens_are_those_of_generate(family, extra, tmp_path):
             assert logits[wanted[place]] - logits[row[place]] <= MARGIN, f"token {place}"
 
 
-def test_a_token_that_is_not_the_best_is_noticed(tmp_path):
+def test_a_token_that_is_not_the_best_is_noticed():
     theirs = peer("Llama", {})
-    theirs.save_pretrained(tmp_path)
-    (row,) = compare_transformers.decode(load_pretrained(tmp_path), [[5, 7]], NEW)
+    row = [5, 7]
+    for _ in range(NEW):
+        row.append(int(compare_transformers.peer_logits(theirs, [row])[0, -1].argmax()))
+    assert compare_transformers.compare_greedy(theirs, [row], NEW, MARGIN).other == 0
     row[-1] = (row[-1] + 1) % 64
     greedy = compare_transformers.compare_greedy(theirs, [row], NEW, MARGIN)
     assert (greedy.other, greedy.near) == (1, 0) and greedy.worst > MARGIN
