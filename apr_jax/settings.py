@@ -90,7 +90,8 @@ def parse(
         description=description,
         args=rest,
         default=config,
-        config=(tyro.conf.FlagConversionOff,),
+        # Which of several dataclasses a field holds is said by the file; its fields are then options as everywhere.
+        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
     )
 
 

@@ -10,6 +10,7 @@ threads_METHOD.png (one problem that forked, solved if any was) and timeline.htm
 """
 
 import dataclasses
+import functools
 import sys
 import textwrap
 import time
@@ -90,11 +91,11 @@ def run(config: EvaluateConfig) -> dict[str, Result]:
         if method.rollout not in rollouts:
             rollouts[method.rollout] = roll_out(config.task, questions, method.rollout, words, config.seed, name)
         results[name] = methods.evaluate(method, rollouts[method.rollout])
-    write(config, questions, results, words)
+    write(config, questions, results)
     return results
 
 
-def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Result], words: TextCodec) -> None:
+def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Result]) -> None:
     """Write everything an evaluation leaves."""
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,8 +106,10 @@ def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Res
     (folder / "report.md").write_text("\n".join(tables))
     for field in outcomes.BUDGETS:
         plots.plot_accuracy(folder / f"accuracy_{field}.png", found, field)
+    token_text = lambda method, token: results[method].rollout.words.decode([token])
     shown = []
     for name, result in results.items():
+        words = result.rollout.words
         extra = [
             {**config.task.about(question), "method": name, "answer": o.answer, "correct": o.correct}
             for question, o in zip(questions, result.outcomes, strict=True)
@@ -121,8 +124,9 @@ def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Res
             heading = (
                 f"{textwrap.shorten(about['question'], 80)}: {(about['answer'] or 'no answer').replace(';', ', ')}"
             )
-            picture.draw_timeline(transcript, folder / f"threads_{name}.png", lambda t: words.decode([t]), heading)
-    timeline.write_page(folder / "timeline.html", shown, lambda token: words.decode([token]))
+            file = folder / f"threads_{name}.png"
+            picture.draw_timeline(transcript, file, functools.partial(token_text, name), heading)
+    timeline.write_page(folder / "timeline.html", shown, token_text)
 
 
 def main(argv: Sequence[str]) -> int:

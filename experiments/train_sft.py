@@ -1,6 +1,7 @@
-"""Train a model on demonstrations.
+"""Train a model on demonstrations, or adapters of a pretrained model on rollouts.
 
     python -m experiments.train_sft --config configs/sft_apr.py --optimizer.learning-rate 1e-3 --workdir work/my_run
+    python -m experiments.train_sft --config configs/lora_smollm2.py
 
 The data are made first if their folder is missing. Interrupted with Ctrl-C (or killed), the same command goes on where
 it was. Exit codes: 0 finished, 130 interrupted, 2 something in the configuration is wrong, 1 the loss is not finite.

@@ -1,5 +1,6 @@
 """Tasks in language: reading answers, judging them in a worker, files of questions, and an evaluation from end to end."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -147,6 +148,7 @@ def test_prompts_are_configuration():
     )
     assert task.prompt(question, words) == words.encode(text) + words.encode("<answer>")
     assert task.answer(words.encode("7</answer><|im_end|>"), words) == "7"
+    assert dataclasses.replace(task, ask=Prompt()).answer(words.encode("3<think>4<|im_end|>"), words) == "4"
     plain = Task(ask=Prompt(shots=(Shot("1 + 1", "2"),), chat_template=PLAIN))
     wanted = "<|im_start|>Question: 1 + 1\n\nAnswer: 2\n\nQuestion: Why {question}?\n\nAnswer:"
     assert words.decode(plain.prompt(question, words)) == wanted

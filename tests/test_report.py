@@ -145,7 +145,7 @@ def checked(page: str) -> tuple[dict, Checker]:
 def test_page_is_self_contained_and_well_formed():
     transcript, builder = build(countdown_tree())
     extra = {"question": "27 from 22, 26, 31, 53", "answer": "1+1=2", "correct": True}
-    page = timeline.page([("apr", transcript, extra)], builder.text, "Threads")
+    page = timeline.page([("apr", transcript, extra)], lambda _, token: builder.text(token), "Threads")
     data, checker = checked(page)
     assert not re.search(r"https?:|//[a-z]|@import|url\(", page)
     assert not [tag for tag, attributes in checker.elements if {"src", "href", "onclick"} & attributes.keys()]
@@ -161,7 +161,7 @@ def test_page_is_self_contained_and_well_formed():
 def test_page_escapes_hostile_text():
     transcript, _ = build(Thread((HOSTILE,), (("a", HOSTILE),)))
     extra = {"question": HOSTILE, "answer": HOSTILE, "correct": False}
-    page = timeline.page([(HOSTILE, transcript, extra)], lambda token: f"{HOSTILE}{token}", HOSTILE)
+    page = timeline.page([(HOSTILE, transcript, extra)], lambda method, token: f"{HOSTILE}{token}", HOSTILE)
     data, checker = checked(page)
     assert data["problems"][0]["question"] == data["problems"][0]["answer"] == HOSTILE
     assert data["strings"] == [HOSTILE + "0", HOSTILE + "1"]
@@ -174,17 +174,19 @@ def test_page_marks_stops_and_missing_values():
     logprob = np.array([np.nan, -np.inf, -0.12345], np.float32)
     transcript = dataclasses.replace(transcript, log=dataclasses.replace(transcript.log, logprob=logprob))
     extra = {"question": "q", "answer": None, "correct": False}
-    (problem,) = checked(timeline.page([("apr", transcript, extra)], builder.text))[0]["problems"]
+    (problem,) = checked(timeline.page([("apr", transcript, extra)], lambda _, token: builder.text(token)))[0][
+        "problems"
+    ]
     assert problem["logprob"] == [None, None, -0.123]
     assert problem["stop"] == "length" and problem["answer"] is None
-    assert checked(timeline.page([], builder.text))[0]["problems"] == []
+    assert checked(timeline.page([], lambda _, token: builder.text(token)))[0]["problems"] == []
     nothing, _ = build(Thread((), ()))
-    (problem,) = checked(timeline.page([("apr", nothing, extra)], builder.text))[0]["problems"]
+    (problem,) = checked(timeline.page([("apr", nothing, extra)], lambda _, token: builder.text(token)))[0]["problems"]
     assert problem["lanes"] == []
     with pytest.raises(ValueError, match="is empty"):
         picture.draw_timeline(nothing, "unused.png")
     with pytest.raises(KeyError, match="question"):
-        timeline.page([("apr", transcript, {})], builder.text)
+        timeline.page([("apr", transcript, {})], lambda _, token: builder.text(token))
 
 
 def test_places_and_links_by_hand():
@@ -204,7 +206,7 @@ def test_fork_before_anything_was_generated():
     transcript, builder = build(spec)
     assert timeline.links(transcript)[0] == [(1, 5), (1, 7)]
     extra = {"question": "q", "answer": None, "correct": False}
-    checked(timeline.page([("apr", transcript, extra)], builder.text))
+    checked(timeline.page([("apr", transcript, extra)], lambda _, token: builder.text(token)))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -13,17 +13,10 @@ import numpy as np
 import pytest
 
 from apr_jax.model.pretrained import load_pretrained
+from experiments.compare_transformers import QUESTIONS
 from test_pretrained import causal_logits
 
 FILE = os.environ.get("SMOLLM2", "")
-PROMPTS = (
-    "What is the capital of France?", "Write a poem about the sea.", "What is 17 times 23?", "Name three colours.",
-    "Explain why the sky is blue.", "How do I boil an egg?", "Who wrote Hamlet?", "Translate 'good morning' to Spanish.",
-    "A train travels 60 km in 45 minutes. How fast is it?", "List the planets.", "What is photosynthesis?",
-    "Write a Python function that reverses a string.", "Give me a recipe for pancakes.", "What is 5 + 7 * 2?",
-    "Tell me a joke.", "What is the largest ocean?", "Who was Ada Lovelace?", "How many legs does a spider have?",
-    "Summarise the story of Cinderella.", "Why do cats purr?",
-)  # fmt: skip
 NEW = 64
 
 
@@ -39,7 +32,7 @@ def test_greedy_continuations_are_those_of_transformers():
         file.parent, gguf_file=file.name, dtype=torch.float32
     ).eval()
     theirs.generation_config.eos_token_id = None  # all 64 tokens, whatever ends an answer
-    chats = [f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n" for prompt in PROMPTS]
+    chats = [f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n" for prompt in QUESTIONS]
     batch = tokenizer(chats, return_tensors="pt", padding=True)
     with torch.no_grad():
         out = theirs.generate(**batch, do_sample=False, max_new_tokens=NEW, pad_token_id=2)

@@ -16,10 +16,11 @@ from apr_jax.decode import Engine, Problem, Progress, Sizes, Transcript
 from apr_jax.evaluate import metrics, select
 from apr_jax.evaluate.outcomes import Outcome, outcome, summary
 from apr_jax.model import io
-from apr_jax.model.pretrained import load_pretrained
+from apr_jax.model.pretrained import load_pretrained, with_control_words
 from apr_jax.model.transformer import Model
 from apr_jax.protocols import Samples, Sequential, SpawnJoin
 from apr_jax.protocols.spawn_join import Context, Returns
+from apr_jax.tasks.language.task import Prompt
 from apr_jax.tasks.task import Task
 from apr_jax.tokenizer import TextCodec
 from apr_jax.tokenizer.load import check_fits
@@ -27,6 +28,35 @@ from apr_jax.tokenizer.load import check_fits
 ProtocolName = Literal["sequential", "samples", "spawn_join"]
 SAMPLING = ("temperature", "top_k", "top_p", "max_tokens", "child_max_tokens")
 Selection = Literal["only", "majority", "logprob", "verifier"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlWords:
+    """The words by which a model forks and joins (see `apr_jax.protocols.spawn_join`); each must be one id.
+
+    Attributes:
+        spawn, wait, result, join, go: the words.
+        add: give those that are not one id yet an id of their own, and a row that begins as what their names mean
+            (see `apr_jax.model.pretrained.with_control_words`).
+        gain: of these rows; a model that is not trained further needs a little more than 1 to choose them.
+    """
+
+    spawn: str = "<spawn>"
+    wait: str = "<wait>"
+    result: str = "<result>"
+    join: str = "<join>"
+    go: str = "<go>"
+    add: bool = False
+    gain: float = 1.0
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The words by their roles."""
+        return {role: getattr(self, role) for role in ("spawn", "wait", "result", "join", "go")}
+
+    def spoken(self, words: TextCodec) -> TextCodec:
+        """The tokenizer with the words that are to be added."""
+        return words.with_control_words(list(self.names.values())) if self.add else words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +71,9 @@ class RolloutConfig:
         temperature, top_k, top_p: sampling; temperature 0 is greedy, top_k 0 and top_p 1 are off.
         max_tokens: tokens that one thread may generate.
         child_max_tokens: the same for all threads but the root, 0: max_tokens.
-        end: the word that ends a thread; empty: the tokenizer's own end of a text.
+        end: the word that ends a thread; empty: the tokenizer's own end of a text or of a turn.
+        control: the control words of `spawn_join`.
+        ask: how questions are put, where this method wants them put in its own way (tasks in language).
         sizes: static sizes of the compiled program.
     """
 
@@ -57,6 +89,8 @@ class RolloutConfig:
     max_tokens: int = 512
     child_max_tokens: int = 0
     end: str = "<end>"
+    control: ControlWords = ControlWords()
+    ask: Prompt | None = None
     sizes: Sizes = Sizes()
 
     def __post_init__(self):
@@ -93,10 +127,18 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """What decoding gave: transcripts and their judged answers in the order of the questions, and the run's last progress."""
+    """What decoding gave.
+
+    Attributes:
+        transcripts, answers: in the order of the questions; answers are judged.
+        words: the tokenizer with the method's control words.
+        progress: of the run, at its end.
+        traces: how often the program was traced.
+    """
 
     transcripts: list[Transcript]
     answers: list[list[Answer]]
+    words: TextCodec
     progress: Progress
     traces: int
 
@@ -111,18 +153,17 @@ class Result:
 
 
 def make_protocol(config: RolloutConfig, words: TextCodec):
-    """The protocol of a rollout; its control words are those of the compact format.
+    """The protocol of a rollout.
 
     Raises:
-        ValueError: the tokenizer lacks one of them.
+        ValueError: the tokenizer lacks one of its control words.
     """
     end = words.id(config.end) if config.end else words.eos
     if config.protocol == "sequential":
         return Sequential(end)
     if config.protocol == "samples":
         return Samples(config.samples, end)
-    names = ("spawn", "wait", "result", "join", "go")
-    ids = {name: words.id(f"<{name}>") for name in names}
+    ids = {role: words.id(word) for role, word in config.control.names.items()}
     return SpawnJoin(**ids, end=end, max_depth=config.max_depth, context=config.context, returns=config.returns)
 
 
@@ -131,24 +172,33 @@ def load_model(path: str) -> Model:
     return load_pretrained(path) if path.endswith(".gguf") or Path(path).is_dir() else io.load(path)
 
 
-def make_engine(config: RolloutConfig, words: TextCodec) -> Engine:
-    """The engine of a rollout.
+def make_engine(config: RolloutConfig, words: TextCodec) -> tuple[Engine, TextCodec]:
+    """The engine of a rollout, and its tokenizer with the control words that the method adds.
 
     Raises:
         FileNotFoundError, ValueError: the checkpoint cannot be read, or its vocabulary is smaller than the tokenizer's.
     """
     model = load_model(config.checkpoint)
     check_fits(words, model.config.vocabulary, f"checkpoint {config.checkpoint}")
-    return Engine(model, make_protocol(config, words), config.sizes)
+    if config.control.add:
+        names = list(config.control.names.values())
+        model, words = with_control_words(model, words, names, gain=config.control.gain)
+    return Engine(model, make_protocol(config, words), config.sizes), words
+
+
+def put(task: Task, config: RolloutConfig) -> Task:
+    """The task whose questions are put as the method wants them; raises ValueError if the task has one way only."""
+    return task.asking(config.ask) if config.ask else task
 
 
 def requests(task: Task, questions: Sequence, config: RolloutConfig, words: TextCodec) -> list[Problem]:
-    """The questions as the engine wants them; their numbers are their places.
+    """The questions as the engine wants them; their numbers are their places. The tokenizer may lack added control words.
 
     Raises:
         ValueError: a question whose prompt is longer than the sizes allow.
     """
     sampling = {name: getattr(config, name) for name in SAMPLING}
+    task, words = put(task, config), config.control.spoken(words)
     made = []
     for i, question in enumerate(questions):
         prompt = np.array(task.prompt(question, words), np.int32)
@@ -172,7 +222,7 @@ def roll_out(
 ) -> Rollout:
     """Decode all questions and judge what was answered."""
     asked = requests(task, questions, config, words)
-    engine = make_engine(config, words)
+    engine, words = make_engine(config, words)
     last: list[Progress] = []
 
     def look(progress: Progress):
@@ -181,7 +231,7 @@ def roll_out(
 
     found = {t.problem: t for t in engine.decode(asked, seed, slice_steps=200, watch=look)}
     transcripts = [found[i] for i in range(len(questions))]
-    return Rollout(transcripts, read(task, questions, transcripts, words), last[0], engine.traces)
+    return Rollout(transcripts, read(put(task, config), questions, transcripts, words), words, last[0], engine.traces)
 
 
 def read(task: Task, questions: Sequence, transcripts: Sequence[Transcript], words: TextCodec) -> list[list[Answer]]:

@@ -18,14 +18,14 @@ Shown = tuple[str, Transcript, Mapping]  # method, transcript, {"question", "ans
 
 
 def write_page(
-    path: Path, items: Iterable[Shown], text: Callable[[int], str], heading: str = "Threads on a timeline"
+    path: Path, items: Iterable[Shown], text: Callable[[str, int], str], heading: str = "Threads on a timeline"
 ) -> None:
     """Writes the page; it needs nothing but a browser.
 
     Args:
         path: the HTML file.
         items: method name, transcript and a mapping with `question`, `answer` (None: no valid one) and `correct`.
-        text: token id to what is shown for it; may return anything, it is never read as HTML.
+        text: method name and token id to what is shown; may return anything, it is never read as HTML.
         heading: title of the page.
 
     Raises:
@@ -34,7 +34,7 @@ def write_page(
     path.write_text(page(items, text, heading), encoding="utf-8")
 
 
-def page(items: Iterable[Shown], text: Callable[[int], str], heading: str = "Threads on a timeline") -> str:
+def page(items: Iterable[Shown], text: Callable[[str, int], str], heading: str = "Threads on a timeline") -> str:
     """The page as text; arguments as for `write_page`."""
     strings: dict[str, int] = {}
     problems = [_problem(method, transcript, extra, text, strings) for method, transcript, extra in items]
@@ -90,7 +90,7 @@ def _problem(method: str, transcript: Transcript, extra: Mapping, text: Callable
     log = transcript.log
     clock, count = places(transcript)
     forks, joins = links(transcript)
-    tokens = [strings.setdefault(text(token), len(strings)) for token in log.token.tolist()]
+    tokens = [strings.setdefault(text(method, token), len(strings)) for token in log.token.tolist()]
     chance = [
         round(p, 3) if s and np.isfinite(p) else None for p, s in zip(log.logprob.tolist(), log.sampled, strict=True)
     ]

@@ -20,6 +20,16 @@ class Task(abc.ABC, Generic[Question]):
             ValueError, FileNotFoundError: a question, or a file of them, that is not as it should be.
         """
 
+    def asking(self, ask: Any) -> "Task[Question]":
+        """The same task that puts its questions as `ask` says, for a method that wants them put in its own way.
+
+        Raises:
+            ValueError: the task has one way only.
+        """
+        raise ValueError(
+            f"ask: {type(self).__name__} puts its questions in one way; only tasks in language take others"
+        )
+
     @abc.abstractmethod
     def about(self, question: Question) -> Mapping[str, Any]:
         """What transcripts say of a question, as JSON can hold it; `question` is its text."""

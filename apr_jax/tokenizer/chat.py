@@ -112,7 +112,10 @@ def render(
     """
     template = template or codec.chat_template
     if template is None:
-        raise ValueError("the tokenizer has no chat template; give one, as in configs/language_math.py")
+        raise ValueError(
+            "the tokenizer has no chat template; give one as chat_template of the prompt's configuration (`PLAIN` of "
+            "apr_jax.tasks.language.task suits models that do not chat)"
+        )
     words = {"bos_token": codec.bos, "eos_token": codec.eos, "pad_token": codec.pad}
     shown = {name: "" if i is None else codec.token_bytes(i).decode() for name, i in words.items()}
     turns = [dataclasses.asdict(message) for message in messages]

@@ -72,7 +72,8 @@ class TextCodec(abc.ABC):
     Attributes:
         table: the bytes that each id stands for.
         controls: its control words.
-        pad, eos: ids of padding (`eos` where the vocabulary has none) and of the end of a text.
+        pad, eos: ids of padding (`eos` where the vocabulary has none) and of the end of a text, or of a turn in models that
+            chat.
         bos: id that opens a text, None where texts are not opened.
         space: where the tokenizer puts a space before text that has none: nowhere, at the start, after control words too.
         chat_template: how messages become text, None if the tokenizer does not say.
@@ -102,6 +103,10 @@ class TextCodec(abc.ABC):
     @abc.abstractmethod
     def save(self, path: str | Path) -> None:
         """Write what `tokenizer.load` reads."""
+
+    @abc.abstractmethod
+    def save_folder(self, folder: str | Path) -> None:
+        """Write the tokenizer, its chat template included, as the folder of a model has it; the folder is made if missing."""
 
     @abc.abstractmethod
     def _text_ids(self, text: str) -> list[int]:

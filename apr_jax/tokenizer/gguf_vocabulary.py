@@ -41,7 +41,8 @@ def from_gguf(path: str | Path) -> TextCodec:
     template = None if source is None else ChatTemplate(source, f"tokenizer.chat_template of {name}")
     kind = facts.get("ggml.model")
     if kind == "gpt2":
-        return HuggingFaceTokenizer(byte_level(facts, name), _specials(facts), template, name)
+        words = {f"{role}_token": facts["ggml.tokens"][i] for role, i in _specials(facts).items()}
+        return HuggingFaceTokenizer(byte_level(facts, name), words, template, name)
     if kind == "llama":
         return Tokenizer(pieces_with_scores(facts), template)
     raise ValueError(
@@ -117,8 +118,7 @@ def pieces_with_scores(facts: Mapping[str, Any]) -> bytes:
     columns = zip(facts["ggml.tokens"], facts["ggml.scores"], facts["ggml.token_type"], strict=True)
     for piece, score, kind in columns:
         proto.pieces.add(piece=piece, score=score, type=kind)
-    for role, number in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        i = facts.get(f"ggml.{number}_token_id")
+    for role, i in (_specials(facts) | {"unk": facts.get("ggml.unknown_token_id")}).items():
         if i is not None:
             setattr(trainer, f"{role}_piece", facts["ggml.tokens"][i])
             setattr(trainer, f"{role}_id", i)
@@ -127,7 +127,10 @@ def pieces_with_scores(facts: Mapping[str, Any]) -> bytes:
     return proto.SerializeToString()
 
 
-def _specials(facts: Mapping[str, Any]) -> dict[str, str]:
-    numbers = {"bos": "bos", "eos": "eos", "pad": "padding"}
+def _specials(facts: Mapping[str, Any]) -> dict[str, int]:
+    """The ids of special tokens by their roles."""
+    # What ends a turn ends what a model that chats says; some files name another token that ends whole texts.
+    ends = "eot" if "chat_template" in facts and "ggml.eot_token_id" in facts else "eos"
+    numbers = {"bos": "bos", "eos": ends, "pad": "padding"}
     found = {role: facts.get(f"ggml.{name}_token_id") for role, name in numbers.items()}
-    return {f"{role}_token": facts["ggml.tokens"][i] for role, i in found.items() if i is not None}
+    return {role: i for role, i in found.items() if i is not None}

@@ -79,6 +79,10 @@ class HuggingFaceTokenizer(TextCodec):
         for file, content in (("tokenizer.json", self.definition), ("tokenizer_config.json", config)):
             (folder / file).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
+    def save_folder(self, folder: str | Path) -> None:
+        """The same as `save`."""
+        self.save(folder)
+
     def with_control_words(self, words: Sequence[str]) -> "HuggingFaceTokenizer":
         """The same tokenizer in which each of `words` is one id; new ids follow the old ones, in the order given."""
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)

@@ -1,6 +1,7 @@
 """SentencePiece: the small vocabularies that are made here, and the `tokenizer.model` of pretrained models."""
 
 import io
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -68,6 +69,19 @@ class Tokenizer(TextCodec):
     def save(self, path: str | Path) -> None:
         """Writes the model to a file."""
         Path(path).write_bytes(self.model)
+
+    def save_folder(self, folder: str | Path) -> None:
+        """Writes `tokenizer.model` and `tokenizer_config.json`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.save(folder / "tokenizer.model")
+        specials = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
+        config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "legacy": False}
+        config |= {name: self.piece(i) for name, i in specials.items() if i is not None}
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template.source
+        text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
     def with_control_words(self, words: Sequence[str]) -> "Tokenizer":
         """The same model in which each of `words` is one id; raises ValueError for a word without angle brackets."""

@@ -11,13 +11,14 @@ import functools
 import json
 import multiprocessing
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from apr_jax import settings, tokenizer
+from apr_jax.model.transformer import Model
 from apr_jax.tasks.countdown import compact, demonstrations, problems
 from apr_jax.tasks.countdown.demonstrations import DemonstrationConfig, Method
 from apr_jax.train import packing, rows
@@ -86,6 +87,24 @@ class DataConfig:
         if not self.mixture:
             raise ValueError("mixture is empty; give at least one Part")
 
+    def write(self, folder: Path, report: Callable[[str], None]) -> dict[str, Count]:
+        """Draw, pack and write all that the folder holds; it is there and empty. Returns counts by split."""
+        return _write(self, folder, report)
+
+    def fit(self, model: Model) -> Model:
+        """A pretrained model as these data need it: as it is."""
+        return model
+
+
+class Data(Protocol):
+    """What training wants of a configuration of data; frozen dataclasses with a `folder`."""
+
+    folder: str
+
+    def write(self, folder: Path, report: Callable[[str], None]) -> dict[str, Count]: ...
+
+    def fit(self, model: Model) -> Model: ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
@@ -103,7 +122,7 @@ class Dataset:
     members: dict[str, list[int]]
 
     @classmethod
-    def open(cls, config: DataConfig) -> "Dataset":
+    def open(cls, config: Data) -> "Dataset":
         """Opens the folder of a configuration.
 
         Raises:
@@ -133,12 +152,12 @@ class Dataset:
         return table, (*self.members, "other")
 
 
-def is_made(config: DataConfig) -> bool:
+def is_made(config: Data) -> bool:
     """Whether the folder holds complete data (of whatever settings)."""
     return (Path(config.folder) / "data.json").is_file()
 
 
-def make(config: DataConfig, report: Callable[[str], None] = print) -> dict[str, Count]:
+def make(config: Data, report: Callable[[str], None] = print) -> dict[str, Count]:
     """Draw, pack and write the data of a configuration; returns the counts of "train" and "held_out".
 
     They are written to a folder of their own beside `config.folder` and moved there when they are complete: data that
@@ -148,7 +167,8 @@ def make(config: DataConfig, report: Callable[[str], None] = print) -> dict[str,
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{target.name}.partial-", dir=target.parent) as parent:
         folder = Path(parent) / target.name
-        counts = _write(config, folder, report)
+        folder.mkdir()
+        counts = config.write(folder, report)
         if target.exists():
             target.rename(Path(parent) / "replaced")
         folder.rename(target)
@@ -156,7 +176,6 @@ def make(config: DataConfig, report: Callable[[str], None] = print) -> dict[str,
 
 
 def _write(config: DataConfig, folder: Path, report: Callable[[str], None]) -> dict[str, Count]:
-    folder.mkdir()
     words = tokenizer.compact(config.whole)
     words.save(folder / "tokenizer.model")
     counts = {}
@@ -164,18 +183,26 @@ def _write(config: DataConfig, folder: Path, report: Callable[[str], None]) -> d
         counts[name] = Count()
         parts = _count(_blocks(config, split, wanted), counts, name, wanted, report)
         rows.write(folder / name, parts, config.length, config.threads)
-        report(f"{name}: {_sentence(counts[name])}")
+        report(f"{name}: {sentence(counts[name])}")
     known = {words.piece(i): i for i in range(words.size)}
     classes = {name: [known[piece] for piece in pieces if piece in known] for name, pieces in CLASSES.items()}
-    facts = {"config": settings.to_dict(config), "vocabulary": words.size, "classes": classes}
-    facts["counts"] = {name: dataclasses.asdict(count) for name, count in counts.items()}
-    (folder / "data.json").write_text(json.dumps(facts, indent=2) + "\n")
+    write_facts(folder, config, words.size, classes, counts)
     return counts
 
 
-def _sentence(count: Count) -> str:
+def write_facts(
+    folder: Path, config: Data, vocabulary: int, classes: Mapping[str, Sequence[int]], counts: Mapping[str, Count]
+) -> None:
+    """Say in `data.json` what a folder holds; written last, it makes the folder complete."""
+    facts = {"config": settings.to_dict(config), "vocabulary": vocabulary, "classes": classes}
+    facts["counts"] = {name: dataclasses.asdict(count) for name, count in counts.items()}
+    (folder / "data.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def sentence(count: Count) -> str:
+    """Counts in words."""
     return (
-        f"{count.transcripts:,} demonstrations, {count.entries:,} tokens ({count.labels:,} trained on) in "
+        f"{count.transcripts:,} demonstrations or rollouts, {count.entries:,} tokens ({count.labels:,} trained on) in "
         f"{count.rows:,} rows, {count.padding:.1%} padding; "
         f"{count.too_long:,} of {count.components:,} threads too long, left out"
     )

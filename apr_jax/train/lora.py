@@ -1,5 +1,8 @@
 """LoRA: low-rank changes of chosen products, trained while everything else stands still (Hu et al. 2021).
 
+Control words that were added to a vocabulary begin as means of other rows, which no change of the products can tell from those
+others (the logit of a mean is never the largest); so chosen rows of the tables can be trained whole.
+
 Adapters are a tree of their own, so a loss that takes them as its argument has gradients and optimiser state for nothing
 else:
 
@@ -22,7 +25,9 @@ from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import LowRank, Params, abstract_params, logical_axes
 
 PRODUCTS = ("q", "k", "v", "out", "gate", "up", "down")
-Adapters = Mapping[str, Any]  # as the parameters, with {"a": [inputs, rank], "b": [rank, outputs]} for a weight
+TABLES = ("embed", "head")
+# As the parameters, with {"a": [inputs, rank], "b": [rank, outputs]} for a weight and {"rows": [tokens, width]} for a table.
+Adapters = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Lora:
       rank: r, columns of A and rows of B.
       alpha: the change is alpha / r times A B.
       targets: names of products, of every layer.
+      tokens: ids whose rows of the tables (embedding, and output where it is another) are trained too.
 
     Raises:
       ValueError: a field is out of range; the message names field, value, what is allowed.
@@ -41,6 +47,7 @@ class Lora:
     rank: int = 16
     alpha: float = 32.0
     targets: tuple[str, ...] = PRODUCTS
+    tokens: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.rank < 1:
@@ -48,18 +55,28 @@ class Lora:
         unknown = sorted(set(self.targets) - set(PRODUCTS))
         if unknown or not self.targets:
             raise ValueError(f"Lora.targets is {self.targets}; it must name some of {', '.join(PRODUCTS)}")
+        if len(set(self.tokens)) != len(self.tokens) or min(self.tokens, default=0) < 0:
+            raise ValueError(f"Lora.tokens is {self.tokens}; it must list different ids of at least 0")
 
 
 def init(lora: Lora, config: ModelConfig, key: Key[Array, ""]) -> Adapters:
-    """Adapters in f32 that change nothing yet: B is 0, A uniform within 1 / sqrt(inputs). Traceable."""
-    weights = _targets(lora, io.flatten(abstract_params(config)))
+    """Adapters in f32 that change nothing yet: B and rows are 0, A uniform within 1 / sqrt(inputs). Traceable.
+
+    Raises:
+      ValueError: one of the tokens is no id of the model.
+    """
+    if max(lora.tokens, default=0) >= config.vocabulary:
+        raise ValueError(f"Lora.tokens is {lora.tokens}; the model has the ids 0 .. {config.vocabulary - 1}")
+    leaves = io.flatten(abstract_params(config))
+    weights = _targets(lora, leaves)
     adapters = {}
     for draw, (name, leaf) in zip(jax.random.split(key, len(weights)), weights.items(), strict=True):
         inputs, outputs = _split(name, leaf.shape)
         bound = math.prod(inputs) ** -0.5
         adapters[f"{name}.a"] = jax.random.uniform(draw, (*inputs, lora.rank), jnp.float32, -bound, bound)
         adapters[f"{name}.b"] = jnp.zeros((lora.rank, *outputs), jnp.float32)
-    return io.nest(adapters)
+    rows = jnp.zeros((len(lora.tokens), config.width), jnp.float32)
+    return io.nest(adapters | {f"{table}.rows": rows for table in _tables(lora, leaves)})
 
 
 def axes(lora: Lora, config: ModelConfig) -> Mapping[str, Any]:
@@ -70,13 +87,14 @@ def axes(lora: Lora, config: ModelConfig) -> Mapping[str, Any]:
     for name, leaf in _targets(lora, flat).items():
         inputs, outputs = _split(name, leaf)
         tree |= {f"{name}.a": (*inputs, None), f"{name}.b": (None, *outputs)}
-    return io.nest(tree)
+    width = flat["embed"][1]
+    return io.nest(tree | {f"{table}.rows": (None, width) for table in _tables(lora, flat)})
 
 
 def apply(lora: Lora, params: Params, adapters: Adapters) -> Params:
     """Parameters in which the adapted weights are `LowRank`: the model runs with W as it is, and A B beside it."""
     scale = lora.alpha / lora.rank
-    return _changed(params, adapters, lambda weight, a, b: LowRank(weight, a, b * scale))
+    return _changed(lora, params, adapters, lambda weight, a, b: LowRank(weight, a, b * scale))
 
 
 def merge(lora: Lora, params: Params, adapters: Adapters) -> Params:
@@ -87,15 +105,29 @@ def merge(lora: Lora, params: Params, adapters: Adapters) -> Params:
         change = jnp.tensordot(a.astype(wide), b.astype(wide), 1) * (lora.alpha / lora.rank)
         return (weight.astype(wide) + change).astype(weight.dtype)
 
-    return _changed(params, adapters, add)
+    return _changed(lora, params, adapters, add)
 
 
-def _changed(params: Params, adapters: Adapters, change: Callable[[Array, Array, Array], Any]) -> Params:
+def _changed(lora: Lora, params: Params, adapters: Adapters, change: Callable[[Array, Array, Array], Any]) -> Params:
     weights, factors = io.flatten(params), io.flatten(adapters)
-    names = dict.fromkeys(name.rsplit(".", 1)[0] for name in factors)
+    tables = _tables(lora, weights)
+    names = dict.fromkeys(name.rsplit(".", 1)[0] for name in factors if name.rsplit(".", 1)[-1] != "rows")
     return io.nest(
-        weights | {name: change(weights[name], factors[f"{name}.a"], factors[f"{name}.b"]) for name in names}
+        weights
+        | {name: change(weights[name], factors[f"{name}.a"], factors[f"{name}.b"]) for name in names}
+        | {table: _with_rows(lora, table, weights[table], factors[f"{table}.rows"]) for table in tables}
     )
+
+
+def _with_rows(lora: Lora, name: str, table: Array, rows: Array) -> Array:
+    """A table [V, D], or the output's [D, V], whose chosen rows are changed; computed in f32 or wider."""
+    where = (jnp.array(lora.tokens), slice(None)) if name == "embed" else (slice(None), jnp.array(lora.tokens))
+    wide = table[where].astype(jnp.promote_types(table.dtype, jnp.float32))
+    return table.at[where].set((wide + (rows if name == "embed" else rows.T)).astype(table.dtype))
+
+
+def _tables(lora: Lora, leaves: Mapping[str, Any]) -> list[str]:
+    return [table for table in TABLES if lora.tokens and table in leaves]
 
 
 def _targets(lora: Lora, leaves: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Packed rows on disk: written once, read by training in any order through memory maps, and a resumable order of
 reading.
 
-A folder holds one raw file of int16 per field of `Rows` ([N, S]), `sees.bin` (the bits of [N, U, U], padded to bytes)
-and `rows.json` with the sizes. Weights are not stored: every label counts 1.
+A folder holds one raw file per field of `Rows` ([N, S]; int16, token ids of large vocabularies int32), `sees.bin` (the bits
+of [N, U, U], padded to bytes) and `rows.json` with the sizes. Weights are not stored: every label counts 1.
 """
 
 import dataclasses
@@ -16,9 +16,14 @@ from jaxtyping import Int
 from apr_jax.train.packing import Rows
 
 FIELDS = ("token", "position", "clock", "owner", "label")
+NARROW = 1 << 15  # ids that 16 bits hold
 
 
-def write(folder: str | Path, parts: Iterable[Rows], length: int, threads: int) -> int:
+def _dtype(field: str, vocabulary: int) -> type:
+    return np.int32 if field in ("token", "label") and vocabulary > NARROW else np.int16
+
+
+def write(folder: str | Path, parts: Iterable[Rows], length: int, threads: int, vocabulary: int = NARROW) -> int:
     """Write rows in the order given; returns how many.
 
     Args:
@@ -26,9 +31,10 @@ def write(folder: str | Path, parts: Iterable[Rows], length: int, threads: int) 
         parts: groups of rows of NumPy arrays, [*, S] and [*, U, U].
         length: S.
         threads: U.
+        vocabulary: token ids are below this.
 
     Raises:
-        ValueError: a number that 16 bits do not hold, or weights other than 1 on labels.
+        ValueError: a number that its file does not hold, or weights other than 1 on labels.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,16 +44,20 @@ def write(folder: str | Path, parts: Iterable[Rows], length: int, threads: int) 
         if not np.array_equal(rows.weight, rows.label >= 0):
             raise ValueError("weight: rows on disk keep no weights, every label must have weight 1")
         for name in FIELDS:
-            array = getattr(rows, name)
-            if array.size and (array.max() > np.iinfo(np.int16).max or array.min() < -1):
-                raise ValueError(f"{name} goes from {array.min()} to {array.max()}; rows on disk hold -1 to 32767")
-            files[name].write(np.ascontiguousarray(array, np.int16).tobytes())
+            array, dtype = getattr(rows, name), _dtype(name, vocabulary)
+            most = np.iinfo(dtype).max
+            if array.size and (array.max() > most or array.min() < -1):
+                raise ValueError(
+                    f"{name} goes from {array.min()} to {array.max()}; these rows on disk hold -1 to {most}"
+                )
+            files[name].write(np.ascontiguousarray(array, dtype).tobytes())
         files["sees"].write(np.packbits(rows.sees.reshape(len(rows), -1), axis=1).tobytes())
         count += len(rows)
     for file in files.values():
         file.close()
     # Written last: a folder without it is not complete.
-    (folder / "rows.json").write_text(json.dumps({"rows": count, "length": length, "threads": threads}) + "\n")
+    sizes = {"rows": count, "length": length, "threads": threads, "vocabulary": vocabulary}
+    (folder / "rows.json").write_text(json.dumps(sizes) + "\n")
     return count
 
 
@@ -58,7 +68,7 @@ class RowStore:
     Attributes:
         length: S.
         threads: U.
-        arrays: memory maps by field, Int16 [N, S].
+        arrays: memory maps by field, Int16 or Int32 [N, S].
         bits: memory map of `sees`, Uint8 [N, ceil(U U / 8)].
     """
 
@@ -83,8 +93,9 @@ class RowStore:
         sizes = json.loads((folder / "rows.json").read_text())
         count, length, threads = sizes["rows"], sizes["length"], sizes["threads"]
         if count == 0:
-            raise ValueError(f"{folder} holds 0 rows; ask for more demonstrations")
-        arrays = {n: np.memmap(folder / f"{n}.bin", np.int16, "r", shape=(count, length)) for n in FIELDS}
+            raise ValueError(f"{folder} holds 0 rows; ask for more demonstrations or rollouts")
+        kinds = {name: _dtype(name, sizes.get("vocabulary", NARROW)) for name in FIELDS}  # older folders do not say
+        arrays = {n: np.memmap(folder / f"{n}.bin", kinds[n], "r", shape=(count, length)) for n in FIELDS}
         bits = np.memmap(folder / "sees.bin", np.uint8, "r", shape=(count, -(-(threads**2) // 8)))
         return cls(length, threads, arrays, bits)
 

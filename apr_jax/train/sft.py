@@ -1,4 +1,5 @@
-"""Supervised training on demonstrations packed in rows (APR section 4.3: imitation before reinforcement).
+"""Supervised training on demonstrations or rollouts packed in rows (APR section 4.3: imitation before reinforcement), of all
+parameters or of low-rank adapters beside those of a pretrained model.
 
     result = run(config)
 
@@ -21,10 +22,14 @@ from jaxtyping import Array, Int, Key
 from apr_jax import settings
 from apr_jax.model import io, transformer
 from apr_jax.model.config import PRESETS, ModelConfig
-from apr_jax.train import optimizer
+from apr_jax.model.pretrained import load_pretrained, save_pretrained
+from apr_jax.tokenizer.load import load
+from apr_jax.train import lora, optimizer
 from apr_jax.train.checkpoints import Checkpoints
 from apr_jax.train.data import DataConfig, Dataset
 from apr_jax.train.interrupt import Interrupt
+from apr_jax.train.logs import LogData
+from apr_jax.train.lora import Lora
 from apr_jax.train.losses import Sums, rows_loss
 from apr_jax.train.metrics import Metrics, ProgressReport
 from apr_jax.train.optimizer import OptimizerConfig
@@ -37,29 +42,33 @@ class SftConfig:
     """One supervised run. Fields that may be changed when it is resumed are marked (free).
 
     Attributes:
-        data: the demonstrations.
+        data: the demonstrations or rollouts.
         model: its sizes.
         optimizer: how parameters are updated.
         rows_per_batch: B.
         steps: updates in all.
         seed: of the initial parameters and of the order of rows after the first epoch.
-        start: file of parameters to start from (what another run exported); empty: drawn from the seed.
+        start: parameters to start from: a file that another run exported, or a pretrained model (a Hugging Face folder or a
+            GGUF file); empty: drawn from the seed.
+        lora: train adapters beside the parameters of `start`, which stay as they are; None: train the parameters.
         emphasis: a class of labels (see `apr_jax.train.data.CLASSES`) and its weight in the loss; all others weigh 1.
         chunk: queries per block of attention.
         remat: recompute layers in the backward pass: less memory, more time.
         log_every, evaluate_every, checkpoint_every: steps between reports, held-out evaluations, checkpoints (free).
         workdir: folder for checkpoints, metrics and the resolved configuration (free).
-        export: file for the trained parameters; empty: none (free).
+        export: where the trained parameters go, adapters merged into them: a `.safetensors` file of ours, or a folder as
+            `transformers` reads it, tokenizer included; empty: nowhere (free).
         tensorboard: write event files beside `metrics.jsonl` (free).
     """
 
-    data: DataConfig = DataConfig()
+    data: DataConfig | LogData = DataConfig()
     model: ModelConfig = PRESETS["tiny"]
     optimizer: OptimizerConfig = OptimizerConfig()
     rows_per_batch: int = 8
     steps: int = 1000
     seed: int = 0
     start: str = ""
+    lora: Lora | None = None
     emphasis: tuple[str, float] = ("", 1.0)
     chunk: int = 128
     remat: bool = False
@@ -74,6 +83,8 @@ class SftConfig:
         for name in ("rows_per_batch", "steps", "chunk", "log_every", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.lora and not self.start:
+            raise ValueError("start is empty; adapters (lora) are trained beside the parameters of a model, name it")
 
 
 @jax.tree_util.register_dataclass
@@ -82,7 +93,7 @@ class TrainState:
     """What a training step changes.
 
     Attributes:
-        params: of the model.
+        params: what is trained: parameters of the model, or adapters.
         optimizer: state of the optimiser.
         step: updates done.
         key: random key of the run, for whatever a step draws (nothing as yet).
@@ -114,7 +125,7 @@ class Result:
 def initial_state(config: SftConfig) -> TrainState:
     """The state before the first step; traceable."""
     key, used = jax.random.split(jax.random.key(config.seed))
-    params = transformer.init_params(config.model, used)
+    params = lora.init(config.lora, config.model, used) if config.lora else transformer.init_params(config.model, used)
     tx = optimizer.make(config.optimizer, config.steps)
     return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32), key)
 
@@ -131,8 +142,17 @@ def label_weights(config: SftConfig, classes: np.ndarray, names: tuple[str, ...]
     return np.where(classes == (names.index(name) if name else -1), weight, 1.0).astype(np.float32)
 
 
+def whole(config: SftConfig, params: transformer.Params, base: transformer.Params | None) -> transformer.Params:
+    """The parameters the model runs with: those that are trained, or the base with the adapters that are trained."""
+    return params if base is None else lora.apply(config.lora, base, params)
+
+
 def make_step(
-    config: SftConfig, classes: np.ndarray, count: int, weights: np.ndarray | None = None
+    config: SftConfig,
+    classes: np.ndarray,
+    count: int,
+    weights: np.ndarray | None = None,
+    base: transformer.Params | None = None,
 ) -> Callable[[TrainState, Rows], tuple[TrainState, dict]]:
     """The compiled training step; it consumes (donates) the state it is given.
 
@@ -141,6 +161,7 @@ def make_step(
         classes: class of every token id, Int [V].
         count: number of classes.
         weights: weight of every token id as a label, Float [V]; None: all 1.
+        base: parameters that adapters stand beside; None: there are no adapters.
 
     Returns:
         Function from a state and a batch to the next state and a dict of arrays: sums, gradient_norm, learning_rate.
@@ -149,31 +170,42 @@ def make_step(
     tx = optimizer.make(config.optimizer, config.steps)
     rate = optimizer.schedule(config.optimizer, config.steps)
 
-    def step(state: TrainState, rows: Rows) -> tuple[TrainState, dict[str, Any]]:
+    def step(state: TrainState, rows: Rows, base) -> tuple[TrainState, dict[str, Any]]:
         if weights is not None:
             rows = dataclasses.replace(rows, weight=rows.weight * jnp.asarray(weights)[rows.label])
 
         def loss(params):
-            return rows_loss(graph, params, rows, classes, count, config.chunk, config.remat)
+            return rows_loss(graph, whole(config, params, base), rows, classes, count, config.chunk, config.remat)
 
         (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         update, inner = tx.update(gradient, state.optimizer, state.params)
         metrics = dict(sums=sums, gradient_norm=optax.tree.norm(gradient), learning_rate=rate(state.step))
         return TrainState(optax.apply_updates(state.params, update), inner, state.step + 1, state.key), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    compiled = jax.jit(step, donate_argnums=0)
+    return lambda state, rows: compiled(state, rows, base)
 
 
-def make_evaluation(config: SftConfig, store: RowStore, classes: np.ndarray, names: tuple[str, ...]) -> Callable:
-    """Function from parameters to held-out numbers: loss, accuracy, accuracy by class of token."""
+def make_evaluation(
+    config: SftConfig,
+    store: RowStore,
+    classes: np.ndarray,
+    names: tuple[str, ...],
+    base: transformer.Params | None = None,
+) -> Callable:
+    """Function from what is trained to held-out numbers: loss, accuracy, accuracy by class of token."""
     graph = transformer.graph_of(config.model)
-    sums_of = jax.jit(lambda params, rows: rows_loss(graph, params, rows, classes, len(names), config.chunk)[1])
+
+    @jax.jit
+    def sums_of(params, rows, base):
+        return rows_loss(graph, whole(config, params, base), rows, classes, len(names), config.chunk)[1]
+
     batch = config.rows_per_batch
     numbers = np.arange(-(-len(store) // batch) * batch)
     numbers = np.where(numbers < len(store), numbers, -1)  # the last batch is filled up with padding
 
     def evaluate(params: transformer.Params) -> dict[str, float]:
-        parts = [sums_of(params, store.read(part)) for part in numbers.reshape(-1, batch)]
+        parts = [sums_of(params, store.read(part), base) for part in numbers.reshape(-1, batch)]
         return summarise(jax.tree.map(lambda *xs: np.sum(np.asarray(xs, np.float64), axis=0), *parts), names)
 
     return evaluate
@@ -204,10 +236,11 @@ def run(config: SftConfig) -> Result:
     classes, names = data.classes(config.model.vocabulary)
     with Checkpoints(Path(config.workdir) / "checkpoints") as checkpoints, Interrupt() as interrupt:
         state, position = _restore_or_init(config, checkpoints)
+        base = _load(config) if config.lora else None
         settings.save(config, config.workdir)
-        step = make_step(config, classes, len(names), label_weights(config, classes, names))
+        step = make_step(config, classes, len(names), label_weights(config, classes, names), base)
         loop = _Loop(config, data, step, names, checkpoints, interrupt)
-        evaluate = make_evaluation(config, data.held_out, classes, names)
+        evaluate = make_evaluation(config, data.held_out, classes, names, base)
         first = int(state.step)
         with (
             Metrics(config.workdir, first, config.tensorboard) as metrics,
@@ -218,9 +251,7 @@ def run(config: SftConfig) -> Result:
             state, step, held_out = loop.run(state, first, position, evaluate, metrics, progress)
         if step == config.steps:
             if config.export:
-                io.save(
-                    config.export, transformer.Model(transformer.graph_of(config.model), state.params), config.model
-                )
+                export(config, state.params, base)
             progress.note(f"finished; parameters are in {config.export or config.workdir}")
         else:
             progress.note(f"interrupted at step {step}, which is saved; run the same command again to go on")
@@ -231,7 +262,8 @@ def _restore_or_init(config: SftConfig, checkpoints: Checkpoints) -> tuple[Train
     """The state to go on from and the position in the data."""
     if checkpoints.latest is None:
         state = jax.jit(initial_state, static_argnums=0)(config)
-        return (dataclasses.replace(state, params=_load(config)) if config.start else state), 0
+        plain = config.start and not config.lora
+        return (dataclasses.replace(state, params=_load(config)) if plain else state), 0
     changed = settings.differences(config, checkpoints.cursor()["config"])
     if changed:
         raise ValueError(
@@ -244,11 +276,28 @@ def _restore_or_init(config: SftConfig, checkpoints: Checkpoints) -> tuple[Train
 
 def _load(config: SftConfig) -> transformer.Params:
     """The parameters that `start` names; they must be those of the same model."""
-    model = io.load(config.start)
+    pretrained = _pretrained(config.start)
+    dtype = config.model.param_dtype
+    model = config.data.fit(load_pretrained(config.start, dtype=dtype)) if pretrained else io.load(config.start)
     if model.config != config.model:
         changed = settings.differences(config.model, settings.to_dict(model.config))
         raise ValueError(f"start: {config.start} holds another model ({'; '.join(changed)})")
     return model.params
+
+
+def _pretrained(path: str) -> bool:
+    return path.endswith(".gguf") or Path(path).is_dir()
+
+
+def export(config: SftConfig, params: transformer.Params, base: transformer.Params | None) -> None:
+    """Write what was trained as `config.export` says, adapters merged into the base."""
+    params = params if base is None else lora.merge(config.lora, base, params)
+    model = transformer.Model(transformer.graph_of(config.model), params)
+    if config.export.endswith(".safetensors"):
+        io.save(config.export, model, config.model)
+    else:
+        source = config.start if _pretrained(config.start) else None
+        save_pretrained(config.export, model, source, tokenizer=load(config.data.folder))
 
 
 @dataclasses.dataclass

@@ -2,6 +2,6 @@
 
 from apr_jax.model.pretrained.load import load_pretrained
 from apr_jax.model.pretrained.save import save_pretrained
-from apr_jax.model.pretrained.vocabulary import CONTROL_TAGS, add_control_tokens
+from apr_jax.model.pretrained.vocabulary import CONTROL_TAGS, add_control_tokens, with_control_words
 
-__all__ = ["CONTROL_TAGS", "add_control_tokens", "load_pretrained", "save_pretrained"]
+__all__ = ["CONTROL_TAGS", "add_control_tokens", "load_pretrained", "save_pretrained", "with_control_words"]

@@ -13,6 +13,8 @@ import safetensors.numpy
 from apr_jax.model import io
 from apr_jax.model.pretrained import configuration, gguf_file, names, stored
 from apr_jax.model.transformer import Model
+from apr_jax.tokenizer import TextCodec
+from apr_jax.tokenizer.load import check_fits, load
 
 COPIED = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -23,21 +25,28 @@ REPLACED = ("rope_parameters", "dtype", "quantization_config", "_name_or_path", 
 
 
 def save_pretrained(
-    folder: str | Path, model: Model, source: str | Path | None = None, shard_bytes: int = 2 << 30
+    folder: str | Path,
+    model: Model,
+    source: str | Path | None = None,
+    shard_bytes: int = 2 << 30,
+    tokenizer: TextCodec | None = None,
 ) -> None:
-    """Writes safetensors and `config.json`, and copies the tokenizer: a folder that `transformers` loads.
+    """Writes safetensors, `config.json` and the tokenizer with its chat template: a folder that `transformers` loads.
 
     Args:
       folder: made if missing; files of the same names are replaced.
       model: what to write, in the dtype of its parameters.
       source: what the model was loaded from. Of a folder, the tokenizer's files are copied and the fields of
-        `config.json` that change no numbers (ids of special tokens, longest context) are kept; of a GGUF file the latter.
+        `config.json` that change no numbers (ids of special tokens, longest context) are kept; of a GGUF file, the
+        tokenizer and the same fields are written as a folder has them.
       shard_bytes: tensors are spread over files of about this size, each of which is in memory while it is written.
+      tokenizer: written instead of that of `source` (one to which control words were added, for instance).
 
     Raises:
       FileNotFoundError: `source` is given, but not there.
-      ValueError: no family of `transformers` computes what this model computes, or the parameters do not fit the
-        configuration (adapters that are not merged, for instance).
+      ValueError: no family of `transformers` computes what this model computes, the parameters do not fit the
+        configuration (adapters that are not merged, for instance), the tokenizer has ids that the model has not, or that
+        of a GGUF file cannot be read.
     """
     folder, source = Path(folder), Path(source) if source is not None else None
     config = model.config
@@ -45,6 +54,11 @@ def save_pretrained(
     kept = _kept_fields(source) if source else {}
     longest = int(config.rope.factor * config.rope.original) or 32768
     fields = {**kept, **configuration.to_hf(config, kept.get("max_position_embeddings", longest))}
+    if tokenizer is None and source and source.is_file() and _has_tokenizer(source):
+        tokenizer = load(source)
+    if tokenizer:
+        check_fits(tokenizer, config.vocabulary, f"the model to be saved in {folder}")
+        fields |= {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
     folder.mkdir(parents=True, exist_ok=True)
     shards = list(_shards(io.flatten(model.params), shard_bytes))
     places = {}
@@ -57,9 +71,17 @@ def save_pretrained(
         total = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
         _write_json(folder / stored.INDEX, {"metadata": {"total_size": total}, "weight_map": places})
     _write_json(folder / "config.json", fields)
-    for name in COPIED if source and source.is_dir() and source.resolve() != folder.resolve() else ():
-        if (source / name).is_file():
+    copies = source and source.is_dir() and source.resolve() != folder.resolve()
+    for name in COPIED if copies else ():
+        if (source / name).is_file() and not (tokenizer and name != "generation_config.json"):
             shutil.copyfile(source / name, folder / name)
+    if tokenizer:
+        tokenizer.save_folder(folder)
+
+
+def _has_tokenizer(gguf: Path) -> bool:
+    metadata, _ = gguf_file.open_gguf(gguf)
+    return "tokenizer.ggml.model" in metadata
 
 
 def _as_stored(name: str, value: jax.Array) -> np.ndarray:

@@ -30,7 +30,7 @@ CONTROL_TAGS: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
 
 
 def add_control_tokens(
-    model: Model, tags: Sequence[str], tokenizer: TextCodec, multiple: int = 64
+    model: Model, tags: Sequence[str], tokenizer: TextCodec, multiple: int = 64, gain: float = 1.0
 ) -> tuple[Model, dict[str, int]]:
     """A model with a row for each tag, in embedding and output table: the mean of the rows of the words in its brackets.
 
@@ -42,13 +42,18 @@ def add_control_tokens(
       tags: such as `CONTROL_TAGS["threadweaver"]`.
       tokenizer: the tokenizer before the tags are added to it.
       multiple: the vocabulary is padded to a multiple of this, and never made smaller.
+      gain: the means are multiplied by this. The logit of a mean is never above the largest of its words': a model that is
+        not trained further chooses a tag over its own words only with a gain a little above 1.
 
     Returns:
       The model, whose configuration has the new vocabulary, and the id of each tag.
 
     Raises:
-      ValueError: a tag is listed twice or has no words, or the tokenizer's vocabulary is larger than the model's.
+      ValueError: a tag is listed twice or has no words, the gain is not above 0, or the tokenizer's vocabulary is larger
+        than the model's.
     """
+    if not gain > 0:
+        raise ValueError(f"gain is {gain}; it must be above 0 (1 leaves the means as they are)")
     if len(set(tags)) != len(tags):
         raise ValueError(f"tags are {list(tags)}; each must be listed once")
     if tokenizer.size > model.config.vocabulary:
@@ -60,10 +65,32 @@ def add_control_tokens(
     if empty:
         raise ValueError(f"tags {empty} have no words between their brackets to be initialised from")
     ids = {tag: tokenizer.size + i for i, tag in enumerate(tags)}
-    return extend_vocabulary(model, {ids[tag]: words[tag] for tag in tags}, multiple), ids
+    return extend_vocabulary(model, {ids[tag]: words[tag] for tag in tags}, multiple, gain), ids
 
 
-def extend_vocabulary(model: Model, rows: Mapping[int, Sequence[int]], multiple: int = 64) -> Model:
+def with_control_words(
+    model: Model, tokenizer: TextCodec, words: Sequence[str], multiple: int = 64, gain: float = 1.0
+) -> tuple[Model, TextCodec]:
+    """Model and tokenizer in which each of `words` is one id, the same in both.
+
+    A word that is one id already keeps it and its row; the others are added as by `add_control_tokens`.
+
+    Args:
+      model: a model whose vocabulary holds that of the tokenizer.
+      tokenizer: its tokenizer.
+      words: such as `CONTROL_TAGS["threadweaver"]`.
+      multiple, gain: see `add_control_tokens`.
+
+    Raises:
+      ValueError: see `add_control_tokens`.
+    """
+    extended = tokenizer.with_control_words(words)
+    new = [word for word in dict.fromkeys(words) if extended.id(word) >= tokenizer.size]
+    model, _ = add_control_tokens(model, new, tokenizer, multiple, gain)
+    return model, extended
+
+
+def extend_vocabulary(model: Model, rows: Mapping[int, Sequence[int]], multiple: int = 64, gain: float = 1.0) -> Model:
     """A model in which some rows of the tables are means of others.
 
     Args:
@@ -71,14 +98,15 @@ def extend_vocabulary(model: Model, rows: Mapping[int, Sequence[int]], multiple:
       rows: for each id the ids whose mean it becomes; an id may be new, or one that the model has spare.
       multiple: the vocabulary is padded to a multiple of this. Padding gets the mean of all rows, whose logits are
         middling, where zeros could win.
+      gain: what the means of `rows` are multiplied by.
     """
     old = model.config.vocabulary
     size = padded_vocabulary(max(old, *(i + 1 for i in rows)), multiple) if rows else old
     params = dict(model.params)
-    params["embed"] = _extended(model.params["embed"], rows, size)
+    params["embed"] = _extended(model.params["embed"], rows, size, gain)
     if not model.config.tied:
         # Cut over the vocabulary axis on a mesh, so it is turned, extended, and turned back.
-        params["head"] = _extended(model.params["head"].T, rows, size).T
+        params["head"] = _extended(model.params["head"].T, rows, size, gain).T
     params = {
         name: jax.device_put(value, model.params[name].sharding) if name in ("embed", "head") else value
         for name, value in params.items()
@@ -86,9 +114,11 @@ def extend_vocabulary(model: Model, rows: Mapping[int, Sequence[int]], multiple:
     return Model(graph_of(dataclasses.replace(model.config, vocabulary=size)), params)
 
 
-def _extended(table: Float[Array, "V D"], rows: Mapping[int, Sequence[int]], size: int) -> Float[Array, "W D"]:
+def _extended(
+    table: Float[Array, "V D"], rows: Mapping[int, Sequence[int]], size: int, gain: float
+) -> Float[Array, "W D"]:
     """The table with more rows, and the means of the old ones in some of them; means are taken in f32."""
     mean = jnp.mean(table, axis=0, keepdims=True, dtype=jnp.float32).astype(table.dtype)
     new = jnp.concatenate([table, jnp.broadcast_to(mean, (size - len(table), table.shape[1]))])
-    means = [jnp.mean(table[jnp.asarray(words)], axis=0, dtype=jnp.float32) for words in rows.values()]
+    means = [gain * jnp.mean(table[jnp.asarray(words)], axis=0, dtype=jnp.float32) for words in rows.values()]
     return new.at[jnp.asarray(list(rows))].set(jnp.stack(means).astype(table.dtype)) if rows else new

@@ -1,6 +1,7 @@
 """Questions in language: how they are put, and how the answer is read."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,6 +94,9 @@ class LanguageTask(Task[Question]):
         if not self.seconds > 0:
             raise ValueError(f"seconds is {self.seconds}; it must be above 0")
 
+    def asking(self, ask: Prompt) -> "LanguageTask":
+        return dataclasses.replace(self, ask=ask)
+
     def about(self, question: Question) -> dict[str, Any]:
         return {"question": question.text, "right": question.right}
 
@@ -102,5 +106,7 @@ class LanguageTask(Task[Question]):
         return chat.prompt(words, self.ask.messages(question.text), template, self.ask.opening)
 
     def answer(self, ids: Sequence[int], words: TextCodec) -> str | None:
-        text = words.decode([i for i in ids if i not in words.controls])
+        # What stands on both sides of a control word is not one word or number.
+        stretches = itertools.groupby(ids, lambda i: i in words.controls)
+        text = "\n".join(words.decode(list(stretch)) for control, stretch in stretches if not control)
         return answers.read(self.ask.opening + text, self.read)

@@ -1,0 +1,90 @@
+"""All methods on one real language model, SmolLM2-135M-Instruct: 20 questions of reasoning-gym's gsm_symbolic.
+
+    python -m experiments.fetch_smollm2
+    pip install -r requirements-gym.txt
+    python -m experiments.evaluate --config configs/smollm2_methods.py
+
+The model was never trained to fork. Its control words are added when it is loaded, each beginning as the mean of the words in
+its brackets, and the prompt shows what they are for: enough for the model to continue the pattern, not to divide a problem
+well. The logit of a mean is never above the largest of its words', so the rows get a gain of 1.1; and the words are single
+tokens of this vocabulary ("task" is, "spawn" is not), whose row is all theirs.
+"""
+
+import dataclasses
+
+from apr_jax.decode import Sizes
+from apr_jax.evaluate.methods import ControlWords, MethodConfig, RolloutConfig
+from apr_jax.tasks.language.gym import TAGS, ReasoningGym
+from apr_jax.tasks.language.task import Prompt, Shot
+from experiments.evaluate import EvaluateConfig
+
+MODEL = "work/smollm2.gguf"  # carries its tokenizer and chat template
+CONTROL = ControlWords(spawn="<task>", add=True, gain=1.1)
+# In a system prompt and in the assistant's turns control words are control tokens; in a question they would stay text.
+FORKING = Prompt(
+    system="Split the question into parts that can be worked out at the same time: <task> and a part, <task> and "
+    "the next part, then <wait>. Each part is worked out alone: <task>3 pens for 4 dollars each<go>3 * 4 = 12<join>12. "
+    "The results come back, and after <go> the final answer is given between <answer> and </answer>.",
+    shots=(
+        Shot(
+            "Ann buys 3 pens for 4 dollars each and 5 books for 6 dollars each. How many dollars does she pay?",
+            "<task>3 pens for 4 dollars each<task>5 books for 6 dollars each<wait><result>12<result>30<go>"
+            "12 + 30 = 42, so the answer is <answer>42</answer>",
+        ),
+        Shot(
+            "Tom runs 7 km on each of 4 days and walks 2 km on each of 3 days. How many km is that?",
+            "<task>7 km on each of 4 days<task>2 km on each of 3 days<wait><result>28<result>6<go>"
+            "28 + 6 = 34, so the answer is <answer>34</answer>",
+        ),
+    ),
+)
+QUEUES = dict(prompt=512, feed_tiles=4, feed_chunk=64, queue=64, outbox=16)
+
+SEQUENTIAL = RolloutConfig(
+    checkpoint=MODEL,
+    protocol="sequential",
+    end="",
+    max_tokens=192,
+    sizes=Sizes(problems=20, lanes=1, rows=20, threads=1, slots=1024, log=1024, **QUEUES),
+)
+SAMPLES = dataclasses.replace(
+    SEQUENTIAL,
+    protocol="samples",
+    samples=4,
+    temperature=0.6,
+    top_p=0.95,
+    sizes=Sizes(problems=10, lanes=4, rows=40, threads=5, slots=2048, log=2048, **QUEUES),
+)
+FORK = dataclasses.replace(
+    SAMPLES,
+    protocol="spawn_join",
+    temperature=0.7,
+    max_tokens=96,
+    child_max_tokens=32,
+    control=CONTROL,
+    ask=FORKING,
+    sizes=Sizes(problems=20, lanes=4, rows=24, threads=16, slots=1536, log=2048, **QUEUES),
+)
+
+
+def methods() -> dict[str, MethodConfig]:
+    forks = {
+        f"{context}_{returns}": MethodConfig(dataclasses.replace(FORK, context=context, returns=returns))
+        for context in ("isolated", "shared", "live")
+        for returns in ("message", "stitch", "reencode")
+    }
+    return {
+        "sequential": MethodConfig(SEQUENTIAL),
+        "self_consistency": MethodConfig(SAMPLES, select="majority", also=("verifier",)),
+        "best_of_n": MethodConfig(SAMPLES, select="logprob"),
+        **forks,
+    }
+
+
+def config() -> EvaluateConfig:
+    return EvaluateConfig(
+        methods=methods(),
+        task=ReasoningGym(ask=TAGS, dataset="gsm_symbolic", count=20),
+        tokenizer=MODEL,
+        output="results/smollm2_methods",
+    )
