@@ -53,6 +53,8 @@ class Thread:
         self.seen: list[Thread] = [self]
         self.live: list[Thread] = []  # siblings that it sees while they write
         self.generated = self.count = self.floor = self.next_position = 0
+        self.segment = self.offset = 0  # threads of the same line before it, and the tokens that they were fed
+        self.heir: Thread | None = None  # as which its line went on
         self.stop: Stop | None = None
         self.message: list[int] = []  # what it returns to its parent
         self.uniforms: np.ndarray | None = None
@@ -68,13 +70,15 @@ class Thread:
 
     def ahead(self) -> bool:
         """Whether a live sibling has to be fed before this thread is."""
-        return any(other.stop is None and len(other.own) < len(self.own) for other in self.live)
+        done = self.offset + len(self.own)
+        return any(other.stop is None and other.offset + len(other.own) < done for other in self.live)
 
     def feed(self, entry: Entry) -> None:
         assert not self.ahead()
         entry.index, entry.position, entry.clock = len(self.own), self.next_position, 1 + max(self.clock, self.floor)
         self.own.append(entry)
-        views = [other.own[: entry.index] if other in self.live else other.own for other in self.seen]
+        upto = self.offset + entry.index
+        views = [other.own[: max(upto - other.offset, 0)] if other in self.live else other.own for other in self.seen]
         entry.sees = [seen for view in views for seen in view]
         self.next_position += 1
         self.count = max([self.count, *(seen.depth for seen in entry.sees)])
@@ -113,6 +117,9 @@ class World:
     def __init__(self, forward: Forward, problem: Any, choose: Choose):
         self.forward, self.problem, self.choose = forward, problem, choose
         self.running: list[tuple[Thread, Program, list[Thread]]] = []
+
+    def begin(self, root: Thread, prompt: Sequence[int], protocol: Any) -> None:
+        self.start(root, PROGRAMS[type(protocol).__name__](self, root, prompt, protocol))
 
     def start(self, thread: Thread, program: Program) -> None:
         self.running.append((thread, program, []))
@@ -280,6 +287,7 @@ def run(
     seed: int,
     schedule_rng: np.random.Generator | None = None,
     choose: Choose = lambda thread, logits, uniform, problem: draw(logits, uniform, problem),
+    world: type = World,
 ) -> Transcript:
     """Interpret one problem.
 
@@ -290,20 +298,23 @@ def run(
       seed: as given to `decode`.
       schedule_rng: order in which ready threads are stepped; depth first without it. The result does not depend on it.
       choose: picks a token for a thread from its logits and uniform draw.
+      world: `World`, or one that knows other protocols.
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), problem.id), problem.sample)
-    world, root = World(forward, problem, choose), Thread((), None, key)
-    prompt = [int(token) for token in problem.prompt]
-    world.start(root, PROGRAMS[type(protocol).__name__](world, root, prompt, protocol))
-    world.loop(schedule_rng)
+    begun, root = world(forward, problem, choose), Thread((), None, key)
+    begun.begin(root, [int(token) for token in problem.prompt], protocol)
+    begun.loop(schedule_rng)
     return _record(root, problem)
 
 
 def _record(root: Thread, problem: Any) -> Transcript:
     threads, stack = [], [root]
     while stack:
-        threads.append(stack.pop())
-        stack.extend(reversed(threads[-1].children))
+        line = [stack.pop()]
+        while line[-1].heir is not None:
+            line.append(line[-1].heir)
+        threads.extend(line)
+        stack.extend(reversed(line[-1].children))
     entries = [entry for thread in threads for entry in thread.entries]
     number = {id(entry): i for i, entry in enumerate(entries)} | {id(None): -1}
     rank = {id(thread): i for i, thread in enumerate(threads)} | {id(None): -1}
@@ -327,12 +338,13 @@ def _record(root: Thread, problem: Any) -> Transcript:
         predictor=np.array([number[id(entry.predictor)] for entry in entries], np.int32),
         depth=column("depth"),
     )
-    records = tuple(ThreadRecord(thread.path, rank[id(thread.parent)], thread.stop) for thread in threads)
+    records = tuple(ThreadRecord(t.path, rank[id(t.parent)], t.stop, t.segment) for t in threads)
     for i, row in enumerate(visible(log, sees)):
         saw = sorted(number[id(seen)] for seen in entries[i].sees)
         assert saw == np.flatnonzero(row).tolist(), f"what entry {i} saw is not what the record says"
     peak = max(len(thread.own[-1].sees) for thread in threads if thread.own)
-    return Transcript(problem.id, problem.sample, root.stop, records, sees, log, peak)
+    stop = next(thread for thread in reversed(threads) if not thread.path).stop
+    return Transcript(problem.id, problem.sample, stop, records, sees, log, peak)
 
 
 def visible(log: Log, sees: np.ndarray) -> np.ndarray:
