@@ -25,10 +25,7 @@ from reference_model import DRAWS, Fed, Forward, draw, kept, log_softmax, unifor
 
 # ---- threads
 
-
-@jax.jit
-def _child_key(key: jax.Array, number: int) -> jax.Array:
-    return jax.random.fold_in(key, number)
+_child_key = jax.jit(jax.random.fold_in)
 
 
 @dataclasses.dataclass(eq=False)
@@ -45,6 +42,8 @@ class Entry(Fed):
 class Thread:
     """One line of reasoning. What it sees are threads, not copies of their tokens."""
 
+    segment = 0  # threads of its line before it
+
     def __init__(self, path: tuple[int, ...], parent: "Thread | None", key: jax.Array):
         self.path, self.parent, self.key = path, parent, key
         self.entries: list[Entry] = []
@@ -53,8 +52,6 @@ class Thread:
         self.seen: list[Thread] = [self]
         self.live: list[Thread] = []  # siblings that it sees while they write
         self.generated = self.count = self.floor = self.next_position = 0
-        self.segment = self.offset = 0  # threads of the same line before it, and the tokens that they were fed
-        self.heir: Thread | None = None  # as which its line went on
         self.stop: Stop | None = None
         self.message: list[int] = []  # what it returns to its parent
         self.uniforms: np.ndarray | None = None
@@ -70,15 +67,13 @@ class Thread:
 
     def ahead(self) -> bool:
         """Whether a live sibling has to be fed before this thread is."""
-        done = self.offset + len(self.own)
-        return any(other.stop is None and other.offset + len(other.own) < done for other in self.live)
+        return any(other.stop is None and len(other.own) < len(self.own) for other in self.live)
 
     def feed(self, entry: Entry) -> None:
         assert not self.ahead()
         entry.index, entry.position, entry.clock = len(self.own), self.next_position, 1 + max(self.clock, self.floor)
         self.own.append(entry)
-        upto = self.offset + entry.index
-        views = [other.own[: max(upto - other.offset, 0)] if other in self.live else other.own for other in self.seen]
+        views = [other.own[: entry.index] if other in self.live else other.own for other in self.seen]
         entry.sees = [seen for view in views for seen in view]
         self.next_position += 1
         self.count = max([self.count, *(seen.depth for seen in entry.sees)])
@@ -98,7 +93,7 @@ class Thread:
 
     def open(self) -> "Thread":
         number = len(self.children)
-        self.children.append(Thread((*self.path, number), self, _child_key(self.key, 1 + number)))
+        self.children.append(type(self)((*self.path, number), self, _child_key(self.key, 1 + number)))
         return self.children[-1]
 
     def await_children(self, children: Sequence["Thread"]) -> Iterator[list]:
@@ -118,8 +113,10 @@ class World:
         self.forward, self.problem, self.choose = forward, problem, choose
         self.running: list[tuple[Thread, Program, list[Thread]]] = []
 
-    def begin(self, root: Thread, prompt: Sequence[int], protocol: Any) -> None:
+    def begin(self, key: jax.Array, prompt: list[int], protocol: Any) -> Thread:
+        root = Thread((), None, key)
         self.start(root, PROGRAMS[type(protocol).__name__](self, root, prompt, protocol))
+        return root
 
     def start(self, thread: Thread, program: Program) -> None:
         self.running.append((thread, program, []))
@@ -153,10 +150,9 @@ class World:
             place = ready[0] if rng is None else int(rng.choice(ready))
             thread, program, _ = self.running.pop(place)
             waits = next(program, None)
+            assert waits is not None or thread.stop is not None
             if waits is not None:
                 self.running.insert(place, (thread, program, waits))
-            else:
-                assert thread.stop is not None
 
 
 # ---- protocols: the program of one thread each
@@ -187,9 +183,7 @@ def _samples(world: World, thread: Thread, fed: Sequence[int], protocol: Any) ->
 
 def _modes(protocol: Any) -> tuple[str, str]:
     """What children see of their parent, and how they come back to it."""
-    if not hasattr(protocol, "context"):
-        return "isolated", "message"
-    context, returns = protocol.context, protocol.returns
+    context, returns = getattr(protocol, "context", "isolated"), getattr(protocol, "returns", "message")
     assert context in ("isolated", "shared", "live") and returns in ("message", "stitch", "reencode")
     assert context != "live" or protocol.max_depth == 1, "live children do not fork"
     return context, returns
@@ -301,8 +295,8 @@ def run(
       world: `World`, or one that knows other protocols.
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), problem.id), problem.sample)
-    begun, root = world(forward, problem, choose), Thread((), None, key)
-    begun.begin(root, [int(token) for token in problem.prompt], protocol)
+    begun = world(forward, problem, choose)
+    root = begun.begin(key, [int(token) for token in problem.prompt], protocol)
     begun.loop(schedule_rng)
     return _record(root, problem)
 
@@ -310,11 +304,8 @@ def run(
 def _record(root: Thread, problem: Any) -> Transcript:
     threads, stack = [], [root]
     while stack:
-        line = [stack.pop()]
-        while line[-1].heir is not None:
-            line.append(line[-1].heir)
-        threads.extend(line)
-        stack.extend(reversed(line[-1].children))
+        threads.append(stack.pop())
+        stack.extend(reversed(threads[-1].children))
     entries = [entry for thread in threads for entry in thread.entries]
     number = {id(entry): i for i, entry in enumerate(entries)} | {id(None): -1}
     rank = {id(thread): i for i, thread in enumerate(threads)} | {id(None): -1}
@@ -343,8 +334,8 @@ def _record(root: Thread, problem: Any) -> Transcript:
         saw = sorted(number[id(seen)] for seen in entries[i].sees)
         assert saw == np.flatnonzero(row).tolist(), f"what entry {i} saw is not what the record says"
     peak = max(len(thread.own[-1].sees) for thread in threads if thread.own)
-    stop = next(thread for thread in reversed(threads) if not thread.path).stop
-    return Transcript(problem.id, problem.sample, stop, records, sees, log, peak)
+    last = threads[sum(not thread.path for thread in threads) - 1]  # of the root's line
+    return Transcript(problem.id, problem.sample, last.stop, records, sees, log, peak)
 
 
 def visible(log: Log, sees: np.ndarray) -> np.ndarray:
@@ -372,9 +363,8 @@ def compare(transcript: Transcript, expected: Transcript, tolerance: float = 1e-
         np.testing.assert_array_equal(getattr(got, field), getattr(log, field), err_msg=f"{field} of {story}")
     np.testing.assert_array_equal(got.depth[log.sampled], log.depth[log.sampled], err_msg=f"depth of {story}")
     for field in ("logprob", "behaviour_logprob"):
-        np.testing.assert_allclose(
-            getattr(got, field), getattr(log, field), rtol=0, atol=tolerance, err_msg=f"{field} of {story}"
-        )
+        values, bound = (getattr(got, field), getattr(log, field)), dict(rtol=0, atol=tolerance)
+        np.testing.assert_allclose(*values, **bound, err_msg=f"{field} of {story}")
     assert transcript.peak_context == expected.peak_context, f"{name}: peak context"
 
 

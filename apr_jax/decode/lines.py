@@ -5,14 +5,12 @@ Everything is written for one problem, from and to its book. Axes: M threads.
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, UInt32
 
 from apr_jax.decode import book as books
 from apr_jax.decode.book import DECIDING, FINISHED, NOBODY, OPENED, READY, WAITING, Book
 from apr_jax.decode.transcript import Stop
-
 
 # What a thread hands on to the next one of its line.
 HANDED_ON = (
@@ -64,7 +62,9 @@ def resume(book: Book, parent: Int[Array, ""]) -> Book:
     last = heir(book, parent)
     is_last = (books.numbers(book) == last) & (threads.status == WAITING)
     return book.replace(
-        threads=threads.where(waited, released=True).where(
+        threads=threads.where(waited, released=True)
+        .where(books.family(book, parent), group=NOBODY)  # its next live children are another group
+        .where(
             is_last,
             status=READY,
             fork=threads.opened[last],

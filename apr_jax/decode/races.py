@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from apr_jax.decode import book as books
 from apr_jax.decode import lines
@@ -119,7 +119,11 @@ def exhaust(book: Book, parent: Int[Array, ""]) -> Book:
     below = lines.with_descendants(book, cut) & ~cut
     book = book.replace(
         threads=threads.where(
-            mine, first=False, shared=0, clock=jnp.maximum(threads.clock, clock), depth=jnp.maximum(threads.depth, depth)
+            mine,
+            first=False,
+            shared=0,
+            clock=jnp.maximum(threads.clock, clock),
+            depth=jnp.maximum(threads.depth, depth),
         )
     )
     book = lines.kill(book, below | killed)
