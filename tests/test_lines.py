@@ -20,9 +20,6 @@ VARIANTS = {
     "live": (
         racing.Racing(**racing.WORDS, context="live", turn=TURN, returns="stitch", first=True, kill=KILL), "plenty",
     ),
-    "live and forgets": (
-        racing.Racing(**racing.WORDS, context="live", turn=TURN, keeps=False, shared=8), "no feed steps",
-    ),
     "in races": (
         racing.Racing(
             **racing.WORDS, context="shared", max_depth=2, turn=TURN, renew=True, returns="stitch", first=True, shared=12,
