@@ -120,6 +120,20 @@ def test_a_race_is_decided_when_all_are_past_the_clock_of_the_end(laggard, winne
     assert after.threads.pending[0] == 0
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_who_ends_at_a_join_ends_later_than_its_children(first):
+    """A handler of joins may end the thread at once; it is to be stitched, and has a token to feed."""
+    book = family(races_first=first)
+    book = book.replace(threads=book.threads.where(jnp.arange(8) == 4, status=books.FINISHED, stop=Stop.END, clock=9))
+    book = book.replace(threads=book.threads.where(jnp.arange(8) == 1, stitched=True, unfed=True, pending=0))
+    after = lines.resume(books.close(book, jnp.int32(1), jnp.int32(Stop.END)), jnp.int32(1))
+    assert (after.threads.status[1], after.threads.clock[1]) == (books.DECIDING if first else books.READY, 9)
+    assert after.threads.released[4] and after.threads.fork[1] == 1
+    if first:
+        after = races.win(after, jnp.int32(1))
+    assert (after.threads.status[1], after.threads.stop[1], after.threads.samples[1]) == (books.READY, Stop.END, False)
+
+
 @pytest.mark.parametrize(("racing", "ready"), [(False, [2, 3, 4]), (True, [4])])
 def test_in_a_race_the_least_clock_goes_first_descendants_included(racing, ready):
     book = family(races_first=racing)

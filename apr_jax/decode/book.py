@@ -352,7 +352,7 @@ def leave(book: Book, thread: Int[Array, ""], stop: Int[Array, ""]) -> Book:
     """End a thread: at once, or if it is to be stitched when its last token is fed (`lines.drain` finishes it then)."""
     flush = book.threads.stitched[thread] & book.threads.unfed[thread]
     mine = (numbers(book) == thread) & flush
-    flushing = book.replace(threads=book.threads.where(mine, status=READY, samples=False, stop=stop, waiting=0))
+    flushing = book.replace(threads=book.threads.where(mine, samples=False, stop=stop, waiting=0))
     return choose(flush, flushing, finish(book, thread, stop))
 
 

@@ -60,13 +60,13 @@ def resume(book: Book, parent: Int[Array, ""]) -> Book:
     threads = book.threads
     waited = books.children(book, parent) & (threads.stop != Stop.DROPPED)
     last = heir(book, parent)
-    is_last = (books.numbers(book) == last) & (threads.status == WAITING)
+    is_last = (books.numbers(book) == last) & (threads.status != FINISHED)
     return book.replace(
         threads=threads.where(waited, released=True)
         .where(books.family(book, parent), group=NOBODY)  # its next live children are another group
         .where(
             is_last,
-            status=READY,
+            status=jnp.where(threads.status == WAITING, READY, threads.status),  # its end may await a decision already
             fork=threads.opened[last],
             first=False,
             shared=0,

@@ -100,8 +100,9 @@ def win(book: Book, thread: Int[Array, ""]) -> Book:
     threads = book.threads
     parent = threads.parent[thread]
     rivals = books.children(book, parent) & lines.unfinished(book) & (books.numbers(book) != thread)
-    over = book.replace(threads=threads.where(books.numbers(book) == parent, first=False, shared=0))
-    return books.leave(lines.kill(over, rivals), thread, threads.stop[thread])
+    over = threads.where(books.numbers(book) == parent, first=False, shared=0)
+    over = over.where(books.numbers(book) == thread, status=READY)
+    return books.leave(lines.kill(book.replace(threads=over), rivals), thread, threads.stop[thread])
 
 
 def exhaust(book: Book, parent: Int[Array, ""]) -> Book:
