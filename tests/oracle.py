@@ -25,10 +25,7 @@ from reference_model import DRAWS, Fed, Forward, draw, kept, log_softmax, unifor
 
 # ---- threads
 
-
-@jax.jit
-def _child_key(key: jax.Array, number: int) -> jax.Array:
-    return jax.random.fold_in(key, number)
+_child_key = jax.jit(jax.random.fold_in)
 
 
 @dataclasses.dataclass(eq=False)
@@ -44,6 +41,8 @@ class Entry(Fed):
 
 class Thread:
     """One line of reasoning. What it sees are threads, not copies of their tokens."""
+
+    segment = 0  # threads of its line before it
 
     def __init__(self, path: tuple[int, ...], parent: "Thread | None", key: jax.Array):
         self.path, self.parent, self.key = path, parent, key
@@ -94,7 +93,7 @@ class Thread:
 
     def open(self) -> "Thread":
         number = len(self.children)
-        self.children.append(Thread((*self.path, number), self, _child_key(self.key, 1 + number)))
+        self.children.append(type(self)((*self.path, number), self, _child_key(self.key, 1 + number)))
         return self.children[-1]
 
     def await_children(self, children: Sequence["Thread"]) -> Iterator[list]:
@@ -113,6 +112,11 @@ class World:
     def __init__(self, forward: Forward, problem: Any, choose: Choose):
         self.forward, self.problem, self.choose = forward, problem, choose
         self.running: list[tuple[Thread, Program, list[Thread]]] = []
+
+    def begin(self, key: jax.Array, prompt: list[int], protocol: Any) -> Thread:
+        root = Thread((), None, key)
+        self.start(root, PROGRAMS[type(protocol).__name__](self, root, prompt, protocol))
+        return root
 
     def start(self, thread: Thread, program: Program) -> None:
         self.running.append((thread, program, []))
@@ -146,10 +150,9 @@ class World:
             place = ready[0] if rng is None else int(rng.choice(ready))
             thread, program, _ = self.running.pop(place)
             waits = next(program, None)
+            assert waits is not None or thread.stop is not None
             if waits is not None:
                 self.running.insert(place, (thread, program, waits))
-            else:
-                assert thread.stop is not None
 
 
 # ---- protocols: the program of one thread each
@@ -180,9 +183,7 @@ def _samples(world: World, thread: Thread, fed: Sequence[int], protocol: Any) ->
 
 def _modes(protocol: Any) -> tuple[str, str]:
     """What children see of their parent, and how they come back to it."""
-    if not hasattr(protocol, "context"):
-        return "isolated", "message"
-    context, returns = protocol.context, protocol.returns
+    context, returns = getattr(protocol, "context", "isolated"), getattr(protocol, "returns", "message")
     assert context in ("isolated", "shared", "live") and returns in ("message", "stitch", "reencode")
     assert context != "live" or protocol.max_depth == 1, "live children do not fork"
     return context, returns
@@ -280,6 +281,7 @@ def run(
     seed: int,
     schedule_rng: np.random.Generator | None = None,
     choose: Choose = lambda thread, logits, uniform, problem: draw(logits, uniform, problem),
+    world: type = World,
 ) -> Transcript:
     """Interpret one problem.
 
@@ -290,12 +292,12 @@ def run(
       seed: as given to `decode`.
       schedule_rng: order in which ready threads are stepped; depth first without it. The result does not depend on it.
       choose: picks a token for a thread from its logits and uniform draw.
+      world: `World`, or one that knows other protocols.
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), problem.id), problem.sample)
-    world, root = World(forward, problem, choose), Thread((), None, key)
-    prompt = [int(token) for token in problem.prompt]
-    world.start(root, PROGRAMS[type(protocol).__name__](world, root, prompt, protocol))
-    world.loop(schedule_rng)
+    begun = world(forward, problem, choose)
+    root = begun.begin(key, [int(token) for token in problem.prompt], protocol)
+    begun.loop(schedule_rng)
     return _record(root, problem)
 
 
@@ -327,12 +329,13 @@ def _record(root: Thread, problem: Any) -> Transcript:
         predictor=np.array([number[id(entry.predictor)] for entry in entries], np.int32),
         depth=column("depth"),
     )
-    records = tuple(ThreadRecord(thread.path, rank[id(thread.parent)], thread.stop) for thread in threads)
+    records = tuple(ThreadRecord(t.path, rank[id(t.parent)], t.stop, t.segment) for t in threads)
     for i, row in enumerate(visible(log, sees)):
         saw = sorted(number[id(seen)] for seen in entries[i].sees)
         assert saw == np.flatnonzero(row).tolist(), f"what entry {i} saw is not what the record says"
     peak = max(len(thread.own[-1].sees) for thread in threads if thread.own)
-    return Transcript(problem.id, problem.sample, root.stop, records, sees, log, peak)
+    last = threads[sum(not thread.path for thread in threads) - 1]  # of the root's line
+    return Transcript(problem.id, problem.sample, last.stop, records, sees, log, peak)
 
 
 def visible(log: Log, sees: np.ndarray) -> np.ndarray:
@@ -360,9 +363,8 @@ def compare(transcript: Transcript, expected: Transcript, tolerance: float = 1e-
         np.testing.assert_array_equal(getattr(got, field), getattr(log, field), err_msg=f"{field} of {story}")
     np.testing.assert_array_equal(got.depth[log.sampled], log.depth[log.sampled], err_msg=f"depth of {story}")
     for field in ("logprob", "behaviour_logprob"):
-        np.testing.assert_allclose(
-            getattr(got, field), getattr(log, field), rtol=0, atol=tolerance, err_msg=f"{field} of {story}"
-        )
+        values, bound = (getattr(got, field), getattr(log, field)), dict(rtol=0, atol=tolerance)
+        np.testing.assert_allclose(*values, **bound, err_msg=f"{field} of {story}")
     assert transcript.peak_context == expected.peak_context, f"{name}: peak context"
 
 

@@ -193,11 +193,14 @@ def test_f32_follows_from_its_own_tokens(protocol, sizes):
 def check_training(dtype: str, protocol, sizes: str, tolerance: float) -> None:
     """The training forward on the packed log gives the recorded log-prob of every sampled token, fed or not."""
     problems, _ = cases(protocol, 50)
-    transcripts = decoded(dtype, protocol, SIZES[sizes], problems)
+    check_packed(decoded(dtype, protocol, SIZES[sizes], problems), model(dtype), tolerance)
+
+
+def check_packed(transcripts: Sequence[Transcript], model: transformer.Model, tolerance: float) -> None:
     rows, origin, count = pack(transcripts, length=640, threads=40)
     assert count.labels == (rows.label >= 0).sum() == sum(t.log.sampled.sum() for t in transcripts)
     attend = packed_attend(jnp.asarray(rows.owner), jnp.asarray(rows.clock), jnp.asarray(rows.sees), chunk=64)
-    graph, params = model(dtype).graph, model(dtype).params
+    graph, params = model.graph, model.params
     x, _ = transformer.hidden(
         graph, params, jnp.asarray(rows.token), jnp.asarray(rows.position), attend, (None,) * CONFIG.layers
     )

@@ -5,7 +5,6 @@ for *one* problem and vmapped by the loop. Axes: M threads, Z pieces of messages
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.transcript import Stop
 
 # States of a thread.
-EMPTY, OPENED, READY, WAITING, FINISHED = range(5)
+EMPTY, OPENED, READY, WAITING, FINISHED, DECIDING = range(6)
 # Where the tokens of a message piece stand.
 TEMPLATE, PROMPT, SPAN = range(3)
 
@@ -38,10 +37,12 @@ class Threads:
     """The thread table; every field has the shape [M] unless said.
 
     Attributes:
-        status: EMPTY, OPENED (its message is still being written), READY, WAITING or FINISHED.
+        status: EMPTY, OPENED (its message is still being written), READY, WAITING, FINISHED or DECIDING (its event or its
+            end awaits a decision, see `apr_jax.decode.races`).
         stop: a `Stop`.
         parent: thread number, NOBODY for the root.
         ordinal: its place among all children that its parent ever opened.
+        segment: how often its line of reasoning had gone on as a new thread before it.
         level: forks above it.
         opened: children it ever opened.
         fork: ordinal of the first child of the fork that is open or waited for.
@@ -56,6 +57,9 @@ class Threads:
         generated: tokens it sampled.
         stitched: its parent will see it: its last token is fed at its end, and its slots are held until the join.
         group: number of the parent whose live children it and its siblings are, NOBODY if it is not live.
+        arena: number of the parent of the outermost group, live or racing, that it stands in; NOBODY if there is none.
+        first: of the children it waits for, the first to end is the only one.
+        shared: tokens that the children it waits for may sample together, with all below them; 0 is any number.
         unfed: its last sampled token has not been fed.
         token: that token.
         entry: log entry of that token.
@@ -74,6 +78,7 @@ class Threads:
     stop: Int[Array, "M"]
     parent: Int[Array, "M"]
     ordinal: Int[Array, "M"]
+    segment: Int[Array, "M"]
     level: Int[Array, "M"]
     opened: Int[Array, "M"]
     fork: Int[Array, "M"]
@@ -89,6 +94,9 @@ class Threads:
     generated: Int[Array, "M"]
     stitched: Bool[Array, "M"]
     group: Int[Array, "M"]
+    arena: Int[Array, "M"]
+    first: Bool[Array, "M"]
+    shared: Int[Array, "M"]
     unfed: Bool[Array, "M"]
     token: Int[Array, "M"]
     entry: Int[Array, "M"]
@@ -202,7 +210,9 @@ def empty(sizes: Sizes) -> Book:
         "released": jnp.zeros(m, bool),
         "unfed": jnp.zeros(m, bool),
         "stitched": jnp.zeros(m, bool),
+        "first": jnp.zeros(m, bool),
         "group": ints(m, NOBODY),
+        "arena": ints(m, NOBODY),
         "key": jnp.zeros((m, 2), jnp.uint32),
         "draw_key": jnp.zeros((m, 2), jnp.uint32),
         "temperature": jnp.zeros(m, jnp.float32),
@@ -273,10 +283,16 @@ def open_child(book: Book, parent: Int[Array, ""]) -> Book:
     return book.replace(threads=threads, sees=sees, used=book.used + ~full).halt(full, Stop.THREADS_FULL)
 
 
-def children(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
-    """The children of the fork that `parent` has open or waits for."""
+def family(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
+    """All threads that the fork, which `parent` has open or waits for, ever had."""
     threads = book.threads
     return (threads.parent == parent) & (threads.ordinal >= threads.fork[parent]) & (numbers(book) < book.used)
+
+
+def children(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
+    """One thread for each line of the fork that `parent` has open or waits for, its last; none for a line that was killed."""
+    stop = book.threads.stop
+    return family(book, parent) & (stop != Stop.KILLED) & (stop != Stop.CONTINUED)
 
 
 def opened(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
@@ -294,16 +310,22 @@ def commit(book: Book, parent: Int[Array, ""], shares: bool, live: bool = False)
     """
     mother = book.thread(parent)
     born = opened(book, parent)
-    threads = book.threads.where(born, status=READY, clock=mother.clock, depth=mother.depth)
+    threads = book.threads.where(born, status=READY, clock=mother.clock, depth=mother.depth, arena=mother.arena)
     threads = threads.where(numbers(book) == parent, status=WAITING, pending=jnp.sum(born))
     row = book.sees
     if shares:
         threads = threads.where(born, position=mother.position)
         row = row | book.sees[parent]
     if live:
-        threads = threads.where(born, group=parent)
+        threads = threads.where(born, group=parent, arena=outermost(book, parent))
         row = row | union(row, born)
     return book.replace(threads=threads, sees=jnp.where(born[:, None], row, book.sees))
+
+
+def outermost(book: Book, parent: Int[Array, ""]) -> Int[Array, ""]:
+    """The arena of a group of children of `parent`."""
+    arena = book.threads.arena[parent]
+    return jnp.where(arena == NOBODY, parent, arena)
 
 
 def union(rows: UInt32[Array, "M words"], chosen: Bool[Array, "M"]) -> UInt32[Array, "words"]:
@@ -317,32 +339,21 @@ def bits(book: Book, chosen: Bool[Array, "M"]) -> UInt32[Array, "words"]:
     return union(jax.vmap(lambda number: one_bit(number, words))(numbers(book)), chosen)
 
 
-def stitch(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> Book:
-    """Let `parent` see the chosen children's lines: them and what was stitched into them, but not their live siblings.
-
-    Its positions go on from the furthest.
-    """
-    mine = numbers(book) == parent
-    siblings = bits(book, children(book, parent) & (book.threads.group == parent) & ~chosen)
-    row = book.sees[parent] | (union(book.sees, chosen) & ~siblings)
-    furthest = jnp.max(jnp.where(chosen | mine, book.threads.position, 0))
-    return book.replace(
-        sees=jnp.where(mine[:, None], row, book.sees), threads=book.threads.where(mine, position=furthest)
-    )
-
-
 def close(book: Book, thread: Int[Array, ""], stop: Int[Array, ""]) -> Book:
-    """End a thread: at once, or if it is to be stitched when its last token is fed (`drain` finishes it then)."""
+    """End a thread; if the first of its siblings to end is the only one, when that is decided."""
+    threads = book.threads
+    parent = threads.parent[thread]
+    contests = (parent != NOBODY) & threads.first[parent]
+    deciding = book.replace(threads=threads.where(numbers(book) == thread, status=DECIDING, stop=stop))
+    return choose(contests, deciding, leave(book, thread, stop))
+
+
+def leave(book: Book, thread: Int[Array, ""], stop: Int[Array, ""]) -> Book:
+    """End a thread: at once, or if it is to be stitched when its last token is fed (`lines.drain` finishes it then)."""
     flush = book.threads.stitched[thread] & book.threads.unfed[thread]
     mine = (numbers(book) == thread) & flush
     flushing = book.replace(threads=book.threads.where(mine, samples=False, stop=stop, waiting=0))
     return choose(flush, flushing, finish(book, thread, stop))
-
-
-def drain(book: Book, thread: Int[Array, ""], drained: Callable) -> Book:
-    """A thread that does not sample has fed all it had: it ends if it was closed, else the protocol says what is next."""
-    stop = book.threads.stop[thread]
-    return choose(stop != Stop.RUNNING, finish(book, thread, stop), drained(book, thread))
 
 
 def choose(condition: Bool[Array, ""], yes: Book, no: Book) -> Book:
@@ -360,30 +371,3 @@ def finish(book: Book, thread: Int[Array, ""], stop: Int[Array, ""]) -> Book:
     threads = threads.where(numbers(book) == parent, pending=threads.pending[parent] - 1)
     is_root = parent == NOBODY
     return book.replace(threads=threads, stop=jnp.where(is_root & (book.stop == Stop.RUNNING), stop, book.stop))
-
-
-def resume(book: Book, parent: Int[Array, ""]) -> Book:
-    """Let `parent` run again, later than everything its children wrote, and close the fork; nothing if it is finished."""
-    threads = book.threads
-    waited = children(book, parent) & (threads.stop != Stop.DROPPED)
-    is_parent = (numbers(book) == parent) & (threads.status == WAITING)
-    return book.replace(
-        threads=threads.where(waited, released=True).where(
-            is_parent,
-            status=READY,
-            fork=threads.opened[parent],
-            clock=jnp.maximum(threads.clock[parent], jnp.max(jnp.where(waited, threads.clock, 0))),
-            depth=jnp.maximum(threads.depth[parent], jnp.max(jnp.where(waited, threads.depth, 0))),
-        )
-    )
-
-
-def free_runs(book: Book) -> Book:
-    """Give back the runs of threads that are released and that no unreleased thread sees."""
-    threads = book.threads
-    seen = union(book.sees, ~threads.released)
-    number = numbers(book)
-    visible = (seen[number // 32] >> (number % 32).astype(jnp.uint32)) & 1
-    dead = threads.released & (visible == 0)
-    owner = book.run_owner
-    return book.replace(run_owner=jnp.where((owner >= 0) & dead[owner], NOBODY, owner))

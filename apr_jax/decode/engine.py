@@ -274,11 +274,8 @@ def _transcript(
     book = {name: value[place] for name, value in books.items()}
     log = jax.tree.map(lambda x: x[place], logs)
     used = int(book["used"])
-    paths: list[tuple[int, ...]] = []
-    for i in range(used):
-        parent = book["thread_parent"][i]
-        paths.append(() if parent < 0 else (*paths[parent], int(book["thread_ordinal"][i])))
-    order = sorted(range(used), key=lambda i: paths[i])
+    paths = [_path(book, i) for i in range(used)]
+    order = sorted(range(used), key=lambda i: (paths[i], book["thread_segment"][i]))
     renamed = {old: new for new, old in enumerate(order)}
 
     entries = np.concatenate([_entries(book, i, sizes) for i in order])
@@ -289,7 +286,10 @@ def _transcript(
     words = book["sees"][order]
     sees = (words[:, [i // 32 for i in order]] >> np.array([i % 32 for i in order], np.uint32)) & 1
     records = tuple(
-        ThreadRecord(paths[i], renamed.get(int(book["thread_parent"][i]), -1), _stop(book, i)) for i in order
+        ThreadRecord(
+            paths[i], renamed.get(int(book["thread_parent"][i]), -1), _stop(book, i), int(book["thread_segment"][i])
+        )
+        for i in order
     )
     sees = sees.astype(bool)
     log = Log(
@@ -306,6 +306,12 @@ def _transcript(
     )
     problem, sample, stop = int(book["problem"]), int(book["sample"]), Stop(int(book["stop"]))
     return Transcript(problem, sample, stop, records, sees, log, peak_context(sees, log))
+
+
+def _path(book: dict[str, np.ndarray], thread: int) -> tuple[int, ...]:
+    """The ordinals of the forks that lead to a thread."""
+    parent = int(book["thread_parent"][thread])
+    return () if parent < 0 else (*_path(book, parent), int(book["thread_ordinal"][thread]))
 
 
 def _entries(book: dict[str, np.ndarray], thread: int, sizes: Sizes) -> np.ndarray:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Int
 
 from apr_jax import sharding
 from apr_jax.decode import book as books
-from apr_jax.decode import messages, pool, schedule
+from apr_jax.decode import lines, messages, pool, races, schedule
 from apr_jax.decode.book import NOBODY, READY, WAITING, Book
 from apr_jax.decode.sampling import sample
 from apr_jax.decode.sizes import Sizes
@@ -46,6 +46,18 @@ class Program:
     @property
     def length(self) -> int:
         return len(self.protocol.handlers) + 2
+
+    @property
+    def groups(self) -> bool:
+        """Whether threads must keep step with others."""
+        return self.protocol.live or self.protocol.races
+
+    def due(self, held: Book) -> tuple[Int[Array, "P"], Int[Array, "P"]]:
+        """What is to be decided in each problem, 0 for nothing, and the thread concerned."""
+        if not self.protocol.races:
+            nothing = jnp.zeros_like(held.stop)
+            return nothing, nothing
+        return jax.vmap(races.due)(held)
 
 
 def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chunk: int) -> State:
@@ -182,7 +194,10 @@ def advance(
 
 
 def handle(program: Program, state: State) -> State:
-    """Handle the events of all problems, one a problem at a time, until none is left. Never touches the pool."""
+    """Handle the events of all problems, one a problem at a time, until none is left. Never touches the pool.
+
+    What is sampled is dealt with first, and the joins that follow from it; then what is to be decided by clock.
+    """
 
     def joinable(held: Book) -> Bool[Array, "P M"]:
         live = held.active & (held.stop == Stop.RUNNING)
@@ -190,7 +205,7 @@ def handle(program: Program, state: State) -> State:
 
     def more(carry):
         held, events = carry
-        return jnp.any(events > 0) | jnp.any(joinable(held))
+        return jnp.any(events > 0) | jnp.any(joinable(held)) | jnp.any(program.due(held)[0] > 0)
 
     def once(carry):
         held, events = carry
@@ -198,18 +213,24 @@ def handle(program: Program, state: State) -> State:
         due = jnp.where(joinable(held), join, events)
         thread = jnp.argmax(due > 0, axis=1).astype(jnp.int32)
         kind = jnp.take_along_axis(due, thread[:, None], axis=1)[:, 0]
+        decision, decider = program.due(held)
+        decides = (kind == 0) & (decision > 0)
+        kind, thread = jnp.where(decides, join + decision, kind), jnp.where(decides, decider, thread)
         for number, handler in enumerate(_handlers(program), start=1):
             held = _apply(handler, kind == number, held, thread)
-        after = jax.tree.map(lambda field: field[jnp.arange(thread.shape[0]), thread], held.threads)
+        last = jax.vmap(lines.heir)(held, thread)
+        after = jax.tree.map(lambda field: field[jnp.arange(thread.shape[0]), last], held.threads)
         spent = (
             (kind > 0)
             & (after.status == READY)
             & (after.generated >= jax.vmap(Book.budget)(held, after.level))
             & after.samples
         )
-        mine = jnp.arange(events.shape[1])[None, :] == thread[:, None]
-        events = jnp.where(mine, jnp.where(spent & (kind != program.length), program.length, 0)[:, None], events)
-        return jax.vmap(books.free_runs)(held), events
+        number = jnp.arange(events.shape[1])[None, :]
+        events = jnp.where(number == thread[:, None], 0, events)
+        again = (spent & (kind != program.length))[:, None] & (number == last[:, None])
+        events = jnp.where(again, program.length, events)
+        return jax.vmap(lines.free_runs)(held), events
 
     held, events = jax.lax.while_loop(more, once, (state.books, state.events))
     return state.replace(books=held, events=events)
@@ -223,12 +244,16 @@ def _handlers(program: Program):
         return books.close(book, thread, jnp.int32(Stop.LENGTH))
 
     def join(book, thread):
-        return books.resume(protocol.joined(book, thread), thread)
+        return lines.resume(protocol.joined(book, thread), thread)
 
     def drained(book, thread):
-        return books.drain(book, thread, protocol.drained)
+        return lines.drain(book, thread, protocol.drained)
 
-    return (*protocol.handlers, drained, spent, join)
+    def event(book, thread):
+        return races.event(book, thread, protocol.decided)
+
+    decisions = (races.win, races.exhaust, event) if protocol.races else ()
+    return (*protocol.handlers, drained, spent, join, *decisions)
 
 
 def _apply(handler, mask: Bool[Array, "P"], held: Book, thread: Int[Array, "P"]) -> Book:
@@ -264,7 +289,7 @@ def run_slice(program: Program, params: Any, state: State, steps: Int[Array, ""]
     limit = taken(state) + steps
 
     def runnable(s):
-        return schedule.runnable(s.books, program.protocol.live)
+        return schedule.runnable(s.books, program.groups)
 
     def goes_on(s):
         blocked = jnp.any(leaving(s)) & ~room(s)
@@ -273,12 +298,12 @@ def run_slice(program: Program, params: Any, state: State, steps: Int[Array, ""]
     def calm(s):
         """Nothing has happened that the outer loop must see to."""
         halted = jnp.any(leaving(s))
-        return (taken(s) < limit) & ~jnp.any(s.events > 0) & ~halted
+        return (taken(s) < limit) & ~jnp.any(s.events > 0) & ~halted & ~jnp.any(program.due(s.books)[0] > 0)
 
     def long(s):
-        """Threads for feed steps; live ones feed one token a step."""
+        """Threads for feed steps; those that keep step with others feed one token a step."""
         return (
-            runnable(s) & (schedule.waiting(s.books.threads) > sizes.feed_threshold) & (s.books.threads.group == NOBODY)
+            runnable(s) & (schedule.waiting(s.books.threads) > sizes.feed_threshold) & (s.books.threads.arena == NOBODY)
         )
 
     def feed(s):

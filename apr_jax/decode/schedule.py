@@ -67,19 +67,20 @@ def waiting(threads: Threads) -> Int[Array, "P M"]:
     return threads.waiting + threads.unfed
 
 
-def runnable(books: Book, live: bool) -> Bool[Array, "P M"]:
+def runnable(books: Book, groups: bool) -> Bool[Array, "P M"]:
     """Threads that have something to feed and may.
 
     Args:
-        live: some protocol's threads see each other while they run: in a group of them the least clock goes first.
+        groups: the protocol's threads may see each other while they run, or end each other: in a group of them, and of what is
+            below them, the least clock goes first.
     """
     threads, running = books.threads, books.active & (books.stop == Stop.RUNNING)
     ready = (threads.status == READY) & (waiting(threads) > 0) & running[:, None]
-    if not live:
+    if not groups:
         return ready
-    rivals = ready[:, None, :] & (threads.group[:, :, None] == threads.group[:, None, :])  # [P, M, M]
+    rivals = ready[:, None, :] & (threads.arena[:, :, None] == threads.arena[:, None, :])  # [P, M, M]
     behind = jnp.any(rivals & (threads.clock[:, None, :] < threads.clock[:, :, None]), axis=2)
-    return ready & ~(behind & (threads.group != NOBODY))
+    return ready & ~(behind & (threads.arena != NOBODY))
 
 
 def heard(threads: Threads) -> Int[Array, "P M"]:

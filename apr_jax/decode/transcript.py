@@ -31,12 +31,14 @@ class Stop(enum.IntEnum):
     END = 1  # the model said so
     LENGTH = 2  # the thread's budget of generated tokens is used up
     MALFORMED = 3  # a fork that the format does not allow
-    KILLED = 4  # its problem ended first
+    KILLED = 4  # it was dropped by a decision, or its problem ended first
     DROPPED = 5  # its message was begun but never committed by a wait
     POOL_FULL = 6  # no run of key/value slots was left
     LOG_FULL = 7  # no run of log entries was left
     THREADS_FULL = 8  # the thread table was full
     MESSAGES_FULL = 9  # the table of message pieces was full
+    CONTINUED = 10  # its line of reasoning went on as the thread of the next segment
+    SHARED = 11  # the budget that it shared with others is used up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +86,13 @@ class ThreadRecord:
         path: the ordinals of the forks that lead to it; `()` is the root, `(0, 2)` the third child of the first child.
         parent: number of the parent thread, -1 for the root.
         stop: why it ended.
+        segment: the threads of one line of reasoning have one path, and are numbered by this.
     """
 
     path: tuple[int, ...]
     parent: int
     stop: Stop
+    segment: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +157,7 @@ def write(path: Path, transcripts: Sequence[Transcript], text, extra: Iterable[d
                     "parent": t.parent,
                     "stop": t.stop.name.lower(),
                     "text": text(transcript.tokens(i)),
+                    **({"segment": t.segment} if t.segment else {}),
                 }
                 for i, t in enumerate(transcript.threads)
             ]
@@ -183,7 +188,10 @@ def read(path: Path) -> Iterator[tuple[Transcript, dict]]:
         count, threads = int(arrays["entries"][number]), len(line["threads"])
         log = Log(**{name: arrays[name][entry : entry + count] for name in _FIELDS})
         sees = arrays["sees"][seen : seen + threads**2].reshape(threads, threads)
-        records = tuple(ThreadRecord(tuple(t["path"]), t["parent"], Stop[t["stop"].upper()]) for t in line["threads"])
+        records = tuple(
+            ThreadRecord(tuple(t["path"]), t["parent"], Stop[t["stop"].upper()], t.get("segment", 0))
+            for t in line["threads"]
+        )
         stop = Stop[line["stop"].upper()]
         yield Transcript(line["problem"], line["sample"], stop, records, sees, log, line["peak_context"]), line
         entry, seen = entry + count, seen + threads**2

@@ -24,6 +24,9 @@ class Protocol(Interface):
     live: bool
     """Whether threads may see others that still run."""
 
+    races: bool
+    """Whether an event of one thread may end another, see `apr_jax.decode.races`."""
+
     @property
     def templates(self) -> tuple[int, ...]:
         """Tokens that messages may quote, one table for all; at least one."""
@@ -43,6 +46,9 @@ class Protocol(Interface):
 
     def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
         """All children that `thread` waited for are finished: give it something to feed, or finish it."""
+
+    def decided(self, book: Book, thread: Int[Array, ""]) -> Book:
+        """An event of `thread` that was deferred may be acted on. Only asked of protocols that race."""
 
 
 def feed_prompt(book: Book, thread: Int[Array, ""], start: Int[Array, ""], length: Int[Array, ""]) -> Book:

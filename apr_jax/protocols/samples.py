@@ -27,6 +27,7 @@ class Samples:
     end: int
 
     live = False
+    races = False
     templates = (0,)
     handlers = (protocol.end,)
 

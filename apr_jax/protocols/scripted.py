@@ -39,6 +39,7 @@ class Scripted:
     stitch: bool = False
 
     live = False
+    races = False
     handlers = ()
 
     def __post_init__(self):

@@ -17,6 +17,7 @@ class Sequential:
     end: int
 
     live = False
+    races = False
     templates = (0,)
     handlers = (protocol.end,)
 

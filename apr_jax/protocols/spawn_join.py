@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from apr_jax.decode import book as books
+from apr_jax.decode import lines
 from apr_jax.decode.book import Book
 from apr_jax.decode.transcript import Stop
 from apr_jax.protocols import protocol
@@ -53,6 +54,8 @@ class SpawnJoin:
     max_depth: int = 1
     context: Context = "isolated"
     returns: Returns = "message"
+
+    races = False
 
     def __post_init__(self):
         for name, allowed in (("context", get_args(Context)), ("returns", get_args(Returns))):
@@ -157,6 +160,6 @@ class SpawnJoin:
             )
             return protocol.say(book, to, thread=number, valid=born, footer=_GO, **pieces)
         again = born & ~threads.stitched
-        book = books.stitch(book, thread, born & threads.stitched)
+        book = lines.stitch(book, thread, born & threads.stitched)
         pieces = dict(kind=(books.SPAN,), start=(number * 0,), length=(threads.length,))
         return protocol.say(book, to, thread=number, valid=again, footer=_GO, **pieces)

@@ -1,0 +1,160 @@
+"""Lines of reasoning: a thread and those that continue it. They are joined, killed, go on as another thread, and leave slots.
+
+Everything is written for one problem, from and to its book. Axes: M threads.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, UInt32
+
+from apr_jax.decode import book as books
+from apr_jax.decode.book import DECIDING, FINISHED, NOBODY, OPENED, READY, WAITING, Book
+from apr_jax.decode.transcript import Stop
+
+# What a thread hands on to the next one of its line.
+HANDED_ON = (
+    "status", "parent", "ordinal", "level", "opened", "fork", "pending", "samples", "clock", "depth", "generated", "stitched",
+    "group", "arena", "first", "shared", "key", "draw_key", "temperature", "top_k", "top_p",
+)  # fmt: skip
+
+
+def unfinished(book: Book) -> Bool[Array, "M"]:
+    """Threads that were started and have not ended."""
+    status = book.threads.status
+    return (status == READY) | (status == WAITING) | (status == DECIDING)
+
+
+def joined_row(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> UInt32[Array, "words"]:
+    """What `parent` sees with the chosen children's lines: them and what was stitched into them, but not their live siblings."""
+    threads = book.threads
+    kin = jnp.any(chosen[None, :] & (threads.ordinal[:, None] == threads.ordinal[None, :]), axis=1)
+    siblings = books.bits(book, books.family(book, parent) & (threads.group == parent) & ~kin)
+    return book.sees[parent] | (books.union(book.sees, chosen) & ~siblings)
+
+
+def stitch(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> Book:
+    """Let `parent` see the chosen children's lines; its positions go on from the furthest.
+
+    It must not have written since they began: else it goes on as a new thread that sees their `joined_row`.
+    """
+    mine = books.numbers(book) == parent
+    furthest = jnp.max(jnp.where(chosen | mine, book.threads.position, 0))
+    return book.replace(
+        sees=jnp.where(mine[:, None], joined_row(book, parent, chosen), book.sees),
+        threads=book.threads.where(mine, position=furthest),
+    )
+
+
+def drain(book: Book, thread: Int[Array, ""], drained: Callable) -> Book:
+    """A thread that does not sample has fed all it had: it ends if it was closed, else the protocol says what is next."""
+    stop = book.threads.stop[thread]
+    return books.choose(stop != Stop.RUNNING, books.finish(book, thread, stop), drained(book, thread))
+
+
+def resume(book: Book, parent: Int[Array, ""]) -> Book:
+    """Let `parent` run again, later than everything its children wrote, and close the fork; nothing if it is finished.
+
+    If `parent` went on as a new thread at this join, that one runs.
+    """
+    threads = book.threads
+    waited = books.children(book, parent) & (threads.stop != Stop.DROPPED)
+    last = heir(book, parent)
+    is_last = (books.numbers(book) == last) & (threads.status != FINISHED)
+    return book.replace(
+        threads=threads.where(waited, released=True)
+        .where(books.family(book, parent), group=NOBODY)  # its next live children are another group
+        .where(
+            is_last,
+            status=jnp.where(threads.status == WAITING, READY, threads.status),  # its end may await a decision already
+            fork=threads.opened[last],
+            first=False,
+            shared=0,
+            clock=jnp.maximum(threads.clock[last], jnp.max(jnp.where(waited, threads.clock, 0))),
+            depth=jnp.maximum(threads.depth[last], jnp.max(jnp.where(waited, threads.depth, 0))),
+        )
+    )
+
+
+def with_descendants(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:
+    """The chosen threads and all below them."""
+    number = books.numbers(book)
+    above = jnp.where(book.threads.parent == NOBODY, number, book.threads.parent)
+    for _ in range(number.shape[0].bit_length()):  # the ancestors 1, 2, 4 ... steps above
+        chosen = chosen | chosen[above]
+        above = above[above]
+    return chosen
+
+
+def kill(book: Book, chosen: Bool[Array, "M"]) -> Book:
+    """Drop the chosen threads with all their descendants. What none but them sees gives its slots back.
+
+    Their parents no longer wait for them, and will be later than all they wrote; their counts are forgotten. The root's death
+    is the problem's. A thread that still runs may be killed by a decision only (`apr_jax.decode.races`): how far it had come
+    would depend on the schedule otherwise.
+    """
+    threads, number = book.threads, books.numbers(book)
+    doomed = with_descendants(book, chosen)
+    running = doomed & unfinished(book)
+    by_parent = threads.parent[None, :] == number[:, None]  # [parent, child]
+    lost = jnp.sum(by_parent & running[None, :], axis=1)
+    latest = jnp.max(jnp.where(doomed, threads.clock, 0))
+    bereft = jnp.any(by_parent & (chosen & running)[None, :], axis=1) & ~doomed
+    root = jnp.any(running & (threads.parent == NOBODY))
+    threads = threads.where(bereft, clock=jnp.maximum(threads.clock, latest))
+    threads = threads.where(lost > 0, pending=threads.pending - lost)
+    threads = threads.where(doomed & (threads.status == OPENED), status=FINISHED, stop=int(Stop.DROPPED))
+    threads = threads.where(running, status=FINISHED, stop=int(Stop.KILLED), unfed=False, waiting=0)
+    return book.replace(threads=threads.where(doomed, released=True)).halt(root, Stop.KILLED)
+
+
+def proceed(book: Book, thread: Int[Array, ""], row: UInt32[Array, "words"], position: Int[Array, ""]) -> Book:
+    """Let the line of `thread` go on as a new thread of the same line, which waits for its message.
+
+    It has the line's path, draws, budget, count, clock, and place in forks and groups. Its message must hold at least one token;
+    a token of the old thread that was sampled and not fed will not be. A full thread table ends the problem.
+
+    Args:
+        thread: a thread that is ready, or waits for children that are all finished (in `joined`).
+        row: what the new thread sees beside itself and its live siblings: threads that the old one saw, the old one, lines
+            that it has waited for. The old thread's slots are freed when nobody sees them.
+        position: of the first token of the new thread.
+    """
+    number, old = books.numbers(book), book.thread(thread)
+    full = book.used >= number.shape[0]
+    mine, new = number == thread, (number == book.used) & ~full
+    handed = {name: getattr(old, name) for name in HANDED_ON}
+    threads = book.threads.where(new, **handed, segment=old.segment + 1, position=position)
+    # An open fork goes over to the new thread; one that is being joined stays where it was forked.
+    moved = books.children(book, thread) & ((old.pending > 0) | (threads.status == OPENED))
+    moved = books.family(book, thread) & jnp.any(moved)
+    threads = threads.where(moved, parent=book.used)
+    threads = threads.where(moved & (threads.group == thread), group=book.used)
+    threads = threads.where((threads.arena == thread) & jnp.any(moved), arena=book.used)
+    ended = dict(status=FINISHED, stop=int(Stop.CONTINUED), released=True, unfed=False, waiting=0)
+    threads = threads.where(mine, **ended)
+    live = (old.group != NOBODY) & (book.threads.group == old.group) & (book.threads.ordinal != old.ordinal)
+    me = books.one_bit(book.used, book.sees.shape[1])
+    sees = jnp.where((live & unfinished(book))[:, None], book.sees | me, book.sees)
+    sees = jnp.where(new[:, None], row | me | books.bits(book, live), sees)
+    next_book = book.replace(threads=threads, sees=sees, used=book.used + 1)
+    return books.choose(full, book, next_book).halt(full, Stop.THREADS_FULL)
+
+
+def heir(book: Book, thread: Int[Array, ""]) -> Int[Array, ""]:
+    """The thread as which `thread` went on in this event; itself if it did not."""
+    threads = book.threads
+    same = (threads.parent == threads.parent[thread]) & (threads.ordinal == threads.ordinal[thread])
+    later = same & (threads.segment == threads.segment[thread] + 1) & (books.numbers(book) < book.used)
+    return jnp.where(threads.stop[thread] == Stop.CONTINUED, jnp.argmax(later).astype(jnp.int32), thread)
+
+
+def free_runs(book: Book) -> Book:
+    """Give back the runs of threads that are released and that no unreleased thread sees."""
+    threads = book.threads
+    seen = books.union(book.sees, ~threads.released)
+    number = books.numbers(book)
+    visible = (seen[number // 32] >> (number % 32).astype(jnp.uint32)) & 1
+    dead = threads.released & (visible == 0)
+    owner = book.run_owner
+    return book.replace(run_owner=jnp.where((owner >= 0) & dead[owner], books.NOBODY, owner))

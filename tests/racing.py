@@ -1,0 +1,179 @@
+"""Protocols of the tests whose threads end each other or go on as new ones, and random problems for them."""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+import forking
+import oracle
+import reference_model
+from apr_jax.decode import Engine, Problem, Sizes, Transcript, lines, messages, races
+from apr_jax.decode import book as books
+from apr_jax.decode.transcript import Stop
+from apr_jax.model import transformer
+from apr_jax.model.config import ModelConfig
+from apr_jax.protocols import SpawnJoin, protocol
+from racing_oracle import World
+
+_RESULT, _GO = 1, 2  # places in the template table
+
+
+@dataclasses.dataclass(frozen=True)
+class Racing(SpawnJoin):
+    """What is added to forks and joins; a token id of -1 is never sampled.
+
+    Attributes:
+        first: the first child to end is the only one.
+        shared: children may sample so many tokens together (and one to four more, as the number of the problem goes); 0 is any.
+        kill: who samples it kills its youngest sibling that has not ended.
+        turn: who samples it goes on as a new thread, and is fed it again.
+        keeps: that sees the old one; otherwise it sees the rest only, three positions further on.
+        renew: whoever joins goes on as a new thread, which does not see the old one.
+    """
+
+    first: bool = False
+    shared: int = 0
+    kill: int = -1
+    turn: int = -1
+    keeps: bool = True
+    renew: bool = False
+
+    @property
+    def races(self):
+        return self.first or self.shared > 0 or self.kill >= 0
+
+    @property
+    def handlers(self):
+        return (*super().handlers, races.defer, self._turn)
+
+    def event(self, token):
+        words = jnp.where(token == self.turn, 6, super().event(token))
+        return jnp.where(token == self.kill, 5, words)
+
+    def _wait(self, book, thread):
+        return self._race(super()._wait(book, thread), thread)
+
+    def drained(self, book, thread):
+        return self._race(super().drained(book, thread), thread)
+
+    def _race(self, book, thread):
+        """Children who were just started are a group."""
+        if not self.races:
+            return book
+        shared = self.shared and self.shared + book.problem % 4
+        waits = book.threads.status[thread] == books.WAITING
+        return books.choose(waits, races.start(book, thread, self.first, shared), book)
+
+    def decided(self, book, thread):
+        threads, number = book.threads, books.numbers(book)
+        siblings = books.children(book, threads.parent[thread]) & lines.unfinished(book) & (number != thread)
+        siblings &= threads.level[thread] > 0
+        youngest = jnp.max(jnp.where(siblings, threads.ordinal, -1))
+        return lines.kill(book, siblings & (threads.ordinal == youngest))
+
+    def _turn(self, book, thread):
+        threads, new = book.threads, book.used
+        row, position = book.sees[thread], threads.position[thread]
+        if not self.keeps:
+            row, position = row & ~books.one_bit(thread, row.shape[0]), position + 3
+        turned = lines.proceed(book, thread, row, position)
+        turned = messages.compose(
+            turned,
+            to=jnp.stack([new, new]),
+            kind=jnp.array([books.SPAN, books.TEMPLATE]),
+            thread=jnp.stack([thread, thread]),
+            start=jnp.stack([threads.length[thread] - 1, jnp.int32(_GO)]),
+            length=jnp.ones(2, jnp.int32),
+            valid=jnp.ones(2, bool),
+        )
+        malformed = jnp.any(books.opened(book, thread))
+        return books.choose(malformed, books.close(book, thread, jnp.int32(Stop.MALFORMED)), turned)
+
+    def joined(self, book, thread):
+        if not self.renew:
+            return super().joined(book, thread)
+        number, born, new = books.numbers(book), books.children(book, thread), book.used
+        threads = book.threads.where(number == thread, samples=True)
+        stitched = born & threads.stitched
+        row = lines.joined_row(book, thread, stitched) & ~books.one_bit(thread, book.sees.shape[1])
+        position = jnp.max(jnp.where(stitched | (number == thread), threads.position, 0))
+        book = lines.proceed(book.replace(threads=threads), thread, row, position)
+        length = jnp.where(threads.stop == Stop.END, threads.span_end - threads.span, 0)
+        pieces = dict(kind=(books.TEMPLATE, books.SPAN), start=(number * 0 + _RESULT, threads.span), length=(1, length))
+        valid = born & (self.returns == "message")
+        return protocol.say(book, number * 0 + new, thread=number, valid=valid, footer=_GO, **pieces)
+
+
+def bias() -> np.ndarray:
+    """That of `forking.Words`, but more children are opened at a time, they think longer, and break the format less."""
+    words, table = forking.Words(), forking.Words().bias()
+    late = [*words.late, words.go, words.join]
+    table[np.ix_(late, words.late)] = 1.5
+    table[late, words.spawn] = 0.5
+    table[[*words.late, words.go], words.join] = 0.5
+    table[np.ix_([*words.plain, words.wait, words.result], [words.spawn])] = 2.5
+    table[np.ix_([*words.message, words.spawn], [words.wait, words.spawn])] = 2.0
+    table[:, words.wait] -= 0.5
+    return table
+
+
+# ---- what the tests call
+
+
+SEED = 3
+CONFIG = ModelConfig(
+    vocabulary=16, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48, qk_norm=True, tied=False,
+    dtype="float64", param_dtype="float64",
+)  # fmt: skip
+WORDS = {name: getattr(forking.Words, name) for name in ("spawn", "wait", "result", "join", "end", "go")}
+
+
+@functools.cache
+def model() -> transformer.Model:
+    return forking.biased_model(CONFIG, 0, bias(), 1.2)
+
+
+@functools.cache
+def forward() -> reference_model.Forward:
+    return reference_model.transformer(model().params, CONFIG)
+
+
+@functools.cache
+def engine(protocol: Racing, sizes: Sizes) -> Engine:
+    return Engine(model(), protocol, sizes)
+
+
+@functools.cache
+def cases(protocol: Racing, count: int, orders: int = 0) -> tuple[list[Problem], list[Transcript], collections.Counter]:
+    """Random problems that fit 40 threads, what the oracle makes of them, and what happened in them.
+
+    Args:
+        orders: of so many problems the threads are stepped in another order as well, which must not matter.
+    """
+    rng = np.random.default_rng(7)
+    problems, expected, events = [], [], collections.Counter()
+    while len(problems) < count:
+        case = forking.random_case(rng, len(problems))
+        problem = Problem(**{field.name: getattr(case, field.name) for field in dataclasses.fields(case)})
+        worlds: list[World] = []
+        play = lambda *parts, worlds=worlds: worlds.append(World(*parts)) or worlds[-1]
+        transcript = oracle.run(forward(), problem, protocol, SEED, world=play)
+        if len(transcript.threads) > 40 or len(transcript.log) > 600:
+            continue
+        if len(problems) < orders:
+            order = np.random.default_rng(problem.id)
+            oracle.compare(oracle.run(forward(), problem, protocol, SEED, order, world=World), transcript, 0)
+        problems.append(problem)
+        expected.append(transcript)
+        events.update(worlds[0].decisions)
+        events.update(thread.stop.name for thread in transcript.threads)
+    return problems, expected, events
+
+
+def decoded(protocol: Racing, sizes: Sizes, problems: Sequence[Problem], **options) -> list[Transcript]:
+    done = {t.problem: t for t in engine(protocol, sizes).decode(problems, seed=SEED, **options)}
+    return [done[problem.id] for problem in problems]

@@ -1,0 +1,102 @@
+"""Lines of reasoning that go on as new threads: the compiled loop against the oracle, the book and the record."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import oracle
+import racing
+from apr_jax.decode import Sizes, Stop, lines, transcript
+from apr_jax.decode import book as books
+from test_engine import SIZES, check_packed
+
+KILL, TURN = 11, 10
+VARIANTS = {
+    "and sees what it wrote": (racing.Racing(**racing.WORDS, max_depth=2, turn=TURN), "scarce rows"),
+    "and forgets it, and at joins": (
+        racing.Racing(**racing.WORDS, context="shared", max_depth=2, turn=TURN, keeps=False, renew=True, returns="stitch"),
+        "one row",
+    ),
+    "live": (
+        racing.Racing(**racing.WORDS, context="live", turn=TURN, returns="stitch", first=True, kill=KILL), "plenty",
+    ),
+    "in races": (
+        racing.Racing(
+            **racing.WORDS, context="shared", max_depth=2, turn=TURN, renew=True, returns="stitch", first=True, shared=12,
+            kill=KILL,
+        ),
+        "no feed steps",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_line_goes_on(name):
+    protocol, sizes = VARIANTS[name]
+    problems, expected, events = racing.cases(protocol, 50, orders=10)
+    assert events["CONTINUED"] >= 15, events
+    for done, right in zip(racing.decoded(protocol, SIZES[sizes], problems), expected, strict=True):
+        oracle.compare(done, right)
+    assert racing.engine(protocol, SIZES[sizes]).traces == 1
+
+
+def test_training_gives_the_rollout_again():
+    protocol, sizes = VARIANTS["and forgets it, and at joins"]
+    problems, _, _ = racing.cases(protocol, 50, orders=10)
+    check_packed(racing.decoded(protocol, SIZES[sizes], problems), racing.model(), 1e-9)
+
+
+def test_a_record_on_disk_keeps_the_segments(tmp_path):
+    _, expected, _ = racing.cases(VARIANTS["and sees what it wrote"][0], 50, orders=10)
+    transcript.write(tmp_path / "done.jsonl", expected, text=str)
+    again = [done for done, _ in transcript.read(tmp_path / "done.jsonl")]
+    assert [done.threads for done in again] == [right.threads for right in expected]
+    assert any(thread.segment > 1 for done in again for thread in done.threads)
+
+
+# ---- one book
+
+
+def two_children() -> books.Book:
+    """A root that waits for two live children; each thread owns the run of its number."""
+    sizes = Sizes(problems=1, lanes=1, rows=1, threads=4, slots=128, run=16, log=128, attention_block=128)
+    book = books.open_root(books.empty(sizes), 0.0, 0, 1.0, samples=True).replace(active=True)
+    for _ in range(2):
+        book = books.open_child(book, jnp.int32(0))
+    book = books.commit(book, jnp.int32(0), shares=True, live=True)
+    return book.replace(run_owner=jnp.where(jnp.arange(sizes.runs) < 3, jnp.arange(sizes.runs), books.NOBODY))
+
+
+def rows(book: books.Book) -> list[list[int]]:
+    return [np.flatnonzero((int(row[0]) >> np.arange(4)) & 1).tolist() for row in book.sees]
+
+
+def test_a_new_thread_takes_the_place_of_the_old_one():
+    book = two_children()
+    book = book.replace(threads=book.threads.where(jnp.arange(4) == 1, clock=7, generated=5, depth=6, opened=2))
+    after = lines.proceed(book, jnp.int32(1), books.one_bit(jnp.int32(1), 1), jnp.int32(30))
+    new = after.thread(jnp.int32(3))
+    assert (new.parent, new.ordinal, new.segment, new.clock, new.position) == (0, 0, 1, 7, 30)
+    assert (new.generated, new.depth, new.opened, new.fed, new.length) == (5, 6, 2, 0, 0)
+    assert (new.draw_key == book.threads.draw_key[1]).all()
+    assert rows(after)[1:] == [[0, 1, 2], [0, 1, 2, 3], [1, 2, 3]]  # its sibling is live with it, the old one has ended
+    assert (after.threads.stop[1], after.threads.pending[0]) == (Stop.CONTINUED, 2)
+    assert np.flatnonzero(books.children(after, jnp.int32(0))).tolist() == [2, 3]
+    assert int(lines.heir(after, jnp.int32(1))) == 3 and int(lines.heir(after, jnp.int32(2))) == 2
+
+
+def test_what_a_line_forgot_is_freed_when_nobody_sees_it():
+    book = two_children()
+    forgot = lines.proceed(book, jnp.int32(1), books.one_bit(jnp.int32(0), 1), jnp.int32(0))
+    assert lines.free_runs(forgot).run_owner[:3].tolist() == [0, 1, 2]  # the sibling still sees it
+    alone = lines.free_runs(lines.kill(forgot, jnp.arange(4) == 2))
+    assert alone.run_owner[:3].tolist() == [0, books.NOBODY, 2]  # the new thread sees its sibling
+
+
+def test_an_open_fork_goes_over_and_a_full_table_ends_the_problem():
+    book = two_children()
+    moved = lines.proceed(book, jnp.int32(0), books.one_bit(jnp.int32(0), 1), jnp.int32(0))
+    assert moved.threads.parent[1:3].tolist() == [3, 3] and moved.threads.pending[3] == 2
+    assert moved.threads.group[1:3].tolist() == [3, 3] and moved.threads.arena[1:3].tolist() == [3, 3]
+    full = lines.proceed(moved, jnp.int32(1), books.one_bit(jnp.int32(1), 1), jnp.int32(0))
+    assert full.stop == Stop.THREADS_FULL and full.used == 4
