@@ -205,7 +205,9 @@ def check_beginning(transcript: Transcript, right: Transcript) -> None:
     got, log, number = transcript.log, right.log, []
     for i, thread in enumerate(transcript.threads):
         where = f"problem {transcript.problem}, thread {thread.path}"
-        assert thread.stop in (Stop.KILLED, Stop.DROPPED, right.threads[place[thread.path]].stop), where
+        assert thread.stop in (Stop.KILLED, Stop.DROPPED, right.threads[place[thread.path]].stop), (
+            f"{where}: {thread.stop.name}, right is {right.threads[place[thread.path]].stop.name}"
+        )
         begun = np.flatnonzero(got.thread == i)
         number += np.flatnonzero(log.thread == place[thread.path])[: len(begun)].tolist()
     same = np.array(number, int)

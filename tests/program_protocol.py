@@ -129,5 +129,6 @@ class Programs:
         forked = books.choose(context == Context.SHARED, books.commit(said, thread, shares=True), forked)
         if self.live:
             forked = books.choose(context == Context.LIVE, books.commit(said, thread, shares=True, live=True), forked)
-        forked = books.choose(jnp.any(born), forked, books.close(opened, thread, jnp.int32(Stop.MALFORMED)))
+        empty = ~jnp.any(born) & (opened.stop == Stop.RUNNING)  # and not for want of room in the table
+        forked = books.choose(empty, books.close(opened, thread, jnp.int32(Stop.MALFORMED)), forked)
         return books.choose((now[_AT["flush"]] > 0) & book.threads.unfed[thread], waits, forked)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 VOCABULARY = 32
 FIRST_EVENT = 16  # tokens from here on are events
-MOST_CHILDREN, MEMORY = 4, 31  # children of one instruction, instructions of one program
+MOST_CHILDREN, MEMORY, MOST_THREADS = 4, 31, 40  # children of an instruction, instructions and threads of a program
 HEADERS = 16  # the header of child i begins at template i % HEADERS
 RESULT, FOOTER = 30, 31  # places of the template table
 TEMPLATES = tuple((7 * place + 3) % VOCABULARY for place in range(VOCABULARY))
@@ -120,8 +120,13 @@ def bodies(body: Body) -> list[Body]:
 
 
 def fits(body: Body) -> bool:
-    """Whether the memory of a program holds it."""
-    return sum(map(len, bodies(body))) <= MEMORY
+    """Whether the memory of a program holds it, and it has no more threads than an interpreter has patience for."""
+    return sum(map(len, bodies(body))) <= MEMORY and threads(body) <= MOST_THREADS
+
+
+def threads(body: Body) -> int:
+    """Threads of a program in which nothing ends early."""
+    return 1 + sum(threads(child) for now in body for child in now.children)
 
 
 def encode(body: Body) -> list[int]:
