@@ -6,7 +6,7 @@ once, and their wall time stands with each of the methods.
 
 import dataclasses
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -162,6 +162,14 @@ def requests(task: Task, questions: Sequence, config: RolloutConfig, words: Text
     return made
 
 
+class Interrupted(Exception):
+    """A rollout ended early; `finished` has the transcripts of the questions that were done, by their numbers."""
+
+    def __init__(self, finished: Mapping[int, Transcript], questions: int):
+        super().__init__(f"{len(finished)} of {questions} questions are finished")
+        self.finished = finished
+
+
 def roll_out(
     task: Task,
     questions: Sequence,
@@ -169,8 +177,13 @@ def roll_out(
     words: TextCodec,
     seed: int,
     watch: Callable[[Progress], None],
+    stop: Callable[[], bool] | None = None,
 ) -> Rollout:
-    """Decode all questions and judge what was answered."""
+    """Decode all questions and judge what was answered.
+
+    Raises:
+        Interrupted: `stop` said so before all were decoded.
+    """
     asked = requests(task, questions, config, words)
     engine = make_engine(config, words)
     last: list[Progress] = []
@@ -179,7 +192,9 @@ def roll_out(
         last[:] = [progress]
         watch(progress)
 
-    found = {t.problem: t for t in engine.decode(asked, seed, slice_steps=200, watch=look)}
+    found = {t.problem: t for t in engine.decode(asked, seed, slice_steps=200, watch=look, stop=stop)}
+    if len(found) < len(questions):
+        raise Interrupted(found, len(questions))
     transcripts = [found[i] for i in range(len(questions))]
     return Rollout(transcripts, read(task, questions, transcripts, words), last[0], engine.traces)
 

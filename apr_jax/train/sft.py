@@ -19,12 +19,12 @@ import optax
 from jaxtyping import Array, Int, Key
 
 from apr_jax import settings
+from apr_jax.interrupt import Interrupt
 from apr_jax.model import io, transformer
 from apr_jax.model.config import PRESETS, ModelConfig
 from apr_jax.train import optimizer
 from apr_jax.train.checkpoints import Checkpoints
 from apr_jax.train.data import DataConfig, Dataset
-from apr_jax.train.interrupt import Interrupt
 from apr_jax.train.losses import Sums, rows_loss
 from apr_jax.train.metrics import Metrics, ProgressReport
 from apr_jax.train.optimizer import OptimizerConfig
