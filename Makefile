@@ -10,7 +10,9 @@ NEWEST = $(firstword $(foreach python,$(NEWER),$(shell $(python) -c 'print("$(py
 PEER_PYTHON ?= python3
 PEERS := .venv-peers
 
-.PHONY: demo test lint format benchmark compare
+MINUTES ?= 1
+
+.PHONY: demo test fuzz lint format benchmark compare
 demo: $(VENV)/ready
 	$(RUN) -m experiments.evaluate --config configs/demo.py $(ARGS)
 
@@ -22,6 +24,10 @@ compare: $(VENV)/ready $(PEERS)/ready
 
 test: $(VENV)/ready
 	$(RUN) -m pytest -n $(WORKERS) $(ARGS)
+
+# Random programs of threads for MINUTES; one case again: ARGS="--first CASE --cases 1" with minutes enough to compile.
+fuzz: $(VENV)/ready
+	PYTHONPATH=.:tests $(RUN) -m fuzz_programs --minutes $(MINUTES) $(ARGS)
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .

@@ -6,7 +6,8 @@
     python -m experiments.evaluate --methods.apr.rollout.max-tokens 300 --only apr
 
 The folder of the results holds summary.json, config.json, report.md, transcripts_METHOD.jsonl (+ .npz), two plots,
-threads_METHOD.png (one problem that forked, solved if any was) and timeline.html.
+threads_METHOD.png (one problem that forked, solved if any was) and timeline.html. Ctrl-C ends it with exit code 130; what is
+finished by then is in transcripts_METHOD_interrupted.jsonl.
 """
 
 import dataclasses
@@ -23,9 +24,11 @@ import rich.progress
 import tyro
 
 from apr_jax import settings
+from apr_jax.decode import Progress
 from apr_jax.decode import transcript as transcripts
 from apr_jax.evaluate import methods, outcomes, picture, plots, report, timeline
-from apr_jax.evaluate.methods import MethodConfig, Result, Rollout, RolloutConfig
+from apr_jax.evaluate.methods import Interrupted, MethodConfig, Result, Rollout, RolloutConfig
+from apr_jax.interrupt import Interrupt
 from apr_jax.tasks.task import Task
 from apr_jax.tokenizer import TextCodec
 from apr_jax.tokenizer.load import load
@@ -60,7 +63,11 @@ class EvaluateConfig:
 
 
 def roll_out(task: Task, questions: Sequence, config: RolloutConfig, words: TextCodec, seed: int, name: str) -> Rollout:
-    """Decode with a progress bar."""
+    """Decode with a progress bar, until Ctrl-C.
+
+    Raises:
+        Interrupted: before all were decoded.
+    """
     columns = (
         "[progress.description]{task.description}",
         rich.progress.BarColumn(),
@@ -69,15 +76,20 @@ def roll_out(task: Task, questions: Sequence, config: RolloutConfig, words: Text
         "{task.fields[state]}",
     )
     console = rich.console.Console(stderr=True)
-    with rich.progress.Progress(*columns, console=console) as bar:
+    with rich.progress.Progress(*columns, console=console) as bar, Interrupt() as interrupt:
         shown = bar.add_task(name, total=len(questions), state="compiling")
 
         def watch(progress):
-            rate = progress.sampled / max(progress.seconds, 1e-9)
-            state = f"{rate:,.0f} tokens/s, {progress.occupancy:.0%} of rows busy"
-            bar.update(shown, completed=progress.finished, state=state)
+            bar.update(shown, completed=progress.finished, state=describe(progress))
 
-        return methods.roll_out(task, questions, config, words, seed, watch)
+        return methods.roll_out(task, questions, config, words, seed, watch, lambda: interrupt.requested)
+
+
+def describe(progress: Progress) -> str:
+    """Where a run stands, beside how many problems are done."""
+    rate = progress.sampled / max(progress.seconds, 1e-9)
+    stops = ", ".join(f"{stop.name.lower()} {count}" for stop, count in sorted(progress.stops.items()))
+    return f"{rate:,.0f} tokens/s, {progress.occupancy:.0%} of rows busy{', ended: ' if stops else ''}{stops}"
 
 
 def run(config: EvaluateConfig) -> dict[str, Result]:
@@ -89,10 +101,23 @@ def run(config: EvaluateConfig) -> dict[str, Result]:
     for name in config.only or config.methods:
         method = config.methods[name]
         if method.rollout not in rollouts:
-            rollouts[method.rollout] = roll_out(config.task, questions, method.rollout, words, config.seed, name)
+            try:
+                rollouts[method.rollout] = roll_out(config.task, questions, method.rollout, words, config.seed, name)
+            except Interrupted as interrupted:
+                keep(config, questions, interrupted, name)
+                raise
         results[name] = methods.evaluate(method, rollouts[method.rollout])
     write(config, questions, results)
     return results
+
+
+def keep(config: EvaluateConfig, questions: Sequence, interrupted: Interrupted, name: str) -> None:
+    """Write the transcripts of a rollout that was ended early."""
+    Path(config.output).mkdir(parents=True, exist_ok=True)
+    numbers = sorted(interrupted.finished)
+    extra = [{**config.task.about(questions[number]), "method": name} for number in numbers]
+    path = Path(config.output) / f"transcripts_{name}_interrupted.jsonl"
+    transcripts.write(path, [interrupted.finished[number] for number in numbers], interrupted.words.decode, extra)
 
 
 def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Result]) -> None:
@@ -138,6 +163,9 @@ def main(argv: Sequence[str]) -> int:
         results = run(config)
     except (ValueError, FileNotFoundError) as error:
         settings.fail(str(error))
+    except Interrupted as interrupted:
+        print(f"interrupted: {interrupted}; their transcripts are in {config.output}", file=sys.stderr)
+        return 130
     entries = {name: result.entry for name, result in results.items()}
     console = rich.console.Console()
     console.print(report.table(entries, len(next(iter(results.values())).outcomes)))

@@ -58,11 +58,13 @@ def test_kernel_equals_plain_attention(heads, kv_heads, size, tokens, dtype, tol
 def test_large_scores_do_not_overflow():
     need_kernel()
     q = jnp.full((1, 1, 1, 16), 1e4, jnp.float32)
-    keys = jnp.stack([jnp.full((16,), x, jnp.float32) for x in (-1e4, 1e4, 1e4)] + [jnp.zeros(16)] * 5)[None]
-    values = jnp.arange(8, dtype=jnp.float32)[None, :, None] * jnp.ones(16)
+    keys = jnp.repeat(jnp.array([-1e4, 1e4, 1e4, 0, 0, 0, 0, 0], jnp.float32), 16).reshape(1, 8, 16)
+    values = jnp.repeat(jnp.arange(8, dtype=jnp.float32), 16).reshape(1, 8, 16)
     mask = (jnp.arange(8) < 3)[None, None]
     found = jax.jit(native.attend)(q, keys, values, jnp.zeros(1, jnp.int32), mask, jnp.int32(8))
     np.testing.assert_allclose(found, 1.5, rtol=1e-6)
+    with pytest.raises(ValueError, match="float64"):
+        native.attend(q, keys.astype(jnp.float64), values, jnp.zeros(1, jnp.int32), mask, jnp.int32(8))
 
 
 def test_engine_with_and_without_the_kernel():

@@ -7,5 +7,8 @@ its traces in `Engine.traces`.
 from apr_jax.decode.engine import Engine, Problem, Progress, decode
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.transcript import Log, Source, Stop, ThreadRecord, Transcript
+from apr_jax.decode.tree import tree
 
-__all__ = ["Engine", "Log", "Problem", "Progress", "Sizes", "Source", "Stop", "ThreadRecord", "Transcript", "decode"]
+__all__ = [
+    "Engine", "Log", "Problem", "Progress", "Sizes", "Source", "Stop", "ThreadRecord", "Transcript", "decode", "tree",
+]  # fmt: skip

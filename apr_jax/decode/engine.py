@@ -4,9 +4,10 @@ The host fills the queue, runs the compiled program slice by slice, and fetches 
 slice nothing is asked of it.
 """
 
+import collections
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -63,6 +64,7 @@ class Progress:
         occupancy: busy rows of the decode steps over all their rows.
         seconds: wall time, compilation included.
         shard_steps: steps of each shard. The queue is dealt over the shards, and each runs until its part is done.
+        stops: how often each stop reason was the end of a problem (of those of this process).
     """
 
     finished: int
@@ -74,6 +76,7 @@ class Progress:
     occupancy: float
     seconds: float
     shard_steps: tuple[int, ...]
+    stops: Mapping[Stop, int] = dataclasses.field(default_factory=dict)
 
     @property
     def imbalance(self) -> float:
@@ -190,6 +193,7 @@ class Engine:
         seed: int = 0,
         slice_steps: int = 1000,
         watch: Callable[[Progress], None] | None = None,
+        stop: Callable[[], bool] | None = None,
     ) -> Iterator[Transcript]:
         """Decode any number of problems; transcripts come as they finish (to each process those of its own shards).
 
@@ -198,6 +202,9 @@ class Engine:
             seed: seed of all random draws.
             slice_steps: steps between two looks of the host.
             watch: called after each slice.
+            stop: asked after each slice; once it says so, what is finished has come and nothing else does. To end a run with
+                Ctrl-C, enter an `apr_jax.interrupt.Interrupt` and look at its `requested`. Of several processes all must
+                say the same.
 
         Raises:
             ValueError: a problem that the sizes cannot hold, named with what is allowed.
@@ -205,7 +212,7 @@ class Engine:
         for problem in problems:
             check(problem, self.model.config.vocabulary, self.sizes)
         state, start = self.create(seed), time.monotonic()
-        batch = self.sizes.queue * self.shards
+        batch, stops = self.sizes.queue * self.shards, collections.Counter()
         for first in range(0, len(problems), batch):
             group = problems[first : first + batch]
             state = self.load(state, group)
@@ -214,9 +221,12 @@ class Engine:
                 state = self.run(state, slice_steps)
                 progress = self._progress(state, len(problems), time.monotonic() - start)
                 state, found = self.drain(state)
+                stops.update(transcript.stop for transcript in found)
                 if watch:
-                    watch(progress)
+                    watch(dataclasses.replace(progress, stops=dict(stops)))
                 yield from found
+                if stop and stop():
+                    return
 
     def _progress(self, state: State, problems: int, seconds: float) -> Progress:
         """The same on all processes, so that they stop together."""
@@ -230,10 +240,32 @@ class Engine:
 def decode(
     model: Model, problems: Sequence[Problem], protocol: Any, sizes: Sizes, seed: int = 0, **options: Any
 ) -> list[Transcript]:
-    """Decode problems with one method and return their transcripts in the order of `problems`; see `Engine.decode`.
+    """Decode problems with one method and return their transcripts, in the order of `problems`.
 
-    Compiles anew at every call: keep an `Engine` to decode more than once.
+    Compiles anew at every call: keep an `Engine` to decode more than once, to see transcripts as they come, or to step.
+
+    Args:
+        model: the model.
+        problems: prompts with their sampling parameters and budgets; no two with the same `id` and `sample`.
+        protocol: the method, one of `apr_jax.protocols` or of your own.
+        sizes: what is compiled for. Choose
+            `problems`, P: problems in flight; memory grows with it, and so do busy rows;
+            `rows`, A, `lanes`, W: rows of a step, and the most that one problem gets of them. A step costs about as much for
+            idle rows as for busy ones: with P W well above A few idle (`experiments.benchmark_occupancy`);
+            `threads`, M, `slots`, N, `log`, T: for one problem over its life. A problem that needs more ends with
+            THREADS_FULL, POOL_FULL or LOG_FULL; others do not notice. N counts tokens with keys and values, T all tokens;
+            `prompt`, `queue`, `outbox`: see `Sizes`; they bound the host's part and cost little but for the outbox's logs.
+            Memory is the parameters and, above all, the pool: 2 L P N K h numbers of the model's dtype (L layers, K kv heads
+            of size h). `memory.costs(model.config, sizes)` prints all parts and what growing each size adds;
+            `memory.choose_sizes` proposes sizes for a memory, a prompt length, tokens a thread and threads.
+        seed: seed of all random draws. A problem's draws depend on seed, id, sample and path of the thread alone.
+        options: `slice_steps` and `watch` of `Engine.decode`.
+
+    Raises:
+        ValueError: a problem that the sizes cannot hold, sizes that the devices cannot, or problems that are named alike.
     """
+    if len({(problem.id, problem.sample) for problem in problems}) < len(problems):
+        raise ValueError("problems: two of them have the same id and sample; number them apart")
     found = {(t.problem, t.sample): t for t in Engine(model, protocol, sizes).decode(problems, seed, **options)}
     return [found[problem.id, problem.sample] for problem in problems]
 

@@ -6,7 +6,7 @@ once, and their wall time stands with each of the methods.
 
 import dataclasses
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -212,6 +212,17 @@ def requests(task: Task, questions: Sequence, config: RolloutConfig, words: Text
     return made
 
 
+class Interrupted(Exception):
+    """A rollout ended early; `finished` has the transcripts of the questions that were done, by their numbers.
+
+    `words` is the tokenizer that reads them.
+    """
+
+    def __init__(self, finished: Mapping[int, Transcript], questions: int, words: TextCodec):
+        super().__init__(f"{len(finished)} of {questions} questions are finished")
+        self.finished, self.words = finished, words
+
+
 def roll_out(
     task: Task,
     questions: Sequence,
@@ -219,8 +230,13 @@ def roll_out(
     words: TextCodec,
     seed: int,
     watch: Callable[[Progress], None],
+    stop: Callable[[], bool] | None = None,
 ) -> Rollout:
-    """Decode all questions and judge what was answered."""
+    """Decode all questions and judge what was answered.
+
+    Raises:
+        Interrupted: `stop` said so before all were decoded.
+    """
     asked = requests(task, questions, config, words)
     engine, words = make_engine(config, words)
     last: list[Progress] = []
@@ -229,7 +245,9 @@ def roll_out(
         last[:] = [progress]
         watch(progress)
 
-    found = {t.problem: t for t in engine.decode(asked, seed, slice_steps=200, watch=look)}
+    found = {t.problem: t for t in engine.decode(asked, seed, slice_steps=200, watch=look, stop=stop)}
+    if len(found) < len(questions):
+        raise Interrupted(found, len(questions), words)
     transcripts = [found[i] for i in range(len(questions))]
     return Rollout(transcripts, read(put(task, config), questions, transcripts, words), words, last[0], engine.traces)
 

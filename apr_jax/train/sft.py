@@ -20,6 +20,7 @@ import optax
 from jaxtyping import Array, Int, Key
 
 from apr_jax import settings
+from apr_jax.interrupt import Interrupt
 from apr_jax.model import io, transformer
 from apr_jax.model.config import PRESETS, ModelConfig
 from apr_jax.model.pretrained import load_pretrained, save_pretrained
@@ -27,7 +28,6 @@ from apr_jax.tokenizer.load import load
 from apr_jax.train import lora, optimizer
 from apr_jax.train.checkpoints import Checkpoints
 from apr_jax.train.data import DataConfig, Dataset
-from apr_jax.train.interrupt import Interrupt
 from apr_jax.train.logs import LogData
 from apr_jax.train.lora import Lora
 from apr_jax.train.losses import Sums, rows_loss

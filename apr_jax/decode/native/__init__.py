@@ -141,6 +141,11 @@ def attend(
         problem: whose slots are read; P or more for nobody's.
         mask: what each token sees.
         fill: no slot from here on is seen; a multiple of 8.
+
+    Raises:
+        ValueError: q and the pool have different dtypes.
     """
+    if not q.dtype == keys.dtype == values.dtype:
+        raise ValueError(f"attention: q is {q.dtype}, the pool {keys.dtype} and {values.dtype}; all must be the same")
     call = jax.ffi.ffi_call(TARGET, jax.ShapeDtypeStruct(q.shape, q.dtype))
     return call(q, keys, values, problem.astype(jnp.int32), mask, fill.astype(jnp.int32))
