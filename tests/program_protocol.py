@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Int
 
 import thread_programs as programs
 from apr_jax.decode import book as books
+from apr_jax.decode import lines
 from apr_jax.decode.book import Book
 from apr_jax.decode.transcript import Stop
 from apr_jax.protocols import protocol
@@ -27,6 +28,8 @@ class Programs:
     """Without `live` no program may fork live children, and the loop does not look for them."""
 
     live: bool = True
+
+    races = False
 
     templates = programs.TEMPLATES
 
@@ -71,7 +74,7 @@ class Programs:
             books.children(book, thread),
         )
         stitched = born & book.threads.stitched
-        book = books.stitch(book, thread, stitched)
+        book = lines.stitch(book, thread, stitched)
         length, is_message = book.threads.length, now[_AT["join"]] == Join.MESSAGE
         said = jnp.where(is_message, jnp.minimum(length, now[_AT["message"]]), length)
         book = protocol.say(

@@ -15,14 +15,16 @@ from experiments.benchmark.remote import Remote, Unavailable
 from experiments.benchmark.rows import ENGINE, VLLM, Job, Row, Scale, rows
 from experiments.benchmark.workers import vllm
 from experiments.benchmark.workers.serve import Measured, Options
-from experiments.benchmark.workloads import Bare, Events, Feed, ForkJoin, Script, Threads
+from experiments.benchmark.workloads import Attention, Bare, Events, Feed, ForkJoin, Script, Threads
 
 THREADS = Threads(problems=1, threads=2, prefix=8, tokens_each=3, vocabulary=32)
 OPTIONS = Options(cores=1, dtype="float32", temperature=0.0, quantisation="Q8_0", context=64, sequences=4)
 SMALL = ModelConfig(vocabulary=32, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
 
 
-@pytest.mark.parametrize("work", [ForkJoin(3, 2, 32), THREADS, Feed(8, 32), Bare(THREADS), Events(8, 2, 32)])
+@pytest.mark.parametrize(
+    "work", [ForkJoin(3, 2, 32), THREADS, Feed(8, 32), Bare(THREADS), Attention(THREADS), Events(8, 2, 32)]
+)
 def test_workloads_survive_the_line(work):
     assert workloads.from_json(json.loads(json.dumps(workloads.to_json(work)))) == work
 

@@ -1,6 +1,6 @@
 """Decoding without threads: the yardstick that tells what the thread machinery costs.
 
-The same model, attention walk and sampling as the engine, in the plainest loop: every row takes a step at every step, its
+The same model, attention and sampling as the engine, in the plainest loop: every row takes a step at every step, its
 key and value go to a place known from the step alone, and nothing is kept but the sampled tokens. There are no threads, no
 books, no log, no events. Axes: P problems, W lanes, N slots, n prompt tokens, T sampled tokens.
 
@@ -16,9 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
+from apr_jax import sharding
+from apr_jax.decode import native
 from apr_jax.decode.book import pytree
 from apr_jax.decode.pool import View, walk
 from apr_jax.decode.sampling import sample
+from apr_jax.decode.sizes import Sizes
 from apr_jax.model import transformer
 
 
@@ -91,7 +94,11 @@ class BareLoop:
     """
 
     def __init__(self, model: transformer.Model, layout: Layout, temperature: float):
-        self.model, self.layout, self.temperature = model, layout, temperature
+        on_cpu = jax.default_backend() == "cpu"
+        self.model, self.layout, self.temperature = transformer.fuse(model) if on_cpu else model, layout, temperature
+        dtype = jnp.promote_types(jax.tree.leaves(model.params)[0].dtype, model.config.dtype)
+        sizes = Sizes(slots=layout.slots, run=1, attention_block=layout.block)
+        self.kernel = native.choose(None, model.config, dtype, sizes, sharding.make_mesh())
         self.traces = 0
         self._run = jax.jit(self._traced, donate_argnums=1)
         self._start = jax.jit(self._prefill)
@@ -130,6 +137,9 @@ class BareLoop:
                 old, new.reshape(flat).astype(old.dtype), (zero, place, zero)
             )
             keys, values = write(memory[0], k), write(memory[1], v)
+            if self.kernel:
+                every = jnp.arange(keys.shape[0], dtype=jnp.int32)
+                return native.attend(q, keys, values, every, view.mask, view.blocks * layout.block), (keys, values)
             return walk(q, keys, values, view, layout.block), (keys, values)
 
         return attend

@@ -313,7 +313,7 @@ def _transcript(
     entries = np.concatenate([_entries(book, i, sizes) for i in order])
     number = np.full(sizes.log + 1, -1)
     number[entries] = np.arange(len(entries))
-    queued, fed, logprob = log.queued[entries], log.fed[entries], log.logprob[entries]
+    queued, fed, logprob = log.queued[:, entries], log.fed[:, entries], log.logprob[:, entries]
     thread = np.concatenate([np.full(book["thread_length"][i], renamed[i]) for i in order])
     words = book["sees"][order]
     sees = (words[:, [i // 32 for i in order]] >> np.array([i % 32 for i in order], np.uint32)) & 1
@@ -325,16 +325,16 @@ def _transcript(
     )
     sees = sees.astype(bool)
     log = Log(
-        token=queued[:, 0],
+        token=queued[0],
         thread=thread,
-        index=fed[:, 0],
-        position=fed[:, 1],
-        clock=fed[:, 2],
-        source=queued[:, 1],
-        logprob=logprob[:, 0],
-        behaviour_logprob=logprob[:, 1],
-        predictor=number[queued[:, 2]],
-        depth=queued[:, 3],
+        index=fed[0],
+        position=fed[1],
+        clock=fed[2],
+        source=queued[1],
+        logprob=logprob[0],
+        behaviour_logprob=logprob[1],
+        predictor=number[queued[2]],
+        depth=queued[3],
     )
     problem, sample, stop = int(book["problem"]), int(book["sample"]), Stop(int(book["stop"]))
     return Transcript(problem, sample, stop, records, sees, log, peak_context(sees, log))

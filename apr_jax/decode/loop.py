@@ -105,7 +105,7 @@ def read_tokens(program: Program, state: State, placed: Book, tiles, places, chu
 
     def read():
         templates = jnp.array(program.protocol.templates, jnp.int32)
-        return messages.read(placed, state.log.queued[:, :, 0], templates, tiles, places, program.sizes)
+        return messages.read(placed, state.log.queued[:, 0], templates, tiles, places, program.sizes)
 
     if chunk > 1:
         return read()
@@ -132,20 +132,20 @@ def record(log: LogArrays, tiles, places, fed, threads, drawn) -> LogArrays:
     """
     tokens, position, clock = fed
     token, logprob, behaviour = drawn
-    nowhere = log.queued.shape[1]
+    nowhere = log.queued.shape[2]
     row = jnp.broadcast_to(tiles.problem[:, None], tokens.shape)
-    fed = log.fed.at[row, places.entry].set(jnp.stack([places.index, position, clock], axis=-1), mode="drop")
+    fed = log.fed.at[row, :, places.entry].set(jnp.stack([places.index, position, clock], axis=-1), mode="drop")
     depth = jnp.broadcast_to(threads.depth[:, None], tokens.shape)
     said = jnp.stack([tokens, jnp.full_like(tokens, Source.FED), jnp.full_like(tokens, -1), depth], axis=-1)
     # The unfed sampled token was recorded when it was sampled.
     entry = jnp.where(places.message < 0, nowhere, places.entry)
     last = jnp.take_along_axis(places.entry, jnp.maximum(tiles.count - 1, 0)[:, None], axis=1)[:, 0]
     new = jnp.stack([token, jnp.full_like(token, Source.SAMPLED), last, threads.depth + 1], axis=-1)
-    queued = log.queued.at[
-        jnp.concatenate([row.reshape(-1), tiles.problem]), jnp.concatenate([entry.reshape(-1), places.drawn])
-    ].set(jnp.concatenate([said.reshape(-1, 4), new]), mode="drop")
+    where = jnp.concatenate([row.reshape(-1), tiles.problem]), jnp.concatenate([entry.reshape(-1), places.drawn])
+    values = jnp.concatenate([said.reshape(-1, 4), new])
+    queued = log.queued.at[where[0], :, where[1]].set(values, mode="drop")
     both = jnp.stack([logprob, behaviour], axis=-1).astype(log.logprob.dtype)
-    return LogArrays(queued, fed, log.logprob.at[tiles.problem, places.drawn].set(both, mode="drop"))
+    return LogArrays(queued, fed, log.logprob.at[tiles.problem, :, places.drawn].set(both, mode="drop"))
 
 
 def advance(

@@ -80,14 +80,22 @@ def look(books: Book, slots: Slots, tiles: Tiles, clock: Int[Array, "B C"], size
     blocks = -(-(highest * sizes.run) // sizes.block)
     if clock.shape[1] == 1:
         lanes = jnp.arange(books.active.shape[0])[:, None]
-        words = books.sees[lanes, tiles.lane_thread]
-        mask = visible(words, tiles.lane_thread, tiles.to_lanes(clock[:, 0]), slots)
-        return View(mask & tiles.lane_busy[:, :, None], blocks)
-    at = jnp.minimum(tiles.problem, books.active.shape[0] - 1)
-    words = jnp.broadcast_to(books.sees[at, tiles.thread][:, None], (*clock.shape, sizes.words))
-    thread = jnp.broadcast_to(tiles.thread[:, None], clock.shape)
-    own_slots = Slots(slots.owner[at], slots.clock[at])
-    return View(visible(words, thread, clock, own_slots) & tiles.busy[:, None, None], blocks)
+        words, thread, busy = books.sees[lanes, tiles.lane_thread], tiles.lane_thread, tiles.lane_busy
+        clock = tiles.to_lanes(clock[:, 0])
+    else:
+        at = jnp.minimum(tiles.problem, books.active.shape[0] - 1)
+        words = jnp.broadcast_to(books.sees[at, tiles.thread][:, None], (*clock.shape, sizes.words))
+        thread = jnp.broadcast_to(tiles.thread[:, None], clock.shape)
+        busy, slots = tiles.busy[:, None], Slots(slots.owner[at], slots.clock[at])
+
+    def one(i, mask):
+        piece = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * sizes.block, sizes.block, axis=1), slots)
+        part = visible(words, thread, clock, piece) & busy[:, :, None]
+        return jax.lax.dynamic_update_slice_in_dim(mask, part, i * sizes.block, axis=2)
+
+    # Block by block, so that slots behind the fill mark cost nothing.
+    mask = jax.lax.fori_loop(0, blocks, one, jnp.zeros((*thread.shape, sizes.slots), bool))
+    return View(mask, blocks)
 
 
 def attention(view: View, tiles: Tiles, places: Places, block: int, kernel: bool) -> Callable:

@@ -20,17 +20,19 @@ from apr_jax.decode.transcript import Stop
 
 @pytree
 class LogArrays:
-    """The flat logs, one row an entry; grouped by the moment at which they are written.
+    """The flat logs; fields that are written at the same moment share an array, so that one scatter writes them.
+
+    Entries are the last axis: as the last but one they would be padded to 128 numbers each on TPU.
 
     Attributes:
-        queued: Int [P, T, 4]: token, source, predictor, depth; written when the token is sampled or fed.
-        fed: Int [P, T, 3]: index, position, clock; written when the token is fed, -1 before.
-        logprob: Float [P, T, 2]: under the model, under the distribution drawn from; NaN for tokens not sampled.
+        queued: Int [P, 4, T]: token, source, predictor, depth; written when the token is sampled or fed.
+        fed: Int [P, 3, T]: index, position, clock; written when the token is fed, -1 before.
+        logprob: Float [P, 2, T]: under the model, under the distribution drawn from; NaN for tokens not sampled.
     """
 
-    queued: Int[Array, "P T 4"]
-    fed: Int[Array, "P T 3"]
-    logprob: Float[Array, "P T 2"]
+    queued: Int[Array, "P 4 T"]
+    fed: Int[Array, "P 3 T"]
+    logprob: Float[Array, "P 2 T"]
 
 
 @pytree
@@ -114,9 +116,9 @@ def kept(book: Book) -> dict[str, Array]:
 
 def _empty_log(rows: int, entries: int, wide: jnp.dtype) -> LogArrays:
     return LogArrays(
-        queued=jnp.zeros((rows, entries, 4), jnp.int32),
-        fed=jnp.full((rows, entries, 3), -1, jnp.int32),
-        logprob=jnp.full((rows, entries, 2), jnp.nan, wide),
+        queued=jnp.zeros((rows, 4, entries), jnp.int32),
+        fed=jnp.full((rows, 3, entries), -1, jnp.int32),
+        logprob=jnp.full((rows, 2, entries), jnp.nan, wide),
     )
 
 

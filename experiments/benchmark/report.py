@@ -41,7 +41,7 @@ class Result:
         """Whether the target is reached; None where there is no target or no ratio."""
         if self.ratio is None or self.row.target is None:
             return None
-        return self.ratio <= self.row.target if self.row.cost else self.ratio >= self.row.target
+        return self.ratio <= self.row.target if self.row.at_most else self.ratio >= self.row.target
 
     def to_dict(self) -> dict[str, Any]:
         if self.missing:
@@ -96,12 +96,12 @@ def show(console: Console, found: Sequence[Result]) -> None:
         table.add_column(heading, justify="left" if heading in ("row", "unit") else "right")
     for result in found:
         row = result.row
-        form = (lambda value: f"{value:+.1%}") if row.cost else (lambda value: f"{value:.2f}")
-        target = "" if row.target is None else f"{'<=' if row.cost else '>='} {form(row.target)}"
+        form = (lambda value: f"{value:+.1%}") if row.at_most else (lambda value: f"{value:.2f}")
+        target = "" if row.target is None else f"{'<=' if row.at_most else '>='} {form(row.target)}"
         if result.missing:
             table.add_row(row.name, "-", "", target, "", "", result.missing)
             continue
-        mark = "" if result.met is None else " ok" if result.met else " above" if row.cost else " below"
+        mark = "" if result.met is None else " ok" if result.met else " above" if row.at_most else " below"
         extremes = f"{form(min(result.values))} .. {form(max(result.values))}"
         table.add_row(
             row.name,

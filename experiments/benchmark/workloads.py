@@ -137,6 +137,17 @@ class Bare:
 
 
 @dataclasses.dataclass(frozen=True)
+class Attention:
+    """Attention over the pool as `Threads` does it half way, of all layers, and nothing else (only the project's worker can)."""
+
+    work: Threads
+
+    @property
+    def tokens(self) -> int:
+        return self.work.tokens
+
+
+@dataclasses.dataclass(frozen=True)
 class Products:
     """The matrix products of `Threads`, attention's two included, and nothing else (only the project's worker can)."""
 
@@ -164,8 +175,8 @@ class Events:
     seed: int = 0
 
 
-Workload = ForkJoin | Threads | Feed | Bare | Products | Events
-_KINDS = (ForkJoin, Threads, Feed, Bare, Products, Events)
+Workload = ForkJoin | Threads | Feed | Bare | Attention | Products | Events
+_KINDS = (ForkJoin, Threads, Feed, Bare, Attention, Products, Events)
 
 
 def to_json(work: Workload) -> dict[str, Any]:

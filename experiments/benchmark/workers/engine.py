@@ -13,12 +13,24 @@ from apr_jax.decode import Engine, Problem, Sizes, Transcript
 from apr_jax.decode.bare import BareLoop, Layout
 from apr_jax.model.pretrained import load_pretrained
 from apr_jax.protocols import Samples, Scripted, Sequential
+from experiments.benchmark.workers.attention import AttentionAlone
 from experiments.benchmark.workers.products import BareProducts
 from experiments.benchmark.workers.serve import Measured, Options, serve
-from experiments.benchmark.workloads import Bare, Events, Feed, ForkJoin, Products, Script, Threads, Workload
+from experiments.benchmark.workloads import (
+    Attention,
+    Bare,
+    Events,
+    Feed,
+    ForkJoin,
+    Products,
+    Script,
+    Threads,
+    Workload,
+)
 
 RUN = 16  # slots of a run of the pool, and entries of a run of the log
-BLOCK = 512  # slots that attention reads at a time
+BLOCK = 128  # slots by which attention reads up to the fill mark
+BARE_BLOCK = 64  # the same of the bare loop
 CHUNK = 128  # tokens of one thread in a feed step, at most
 ENDLESS = 2**30  # steps: a slice ends when nothing is left to run
 EVENT_TOKENS = 24  # tokens of each phase of `Events`
@@ -36,7 +48,7 @@ class Project:
         if work not in self._prepared:
             prepare = {
                 ForkJoin: self._fork_join, Threads: self._threads, Feed: self._feed, Bare: self._bare,
-                Products: self._products, Events: self._events,
+                Attention: self._attention, Products: self._products, Events: self._events,
             }[type(work)]  # fmt: skip
             self._prepared[work] = prepare(work)
         return self._prepared[work]()
@@ -127,14 +139,29 @@ class Project:
 
     def _bare(self, work: Bare) -> Callable[[], Measured]:
         shape = work.work
+        # A contiguous cache for each thread, its prefix copied.
+        prefixes = np.repeat(np.array(shape.prefixes, np.int32), shape.threads, axis=0)
         loop = BareLoop(
-            self.model, Layout(shape.problems, shape.threads, shape.prefix, shape.tokens_each, BLOCK), self.temperature
+            self.model, Layout(len(prefixes), 1, shape.prefix, shape.tokens_each, BARE_BLOCK), self.temperature
         )
 
         def once() -> Measured:
-            state = jax.block_until_ready(loop.start(np.array(shape.prefixes, np.int32), 0))
+            state = jax.block_until_ready(loop.start(prefixes, 0))
             start = time.perf_counter()
             jax.block_until_ready(loop.run(state, shape.tokens_each))
+            return Measured(time.perf_counter() - start, shape.tokens)
+
+        return once
+
+    def _attention(self, work: Attention) -> Callable[[], Measured]:
+        shape = work.work
+        alone = AttentionAlone(
+            self.model, shape.problems, shape.threads, shape.prefix, shape.tokens_each // 2, RUN, BLOCK
+        )
+
+        def once() -> Measured:
+            start = time.perf_counter()
+            jax.block_until_ready(alone.run(shape.tokens_each))
             return Measured(time.perf_counter() - start, shape.tokens)
 
         return once
