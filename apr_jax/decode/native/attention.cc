@@ -2,7 +2,8 @@
 //
 // Work is dealt to the threads of XLA's own pool in pieces: one problem, one kv head, a few tokens. A piece lists the slots
 // that any of its tokens sees and goes through them tile by tile: keys of a tile are widened to f32 once for all tokens, and
-// groups of 16 slots that a token does not see are skipped for it. So what many threads see is read once, and what one thread
+// groups of 16 slots that a token does not see are skipped for it (where the processor multiplies bfloat16, keys are not
+// widened but multiplied as they lie). Asking memory for the next tile ahead of time was measured and gains nothing. So what many threads see is read once, and what one thread
 // sees costs the others nothing. Softmax is that of FlashAttention (Dao et al. 2022, section 3.1), in f32.
 //
 // Letters: X problems that are asked about, Y tokens of each, H heads, K kv heads, h head size, P problems of the pool, N
@@ -14,7 +15,12 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 #include <vector>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 #include "xla/ffi/api/ffi.h"
 
@@ -27,7 +33,6 @@ constexpr int kGroups = 4;            // groups of a tile
 constexpr int kTile = kGroups * kLanes;
 constexpr int kQueries = 64;          // of a piece, about
 constexpr int kPieces = 4;            // that each thread should find at least
-constexpr int kLine = 64;             // bytes of a cache line
 constexpr float kNothing = -1e30f;    // score of what is not seen
 
 using Lanes = float __attribute__((vector_size(4 * kLanes), aligned(4)));
@@ -48,6 +53,16 @@ inline void store(Lanes x, bf16* to) {  // to nearest, ties to even; is never gi
   Bits bits = (Bits)x;
   *reinterpret_cast<Halves*>(to) = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Halves);
 }
+// Adds products of 32 numbers, two to a lane, where the processor can.
+#if defined(__AVX512BF16__)
+constexpr bool kPairs = true;
+inline Lanes pairs(Lanes sum, const bf16* a, const bf16* b) {
+  return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(a), (__m512bh)_mm512_loadu_si512(b));
+}
+#else
+constexpr bool kPairs = false;
+inline Lanes pairs(Lanes sum, const bf16*, const bf16*) { return sum; }
+#endif
 inline Lanes all(float x) { return Lanes{} + x; }
 
 // exp of numbers up to 0 (polynomial of the Cephes library, relative error about 2e-7); below -87 it is that of -87.
@@ -93,9 +108,13 @@ inline float sum(Lanes x) {
 }
 
 inline float largest(Lanes x) {
-  float result = x[0];
-  for (int i = 1; i < kLanes; ++i) result = std::max(result, x[i]);
-  return result;
+#define FOLD(...) { const Lanes y = __builtin_shuffle(x, Words{__VA_ARGS__}); x = y > x ? y : x; }
+  FOLD(8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)
+  FOLD(4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)
+  FOLD(2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)
+  FOLD(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14)
+#undef FOLD
+  return x[0];
 }
 
 template <typename T>
@@ -113,6 +132,7 @@ struct Job {
 struct Scratch {
   std::vector<int32_t> seen;
   std::vector<uint16_t> own;
+  std::vector<uint8_t> awake;
   std::vector<float> numbers;
 };
 
@@ -121,7 +141,9 @@ class Piece {
  public:
   Piece(const Job<T>& job, int64_t x, int64_t kv, int64_t first, int64_t end, Scratch& scratch)
       : h_(kSize ? kSize : job.h), width_(job.K * h_), heads_(job.H / job.K), tokens_(end - first),
-        queries_(tokens_ * heads_), N_(job.N) {
+        queries_(tokens_ * heads_), N_(job.N), scale_(1.0f / std::sqrt(static_cast<float>(h_))) {
+    asked_ = job.q + ((x * job.Y + first) * job.H + kv * heads_) * h_;
+    stride_ = job.H * h_;
     mask_ = job.mask + (x * job.Y + first) * N_;
     const int64_t start = job.problem[x] * N_ * width_ + kv * h_;
     keys_ = job.keys + start;
@@ -129,7 +151,7 @@ class Piece {
     list(job.fill, scratch);
     scratch.own.resize(tokens_ * kGroups);
     own_ = scratch.own.data();
-    scratch.numbers.resize(queries_ * (2 * h_ + kTile + 2) + kTile * h_);
+    scratch.numbers.resize(queries_ * (2 * h_ + kTile + 1 + kLanes) + kTile * h_);
     q_ = scratch.numbers.data();
     out_ = q_ + queries_ * h_;
     weight_ = out_ + queries_ * h_;
@@ -137,51 +159,50 @@ class Piece {
     top_ = tile_ + kTile * h_;
     total_ = top_ + queries_;
     std::fill(tile_, tile_ + kTile * h_, 0.0f);  // what stands behind the last slot gets the weight 0, and must be finite
-    const float scale = 1.0f / std::sqrt(static_cast<float>(h_));
     for (int64_t r = 0; r < queries_; ++r) {
-      const T* from = job.q + at(job, x, kv, first, r);
-      for (int64_t d = 0; d < h_; d += kLanes) store(load(from + d) * scale, q_ + r * h_ + d);
+      for (int64_t d = 0; !kDirect && d < h_; d += kLanes) store(load(query(r) + d), q_ + r * h_ + d);
       for (int64_t d = 0; d < h_; d += kLanes) store(Lanes{}, out_ + r * h_ + d);
       top_[r] = kNothing;
-      total_[r] = 0;
+      store(Lanes{}, total_ + r * kLanes);
     }
   }
 
   void run() {
-    ask(keys_, 0);
     for (int64_t first = 0; first < slots_; first += kTile) {
-      ask(values_, first);
-      fetch(keys_, first);
+      if (!kDirect) fetch(keys_, first);
       look(first);
-      for (int64_t r = 0; r < queries_; ++r) score(r);
-      ask(keys_, first + kTile);
+      for (int64_t r = 0; r < queries_; ++r) score(r, seen_ + first);
       fetch(values_, first);
       for (int64_t r = 0; r < queries_; ++r) gather(r);
     }
   }
 
-  void finish(const Job<T>& job, int64_t x, int64_t kv, int64_t first) {
+  void finish(const Job<T>& job) {
     for (int64_t r = 0; r < queries_; ++r) {
-      T* to = job.out + at(job, x, kv, first, r);
-      const float inverse = total_[r] > 0 ? 1.0f / total_[r] : 0.0f;
+      T* to = job.out + (query(r) - job.q);
+      const float total = sum(load(total_ + r * kLanes)), inverse = total > 0 ? 1.0f / total : 0.0f;
       for (int64_t d = 0; d < h_; d += kLanes) store(load(out_ + r * h_ + d) * inverse, to + d);
     }
   }
 
  private:
-  int64_t at(const Job<T>& job, int64_t x, int64_t kv, int64_t first, int64_t r) const {
-    return ((x * job.Y + first + r / heads_) * job.H + kv * heads_ + r % heads_) * h_;
-  }
+  // Keys and queries are multiplied as they lie, not widened first.
+  static constexpr bool kDirect = kPairs && std::is_same_v<T, bf16> && kSize > 0 && kSize % (2 * kLanes) == 0;
+
+  const T* query(int64_t r) const { return asked_ + r / heads_ * stride_ + r % heads_ * h_; }
 
   // The slots that some token sees, in order.
   void list(int64_t fill, Scratch& scratch) {
-    scratch.seen.resize(fill + 8);
+    scratch.seen.resize(fill + kTile);
     seen_ = scratch.seen.data();
+    scratch.awake.assign(tokens_, 0);
+    awake_ = scratch.awake.data();
     for (int64_t n = 0; n < fill; n += 8) {
       uint64_t any = 0;
       for (int64_t y = 0; y < tokens_; ++y) {
         uint64_t word;
         std::memcpy(&word, mask_ + y * N_ + n, 8);
+        awake_[y] |= word != 0;
         any |= word;
       }
       for (int64_t i = 0; any; ++i, any >>= 8) {
@@ -189,32 +210,36 @@ class Piece {
         slots_ += any & 1;
       }
     }
+    std::fill(seen_ + slots_, seen_ + (slots_ + kTile - 1) / kTile * kTile, 0);  // read, and given no weight
   }
 
   int64_t count(int64_t first) const { return std::min<int64_t>(kTile, slots_ - first); }
-
-  // Memory answers while something else is computed.
-  void ask(const T* from, int64_t first) {
-    for (int64_t i = 0; i < count(first); ++i)
-      for (int64_t d = 0; d < h_; d += kLine / sizeof(T)) __builtin_prefetch(from + seen_[first + i] * width_ + d);
-  }
 
   void fetch(const T* from, int64_t first) {
     for (int64_t i = 0; i < count(first); ++i)
       for (int64_t d = 0; d < h_; d += kLanes) store(load(from + seen_[first + i] * width_ + d), tile_ + i * h_ + d);
   }
 
+  // Whether the token of a query sees something of the tile.
+  bool blind(int64_t r) const {
+    uint64_t bits;
+    static_assert(sizeof(bits) == kGroups * sizeof(*own_));
+    std::memcpy(&bits, own_ + r / heads_ * kGroups, sizeof(bits));
+    return bits == 0;
+  }
+
   // Which of a tile's slots each token sees, a bit a slot.
   void look(int64_t first) {
     for (int64_t y = 0; y < tokens_; ++y) {
       uint16_t bits[kGroups] = {};
-      for (int64_t i = 0; i < count(first); ++i)
+      for (int64_t i = 0; awake_[y] && i < count(first); ++i)
         bits[i / kLanes] |= static_cast<uint16_t>(mask_[y * N_ + seen_[first + i]] << (i % kLanes));
       std::copy(bits, bits + kGroups, own_ + y * kGroups);
     }
   }
 
-  void score(int64_t r) {
+  void score(int64_t r, const int32_t* slot) {
+    if (blind(r)) return;
     const Words kBit = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
     const uint16_t* own = own_ + r / heads_ * kGroups;
     float* weight = weight_ + r * kTile;
@@ -222,16 +247,29 @@ class Piece {
     for (int64_t i = 0; i < kGroups; ++i) {
       if (!own[i]) continue;
       Lanes part[kLanes] = {};
-      for (int64_t d = 0; d < h_; d += kLanes) {
-        const Lanes q = load(q_ + r * h_ + d);
-        for (int64_t j = 0; j < kLanes; ++j) part[j] += q * load(tile_ + (i * kLanes + j) * h_ + d);
+      if constexpr (kDirect) {
+        for (int64_t j = 0; j < kLanes; ++j) {
+          const T* key = keys_ + slot[i * kLanes + j] * width_;
+          for (int64_t d = 0; d < h_; d += 2 * kLanes) part[j] = pairs(part[j], query(r) + d, key + d);
+        }
+      } else {
+        for (int64_t d = 0; d < h_; d += kLanes) {
+          const Lanes q = load(q_ + r * h_ + d);
+          for (int64_t j = 0; j < kLanes; ++j) part[j] += q * load(tile_ + (i * kLanes + j) * h_ + d);
+        }
       }
-      Lanes value = ((kBit & own[i]) != 0) ? sums(part) : all(kNothing);
+      Lanes value = ((kBit & own[i]) != 0) ? sums(part) * scale_ : all(kNothing);
       best = value > best ? value : best;
       store(value, weight + i * kLanes);
     }
     const float now = largest(best);
-    Lanes added{};
+    Lanes added = load(total_ + r * kLanes);
+    if (now > top_[r]) {
+      const Lanes shrink = exponential(all(top_[r] - now));
+      added *= shrink;
+      for (int64_t d = 0; d < h_; d += kLanes) store(load(out_ + r * h_ + d) * shrink, out_ + r * h_ + d);
+      top_[r] = now;
+    }
     for (int64_t i = 0; i < kGroups; ++i) {
       if (!own[i]) continue;
       const Lanes value = load(weight + i * kLanes);
@@ -239,16 +277,11 @@ class Piece {
       added += one;
       store(one, weight + i * kLanes);
     }
-    if (now > top_[r]) {
-      const Lanes shrink = exponential(all(top_[r] - now));
-      total_[r] *= shrink[0];
-      for (int64_t d = 0; d < h_; d += kLanes) store(load(out_ + r * h_ + d) * shrink, out_ + r * h_ + d);
-      top_[r] = now;
-    }
-    total_[r] += sum(added);
+    store(added, total_ + r * kLanes);
   }
 
   void gather(int64_t r) {
+    if (blind(r)) return;
     constexpr int kMost = kSize ? kSize / kLanes : 4;  // vectors held in registers
     const uint16_t* own = own_ + r / heads_ * kGroups;
     for (int64_t begin = 0; begin < h_; begin += kMost * kLanes) {
@@ -268,11 +301,15 @@ class Piece {
   }
 
   const int64_t h_, width_, heads_, tokens_, queries_, N_;
+  const float scale_;
+  const T* asked_;   // the first query
+  int64_t stride_;   // from a token's queries to the next one's
   int64_t slots_ = 0;
   const uint8_t* mask_;
   const T *keys_, *values_;
   int32_t* seen_;
-  uint16_t* own_;
+  uint16_t* own_;    // what each token sees of the tile, a bit a slot
+  uint8_t* awake_;   // whether a token sees anything
   float *q_, *out_, *weight_, *tile_, *top_, *total_;
 };
 
@@ -288,7 +325,7 @@ void piece(const Job<T>& job, int64_t number, Scratch& scratch) {
   }
   Piece<T, kSize> one(job, x, kv, first, end, scratch);
   one.run();
-  one.finish(job, x, kv, first);
+  one.finish(job);
 }
 
 // The caller works too, and waits only for pieces that were begun: threads that are busy elsewhere cannot block it.

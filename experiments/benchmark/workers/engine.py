@@ -59,7 +59,8 @@ class Project:
         problems = [self._scripted(protocol, i, script) for i, script in enumerate(work.scripts)]
         room = max(script_room(script, protocol) for script in work.scripts)
         sizes = Sizes(
-            problems=work.in_flight, lanes=most, rows=max(work.in_flight * most // 2, 1), feed_tiles=4, feed_chunk=CHUNK,
+            problems=work.in_flight, lanes=most, rows=min(work.in_flight * 5 // 2 + 1, work.in_flight * most),
+            feed_tiles=4, feed_chunk=CHUNK,
             feed_threshold=most, threads=protocol.threads, slots=multiple(room, BLOCK), run=RUN, log=multiple(room, RUN),
             log_run=RUN, queue=len(problems), prompt=len(problems[0].prompt), outbox=len(problems), attention_block=BLOCK,
         )  # fmt: skip
