@@ -1,10 +1,10 @@
 // Attention of tokens over the slots that they see, read where they lie. See __init__.py for what it is for.
 //
 // Work is dealt to the threads of XLA's own pool in pieces: one problem, one kv head, a few tokens. A piece lists the slots
-// that any of its tokens sees and goes through them tile by tile: keys of a tile are widened to f32 once for all tokens, and
-// groups of 16 slots that a token does not see are skipped for it (where the processor multiplies bfloat16, keys are not
-// widened but multiplied as they lie). Asking memory for the next tile ahead of time was measured and gains nothing. So what many threads see is read once, and what one thread
-// sees costs the others nothing. Softmax is that of FlashAttention (Dao et al. 2022, section 3.1), in f32.
+// that any of its tokens sees and goes through them tile by tile. Keys and values of a tile are widened to f32 once for all
+// tokens (where the processor multiplies bfloat16, keys are multiplied as they lie), and groups of 16 slots that a token does
+// not see are skipped for it. So what many threads see is read once, and what one thread sees costs the others nothing. Softmax
+// is that of FlashAttention (Dao et al. 2022, section 3.1), in f32. Asking memory for the next tile ahead of time gains nothing.
 //
 // Letters: X problems that are asked about, Y tokens of each, H heads, K kv heads, h head size, P problems of the pool, N
 // slots. A query is one head of one token.
