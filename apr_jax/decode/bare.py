@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Int, Key
 from apr_jax import sharding
 from apr_jax.decode import native
 from apr_jax.decode.book import pytree
-from apr_jax.decode.pool import View, walk
+from apr_jax.decode.pool import View, read
 from apr_jax.decode.sampling import sample
 from apr_jax.decode.sizes import Sizes
 from apr_jax.model import transformer
@@ -96,9 +96,9 @@ class BareLoop:
     def __init__(self, model: transformer.Model, layout: Layout, temperature: float):
         on_cpu = jax.default_backend() == "cpu"
         self.model, self.layout, self.temperature = transformer.fuse(model) if on_cpu else model, layout, temperature
-        dtype = jnp.promote_types(jax.tree.leaves(model.params)[0].dtype, model.config.dtype)
+        self.dtype = jnp.promote_types(jax.tree.leaves(model.params)[0].dtype, model.config.dtype)
         sizes = Sizes(slots=layout.slots, run=1, attention_block=layout.block)
-        self.kernel = native.choose(None, model.config, dtype, sizes, sharding.make_mesh())
+        self.kernel = native.choose(None, model.config, self.dtype, sizes, sharding.make_mesh())
         self.traces = 0
         self._run = jax.jit(self._traced, donate_argnums=1)
         self._start = jax.jit(self._prefill)
@@ -114,8 +114,7 @@ class BareLoop:
     def _prefill(self, params: Any, prompts: Int[Array, "P n"], key: Key[Array, ""]) -> BareState:
         layout, config = self.layout, self.model.config
         shape = layout.problems, layout.slots, config.kv_heads * config.head_dim
-        dtype = jnp.promote_types(jax.tree.leaves(params)[0].dtype, config.dtype)
-        pool = tuple(tuple(jnp.zeros(shape, dtype) for _ in range(2)) for _ in range(config.layers))
+        pool = tuple(tuple(jnp.zeros(shape, self.dtype) for _ in range(2)) for _ in range(config.layers))
         fed = layout.prompt - 1
         seen = np.arange(layout.slots) <= np.arange(fed)[:, None]
         mask = jnp.broadcast_to(seen, (layout.problems, *seen.shape))
@@ -137,10 +136,7 @@ class BareLoop:
                 old, new.reshape(flat).astype(old.dtype), (zero, place, zero)
             )
             keys, values = write(memory[0], k), write(memory[1], v)
-            if self.kernel:
-                every = jnp.arange(keys.shape[0], dtype=jnp.int32)
-                return native.attend(q, keys, values, every, view.mask, view.blocks * layout.block), (keys, values)
-            return walk(q, keys, values, view, layout.block), (keys, values)
+            return read(q, keys, values, view, layout.block, self.kernel), (keys, values)
 
         return attend
 

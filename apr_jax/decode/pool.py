@@ -102,16 +102,9 @@ def attention(view: View, tiles: Tiles, places: Places, block: int, kernel: bool
     """The `attend` function of a step (see `apr_jax.model.transformer.hidden`); a layer's memory is its (keys, values).
 
     Args:
-        kernel: read the pool by `apr_jax.decode.native` instead of `walk`.
+        kernel: see `read`.
     """
     row = jnp.broadcast_to(tiles.problem[:, None], places.slot.shape)
-
-    def read(q, keys, values, problem):
-        if kernel:
-            every = jnp.arange(keys.shape[0], dtype=jnp.int32)
-            return native.attend(q, keys, values, every if problem is None else problem, view.mask, view.blocks * block)
-        at = None if problem is None else jnp.minimum(problem, keys.shape[0] - 1)
-        return walk(q, keys, values, view, block, at)
 
     def attend(q, k, v, memory):
         keys, values = memory
@@ -123,13 +116,36 @@ def attention(view: View, tiles: Tiles, places: Places, block: int, kernel: bool
             problems, lanes = tiles.lane_busy.shape
             spread = jnp.zeros((problems, lanes, *q.shape[2:]), q.dtype)
             spread = spread.at[tiles.problem, tiles.lane].set(q[:, 0], mode="drop")
-            out = read(spread, keys, values, None)
+            out = read(spread, keys, values, view, block, kernel)
             out = out[jnp.minimum(tiles.problem, problems - 1), tiles.lane][:, None]
         else:
-            out = read(q, keys, values, tiles.problem)
+            out = read(q, keys, values, view, block, kernel, tiles.problem)
         return out, (keys, values)
 
     return attend
+
+
+def read(
+    q: Float[Array, "X Y H h"],
+    keys: Float[Array, "P N Kh"],
+    values: Float[Array, "P N Kh"],
+    view: View,
+    block: int,
+    kernel: bool,
+    problem: Int[Array, "X"] | None = None,
+) -> Float[Array, "X Y H h"]:
+    """Softmax attention under `view.mask`; a row that sees nothing gives 0.
+
+    Args:
+        q: rows of X problems, not scaled.
+        kernel: by `apr_jax.decode.native` instead of `walk`.
+        problem: of each of the X, P for one that is idle; None if they are all P in order.
+    """
+    if kernel:
+        every = jnp.arange(keys.shape[0], dtype=jnp.int32)
+        return native.attend(q, keys, values, every if problem is None else problem, view.mask, view.blocks * block)
+    at = None if problem is None else jnp.minimum(problem, keys.shape[0] - 1)
+    return walk(q, keys, values, view, block, at)
 
 
 def walk(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from apr_jax import sharding
 from apr_jax.decode import Sizes, native
-from apr_jax.decode.pool import View, walk
+from apr_jax.decode.pool import View, read
 from apr_jax.model.transformer import Model
 
 
@@ -48,11 +48,7 @@ class AttentionAlone:
     def _steps(self, q: Array, pool: list[Array], mask: Bool[Array, "P W N"], blocks: Array, steps: Int[Array, ""]):
         def step(_, q):
             for keys, values in zip(pool[::2], pool[1::2], strict=True):
-                if self.kernel:
-                    every = jnp.arange(len(keys), dtype=jnp.int32)
-                    q = native.attend(q, keys, values, every, mask, blocks * self.block)
-                else:
-                    q = walk(q, keys, values, View(mask, blocks), self.block)
+                q = read(q, keys, values, View(mask, blocks), self.block, self.kernel)
             return q
 
         return jax.lax.fori_loop(0, steps, step, q)
