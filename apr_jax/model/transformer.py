@@ -221,14 +221,15 @@ class Attention(nnx.Module):
         heads = (*x.shape[:-1], -1, self.config.head_dim)
         if self.fused:
             cuts = self.config.heads, self.config.heads + self.config.kv_heads
-            q, k, v = jnp.split(_product(x, self.qkv.get_value()).reshape(heads), cuts, axis=-2)
+            q, k, v = jnp.split(_product(x, self.qkv.get_value(), wide=True).reshape(heads), cuts, axis=-2)
         else:
             q, k, v = (_product(x, w.get_value()).reshape(heads) for w in (self.q, self.k, self.v))
         if self.config.bias != "none":
             q, k, v = (y + b[...].astype(y.dtype) for y, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        out, memory = attend(rotate(q, rope), rotate(k, rope), v, memory)
+        q, k, v = rotate(q, rope).astype(x.dtype), rotate(k, rope).astype(x.dtype), v.astype(x.dtype)
+        out, memory = attend(q, k, v, memory)
         merged = out.reshape(*x.shape[:-1], -1)
         out = _product(merged, self.out.get_value())
         return (out + self.out_bias[...].astype(out.dtype) if self.config.bias == "qkvo" else out), memory
@@ -248,10 +249,10 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         if self.fused:
-            gate, up = jnp.split(_product(x, self.gate_up.get_value()), 2, axis=-1)
+            gate, up = jnp.split(_product(x, self.gate_up.get_value(), wide=True), 2, axis=-1)
         else:
             gate, up = _product(x, self.gate.get_value()), _product(x, self.up.get_value())
-        return _product(jax.nn.silu(gate) * up, self.down.get_value())
+        return _product((jax.nn.silu(gate) * up).astype(x.dtype), self.down.get_value())
 
 
 class Block(nnx.Module):
@@ -286,7 +287,8 @@ class Transformer(nnx.Module):
         table = self.embed[...]
         dtype = jnp.float64 if table.dtype == jnp.float64 else self.config.dtype
         x = table[tokens].astype(dtype)
-        rope = rope_angles(positions, self.config, x.dtype)
+        # Behind a barrier, because XLA would work cosines and sines out again in every layer.
+        rope = jax.lax.optimization_barrier(rope_angles(positions, self.config, x.dtype))
         new = []
         for i in range(self.config.layers):
             block = self.layers[str(i)]
@@ -323,12 +325,17 @@ def rotate(x: Float[Array, "*B H h"], rope: Float[Array, "2 *B 1 h"]) -> Float[A
     return (wide * cos + jnp.concatenate([-high, low], axis=-1) * sin).astype(x.dtype)
 
 
-def _product(x: Float[Array, "*B n"], w: Array | LowRank) -> Float[Array, "*B m"]:
-    """One plain product of [rows, n] and [n, m], whatever axes make up n and m: the fast form on CPU, backwards too."""
+def _product(x: Float[Array, "*B n"], w: Array | LowRank, wide: bool = False) -> Float[Array, "*B m"]:
+    """One plain product of [rows, n] and [n, m], whatever axes make up n and m: the fast form on CPU, backwards too.
+
+    Args:
+      wide: leave the sums in f32 (f64 for f64) instead of rounding them to x's dtype.
+    """
     if isinstance(w, LowRank):
-        return _product(x, w.base) + _product(_product(x, w.a), w.b)
+        return _product(x, w.base, wide) + _product(_product(x, w.a), w.b, wide)
     matrix = w.reshape(x.shape[-1], -1)
-    out = jnp.dot(x.reshape(-1, x.shape[-1]), matrix.astype(x.dtype))
+    dtype = jnp.promote_types(x.dtype, jnp.float32) if wide else None
+    out = jnp.dot(x.reshape(-1, x.shape[-1]), matrix.astype(x.dtype), preferred_element_type=dtype)
     return out.reshape(*x.shape[:-1], matrix.shape[1])
 
 
