@@ -32,7 +32,7 @@ def test_parameters_and_state_are_counted_exactly(shape):
     mesh = sharding.make_mesh(*shape)
     engine = Engine(transformer.init(CONFIG, jax.random.key(0)), Samples(2, end=0), SIZES, mesh)
     state, parts = engine.create(0), memory.estimate(CONFIG, SIZES, mesh).parts
-    assert parts["parameters"] == on_first_device(engine.params)
+    assert parts["parameters"] == on_first_device(engine.model.params)
     assert parts["pool"] == on_first_device(state.pool)
     assert parts["books"] == on_first_device((state.books, state.slots, state.events))
     assert (parts["logs"], parts["outbox"]) == (on_first_device(state.log), on_first_device(state.outbox))

@@ -1,5 +1,6 @@
-"""The CPU kernel of attention against plain attention, and the engine with it against the engine without."""
+"""The CPU kernels against plain attention and plain products, and the engine with them against the engine without."""
 
+import ctypes
 import dataclasses
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from apr_jax import sharding
 from apr_jax.decode import Engine, Problem, Sizes, native
+from apr_jax.decode.native import product
 from apr_jax.model import transformer
 from apr_jax.model.attention import masked_attention
 from apr_jax.model.config import ModelConfig
@@ -17,11 +19,36 @@ from apr_jax.protocols import Scripted
 CONFIG = ModelConfig(vocabulary=64, width=64, layers=2, heads=4, kv_heads=2, head_dim=16, ffn=96)
 
 
-def need_kernel() -> None:
+# Instructions that are left out, so that what other processors do is seen on this one too.
+PROCESSORS = {"this": (), "no tiles": ("-mno-amx-bf16",), "no bfloat16": ("-mno-amx-bf16", "-mno-avx512bf16")}
+
+
+def need_kernel() -> ctypes.CDLL:
     try:
-        native.load()
+        return native.load()
     except native.Unavailable as error:
-        pytest.skip(f"the kernel cannot be had here: {error}")
+        pytest.skip(f"the kernels cannot be had here: {error}")
+
+
+@pytest.fixture(scope="module", params=PROCESSORS)
+def library(request) -> tuple[str, ctypes.CDLL]:
+    """The kernels as for a processor, called under its name."""
+    need_kernel()
+    try:
+        library = ctypes.CDLL(str(native.build(without=PROCESSORS[request.param])))
+    except native.Unavailable as error:
+        pytest.skip(f"this processor is none of those: {error}")
+    for target in (native.TARGET, product.TARGET):
+        handler = jax.ffi.pycapsule(getattr(library, target))
+        jax.ffi.register_ffi_target(f"{target} {request.param}", handler, platform="cpu")
+    return request.param, library
+
+
+@pytest.fixture
+def processor(library, monkeypatch) -> ctypes.CDLL:
+    for module in (native, product):
+        monkeypatch.setattr(module, "TARGET", f"{module.TARGET} {library[0]}")
+    return library[1]
 
 
 def plain(q, keys, values, problem, mask):
@@ -35,9 +62,8 @@ def plain(q, keys, values, problem, mask):
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
 @pytest.mark.parametrize("tokens", [1, 3, 40])
-@pytest.mark.parametrize("heads, kv_heads, size", [(4, 1, 64), (9, 3, 64), (8, 8, 16), (2, 1, 128), (4, 2, 80)])
-def test_kernel_equals_plain_attention(heads, kv_heads, size, tokens, dtype, tolerance):
-    need_kernel()
+@pytest.mark.parametrize("heads, kv_heads, size", [(4, 1, 64), (9, 3, 64), (8, 8, 16), (10, 2, 128), (4, 2, 80)])
+def test_kernel_equals_plain_attention(processor, heads, kv_heads, size, tokens, dtype, tolerance):
     rng = np.random.default_rng(size + tokens)
     pool, slots = 3, 200
     problem = jnp.array([2, 0, 2, pool, 1], jnp.int32)  # one asks about nobody
@@ -53,6 +79,47 @@ def test_kernel_equals_plain_attention(heads, kv_heads, size, tokens, dtype, tol
     expected = plain(q, keys, values, problem, jnp.asarray(mask))
     np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=tolerance, rtol=tolerance)
     assert not np.any(found[3]) and not np.any(found[0, 0])
+
+
+@pytest.mark.parametrize("rows", [1, 16, 33, 100])
+@pytest.mark.parametrize("n, m", [(32, 32), (192, 96), (64, 4096)])
+def test_product_with_packed_weights(processor, rows, n, m):
+    if not ctypes.c_bool.in_dll(processor, "apr_jax_multiplies_bfloat16").value:
+        pytest.skip("nothing is packed for such a processor")
+    rng = np.random.default_rng(rows + n)
+    x, weight = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((2, rows, n), (n, m)))
+    expected = np.asarray(x, np.float64) @ np.asarray(weight, np.float64)
+    packed = product.packed(weight.reshape(2, n // 2, m), 2)
+    found = jax.jit(lambda x, packed: (packed.multiply(x, True), packed.multiply(x, False)))(x, packed)
+    np.testing.assert_allclose(found[0], expected, atol=1e-4, rtol=1e-5)
+    np.testing.assert_array_equal(found[1], found[0].astype(jnp.bfloat16))
+    assert found[0].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_with_packed_weights(tied):
+    """Same logits as without, within rounding; what does not fit is left as it is."""
+    need_kernel()
+    config = dataclasses.replace(CONFIG, dtype="bfloat16", param_dtype="bfloat16", tied=tied, ffn=104)
+    model = transformer.fuse(transformer.init(config, jax.random.key(0)))
+    packed = dataclasses.replace(model, params=product.pack(model.params))
+    layer = packed.params["layers"]["0"]
+    assert isinstance(layer["attention"]["out"], product.Packed) and not isinstance(
+        layer["ffn"]["down"], product.Packed
+    )
+    assert isinstance(
+        packed.params["embed"] if tied else packed.params["head"], product.Table if tied else product.Packed
+    )
+    tokens, position = jnp.arange(12).reshape(2, 6), jnp.broadcast_to(jnp.arange(6), (2, 6))
+    mask = jnp.broadcast_to(jnp.tril(jnp.ones((6, 6), bool)), (2, 6, 6))
+    attend = lambda q, k, v, memory: (masked_attention(q, k, v, mask), memory)
+
+    @jax.jit
+    def logits(model):
+        x, _ = transformer.hidden(model.graph, model.params, tokens, position, attend, (None,) * config.layers)
+        return transformer.logits(model.graph, model.params, x)
+
+    np.testing.assert_allclose(logits(packed), logits(model), atol=2e-3)
 
 
 def test_large_scores_do_not_overflow():
@@ -87,12 +154,15 @@ def test_engine_with_and_without_the_kernel():
         np.testing.assert_allclose(one.log.logprob, other.log.logprob, atol=2e-5)
 
 
-def test_what_the_kernel_does_not_serve():
+def test_what_the_kernels_do_not_serve():
+    need_kernel()
     sizes, mesh = Sizes(), sharding.make_mesh()
     assert native.obstacle(CONFIG, jnp.float32, sizes, mesh) is None
     assert "float64" in native.obstacle(CONFIG, jnp.float64, sizes, mesh)
     assert "head_dim = 8" in native.obstacle(dataclasses.replace(CONFIG, head_dim=8), jnp.float32, sizes, mesh)
     assert "multiple of 8" in native.obstacle(CONFIG, jnp.float32, Sizes(slots=20, run=4, attention_block=20), mesh)
+    single = transformer.fuse(transformer.init(CONFIG, jax.random.key(0)))
+    assert native.prepare(single, jnp.float32) is single
     assert not native.choose(False, CONFIG, jnp.float32, sizes, mesh)
     with pytest.raises(ValueError, match="float64"):
         native.choose(True, CONFIG, jnp.float64, sizes, mesh)
@@ -105,5 +175,5 @@ def test_no_compiler_is_said(monkeypatch, tmp_path):
     with pytest.raises(native.Unavailable, match="failed"):
         native.build("false")
     monkeypatch.setattr(native, "load", lambda: native.build("no-such-compiler"))
-    with pytest.warns(UserWarning, match="without its CPU kernel"):
+    with pytest.warns(UserWarning, match="without its CPU kernels"):
         assert not native.choose(None, CONFIG, jnp.float32, Sizes(), sharding.make_mesh())

@@ -95,10 +95,11 @@ class BareLoop:
 
     def __init__(self, model: transformer.Model, layout: Layout, temperature: float):
         on_cpu = jax.default_backend() == "cpu"
-        self.model, self.layout, self.temperature = transformer.fuse(model) if on_cpu else model, layout, temperature
+        model, self.layout, self.temperature = transformer.fuse(model) if on_cpu else model, layout, temperature
         self.dtype = jnp.promote_types(jax.tree.leaves(model.params)[0].dtype, model.config.dtype)
         sizes = Sizes(slots=layout.slots, run=1, attention_block=layout.block)
         self.kernel = native.choose(None, model.config, self.dtype, sizes, sharding.make_mesh())
+        self.model = native.prepare(model, self.dtype) if self.kernel else model
         self.traces = 0
         self._run = jax.jit(self._traced, donate_argnums=1)
         self._start = jax.jit(self._prefill)

@@ -93,8 +93,8 @@ class Engine:
         sizes: static sizes of a shard.
         mesh: mesh with the axes `data` and `model` (`sharding.make_mesh`); a mesh of one device by default. The queue is dealt
             over `data`. It may span processes, which then make the same calls with the same problems.
-        kernel: attention by the C++ kernel of `apr_jax.decode.native`: None where it can be (with a warning where only a
-            compiler is lacking), True or an error, False never.
+        kernel: attention and products by the C++ kernels of `apr_jax.decode.native`: None where it can be (with a warning where
+            only a compiler is lacking), True or an error, False never.
 
     Raises:
         ValueError: the mesh does not fit the model, see `Placement`, the sizes do not fit the devices, see `memory.require`, or
@@ -112,7 +112,7 @@ class Engine:
         self.mesh = mesh or sharding.make_mesh()
         if self.mesh.devices.flat[0].platform == "cpu" and self.mesh.shape["model"] == 1:
             model = transformer.fuse(model)
-        self.model, self.sizes = model, sizes
+        self.sizes = sizes
         dtype = _activation_dtype(model)
         self.program = Program(
             model.graph, protocol, sizes, native.choose(kernel, model.config, dtype, sizes, self.mesh)
@@ -122,7 +122,9 @@ class Engine:
         limit = memory.device_memory(self.mesh.local_devices[0])
         if limit is not None:
             memory.require(model.config, sizes, limit, self.mesh)
-        self.params = jax.tree.map(sharding.put, model.params, self.placement.param_places())
+        params = jax.tree.map(sharding.put, model.params, self.placement.param_places())
+        model = dataclasses.replace(model, params=params)
+        self.model = native.prepare(model, dtype) if self.program.kernel else model
         self.traces = 0
         places = self.placement.state_places()
         self._create = jax.jit(self.placement.create, out_shardings=places)
@@ -136,7 +138,7 @@ class Engine:
 
     def compile(self) -> jax.stages.Compiled:
         """Compile the slice now instead of at the first run, from shapes alone; tells its memory and its text."""
-        self._run = self._run.lower(self.params, self.placement.abstract_state(), np.int32(0)).compile()
+        self._run = self._run.lower(self.model.params, self.placement.abstract_state(), np.int32(0)).compile()
         return self._run
 
     def create(self, seed: int) -> State:
@@ -166,7 +168,7 @@ class Engine:
 
     def run(self, state: State, steps: int) -> State:
         """Run one slice; the state given is consumed."""
-        return self._run(self.params, state, np.int32(steps))
+        return self._run(self.model.params, state, np.int32(steps))
 
     def drain(self, state: State) -> tuple[State, list[Transcript]]:
         """Fetch what is finished and empty the outbox. Of several processes, each gets what its own shards have finished."""

@@ -31,7 +31,8 @@ Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-    """A weight W + A B that is never formed; may stand for the weight of any product in the parameter tree.
+    """A weight W + A B that is never formed; may stand for the weight of any product in the parameter tree, as may whatever
+    else has a method `multiply`.
 
     Attributes:
       base: W, with input axes first and output axes last.
@@ -42,6 +43,9 @@ class LowRank:
     base: Array
     a: Array
     b: Array
+
+    def multiply(self, x: Float[Array, "*B n"], wide: bool) -> Float[Array, "*B m"]:
+        return _product(x, self.base, wide) + _product(_product(x, self.a), self.b, wide)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,7 +288,7 @@ class Transformer(nnx.Module):
     def __call__(
         self, tokens: Int[Array, "*B"], positions: Int[Array, "*B"], attend: Attend, memory: tuple, remat: bool
     ) -> tuple[Float[Array, "*B D"], tuple]:
-        table = self.embed[...]
+        table = self.embed.get_value()
         dtype = jnp.float64 if table.dtype == jnp.float64 else self.config.dtype
         x = table[tokens].astype(dtype)
         # Behind a barrier, because XLA would work cosines and sines out again in every layer.
@@ -300,7 +304,9 @@ class Transformer(nnx.Module):
     def logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         wide = jnp.promote_types(x.dtype, jnp.float32)
         # The embedding is multiplied as it lies: transposing it first would copy it in every step on XLA:CPU.
-        table, axis = (self.embed[...], 1) if self.config.tied else (self.head[...], 0)
+        table, axis = (self.embed.get_value(), 1) if self.config.tied else (self.head.get_value(), 0)
+        if hasattr(table, "multiply"):
+            return table.multiply(x, wide=True)
         sides = (((1,), (axis,)), ((), ()))
         rows = jax.lax.dot_general(
             x.reshape(-1, x.shape[-1]), table.astype(x.dtype), sides, preferred_element_type=wide
@@ -325,14 +331,15 @@ def rotate(x: Float[Array, "*B H h"], rope: Float[Array, "2 *B 1 h"]) -> Float[A
     return (wide * cos + jnp.concatenate([-high, low], axis=-1) * sin).astype(x.dtype)
 
 
-def _product(x: Float[Array, "*B n"], w: Array | LowRank, wide: bool = False) -> Float[Array, "*B m"]:
+def _product(x: Float[Array, "*B n"], w: Any, wide: bool = False) -> Float[Array, "*B m"]:
     """One plain product of [rows, n] and [n, m], whatever axes make up n and m: the fast form on CPU, backwards too.
 
     Args:
+      w: an array, or what has `multiply(x, wide)`.
       wide: leave the sums in f32 (f64 for f64) instead of rounding them to x's dtype.
     """
-    if isinstance(w, LowRank):
-        return _product(x, w.base, wide) + _product(_product(x, w.a), w.b, wide)
+    if hasattr(w, "multiply"):
+        return w.multiply(x, wide)
     matrix = w.reshape(x.shape[-1], -1)
     dtype = jnp.promote_types(x.dtype, jnp.float32) if wide else None
     out = jnp.dot(x.reshape(-1, x.shape[-1]), matrix.astype(x.dtype), preferred_element_type=dtype)

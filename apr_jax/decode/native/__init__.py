@@ -1,15 +1,17 @@
-"""Attention over the pool as a small C++ kernel, for CPUs.
+"""Attention over the pool, and products with packed weights, as small C++ kernels for CPUs.
 
 XLA:CPU copies each slice of a buffer before a product and gathers element by element, so that reading the pool in blocks
-costs two to three times what its products cost, and a problem pays for the fill of the fullest one. The kernel
-(`attention.cc`) reads slots where they lie. It is compiled with the machine's own C++ compiler when it is first wanted,
-against the headers that jaxlib carries, and kept in the user's cache folder. Where it cannot be had the engine uses
-`pool.walk`, which is also what it uses on accelerators, in f64, and where a mesh cuts heads.
+costs two to three times what its products cost, and a problem pays for the fill of the fullest one. The kernel of attention
+(`attention.cc`) reads slots where they lie. Weights are packed once (`product`) instead of in every product. Both are compiled
+with the machine's own C++ compiler when they are first wanted, against the headers that jaxlib carries, and kept in the user's
+cache folder. Where they cannot be had the engine uses `pool.walk` and XLA's products, as it does on accelerators, in f64, and
+where a mesh cuts heads.
 
 Axes: X problems that are asked about, Y tokens of each, H heads, K kv heads, h head size, P problems of the pool, N slots.
 """
 
 import ctypes
+import dataclasses
 import functools
 import hashlib
 import os
@@ -17,6 +19,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +27,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from apr_jax.decode.native import product
 from apr_jax.decode.sizes import Sizes
 from apr_jax.model.config import ModelConfig
+from apr_jax.model.transformer import Model
 
-SOURCE = Path(__file__).with_name("attention.cc")
+FOLDER = Path(__file__).parent
+SOURCES = tuple(sorted(FOLDER.glob("*.cc")))
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w")
 WIDE = "-mprefer-vector-width=512"  # x86 only
 LANES = 16  # the head size must be a multiple
@@ -35,7 +41,7 @@ TARGET = "apr_jax_attention"
 
 
 class Unavailable(Exception):
-    """The kernel cannot be had; the text says why."""
+    """The kernels cannot be had; the text says why."""
 
 
 def cache_folder() -> Path:
@@ -43,11 +49,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apr_jax"
 
 
-def build(compiler: str | None = None) -> Path:
-    """The compiled library: one a source, compiler, processor and jaxlib.
+def build(compiler: str | None = None, without: Sequence[str] = ()) -> Path:
+    """The compiled library: one for each source, compiler, processor and jaxlib.
 
     Args:
-        compiler: name or path; by default `$CXX`, else `g++`. GCC is needed: the kernel uses its vector extensions.
+        compiler: name or path; by default `$CXX`, else `g++`. GCC is needed: the kernels use its vector extensions.
+        without: flags of instructions that are not to be used although the processor has them ("-mno-amx-bf16").
 
     Raises:
         Unavailable: no compiler, or it fails.
@@ -58,14 +65,15 @@ def build(compiler: str | None = None) -> Path:
         raise Unavailable(f"no C++ compiler {name!r} is found; install g++ or set CXX")
     # What the compiler predefines for -march=native names its version and what the processor can do.
     defines = _call([path, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
-    flags = (*FLAGS, *((WIDE,) if "__x86_64__" in defines else ()))
-    parts = (SOURCE.read_text(), defines, jax.__version__, *flags)
-    library = cache_folder() / f"attention-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
+    flags = (*FLAGS, *((WIDE,) if "__x86_64__" in defines else ()), *without)
+    texts = [source.read_text() for source in sorted((*SOURCES, *FOLDER.glob("*.h")))]
+    parts = (*texts, defines, jax.__version__, *flags)
+    library = cache_folder() / f"native-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
     if not library.is_file():
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             new = Path(folder) / library.name
-            _call([path, *flags, "-I", jax.ffi.include_dir(), str(SOURCE), "-o", str(new)])
+            _call([path, *flags, "-I", jax.ffi.include_dir(), *map(str, SOURCES), "-o", str(new)])
             new.replace(library)  # whole or not at all: other processes may be doing the same
     return library
 
@@ -78,26 +86,35 @@ def _call(command: list[str]) -> str:
 
 
 @functools.cache
-def load() -> None:
-    """Compile the kernel if need be and tell XLA of it.
+def load() -> ctypes.CDLL:
+    """Compile the kernels if need be and tell XLA of them.
 
     Raises:
         Unavailable: see `build`; or the library cannot be loaded or written.
     """
     try:
-        handler = getattr(ctypes.CDLL(str(build())), TARGET)
+        library = ctypes.CDLL(str(build()))
     except OSError as error:
         raise Unavailable(str(error)) from error
-    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(handler), platform="cpu")
+    for target in (TARGET, product.TARGET):
+        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), platform="cpu")
+    return library
+
+
+def prepare(model: Model, dtype: Any) -> Model:
+    """The model with its weights packed if it computes in bfloat16 and the processor multiplies that; `load` has been called."""
+    multiplies = ctypes.c_bool.in_dll(load(), "apr_jax_multiplies_bfloat16").value
+    packs = multiplies and jnp.dtype(dtype) == jnp.bfloat16
+    return dataclasses.replace(model, params=product.pack(model.params)) if packs else model
 
 
 def obstacle(config: ModelConfig, dtype: Any, sizes: Sizes, mesh: jax.sharding.Mesh) -> str | None:
-    """Why the kernel does not serve such a program; None where it does."""
+    """Why the kernels do not serve such a program; None where they do."""
     platform, cut = mesh.devices.flat[0].platform, mesh.shape["model"]
     obstacles = (
-        (platform != "cpu", f"it is for CPUs, not for {platform}"),
+        (platform != "cpu", f"they are for CPUs, not for {platform}"),
         (cut > 1, f"the mesh cuts heads {cut} ways over `model`"),
-        (jnp.dtype(dtype).name not in ("bfloat16", "float32"), f"it computes in f32, not in {jnp.dtype(dtype).name}"),
+        (jnp.dtype(dtype).name not in ("bfloat16", "float32"), f"they compute in f32, not in {jnp.dtype(dtype).name}"),
         (config.head_dim % LANES, f"head_dim = {config.head_dim} is no multiple of {LANES}"),
         (sizes.block % 8 or sizes.slots % 8, "sizes.attention_block or sizes.slots is no multiple of 8"),
     )
@@ -105,13 +122,13 @@ def obstacle(config: ModelConfig, dtype: Any, sizes: Sizes, mesh: jax.sharding.M
 
 
 def choose(wanted: bool | None, config: ModelConfig, dtype: Any, sizes: Sizes, mesh: jax.sharding.Mesh) -> bool:
-    """Whether a program uses the kernel, which then is loaded.
+    """Whether a program uses the kernels, which then are loaded.
 
     Args:
-        wanted: None where it serves and can be had, True or an error, False never.
+        wanted: None where they serve and can be had, True or an error, False never.
 
     Raises:
-        ValueError: it is wanted and does not serve, or cannot be had.
+        ValueError: they are wanted and do not serve, or cannot be had.
     """
     reason = "kernel=False" if wanted is False else obstacle(config, dtype, sizes, mesh)
     if reason is None:
@@ -120,9 +137,9 @@ def choose(wanted: bool | None, config: ModelConfig, dtype: Any, sizes: Sizes, m
         except Unavailable as error:
             reason = str(error)
             if wanted is None:
-                warnings.warn(f"decoding goes on without its CPU kernel, slower: {reason}", stacklevel=3)
+                warnings.warn(f"decoding goes on without its CPU kernels, slower: {reason}", stacklevel=3)
     if reason and wanted:
-        raise ValueError(f"the CPU kernel of attention cannot be used: {reason}")
+        raise ValueError(f"the CPU kernels cannot be used: {reason}")
     return reason is None
 
 

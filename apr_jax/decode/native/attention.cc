@@ -1,121 +1,37 @@
 // Attention of tokens over the slots that they see, read where they lie. See __init__.py for what it is for.
 //
 // Work is dealt to the threads of XLA's own pool in pieces: one problem, one kv head, a few tokens. A piece lists the slots
-// that any of its tokens sees and goes through them tile by tile. Keys and values of a tile are widened to f32 once for all
-// tokens (where the processor multiplies bfloat16, keys are multiplied as they lie), and groups of 16 slots that a token does
-// not see are skipped for it. So what many threads see is read once, and what one thread sees costs the others nothing. Softmax
-// is that of FlashAttention (Dao et al. 2022, section 3.1), in f32. Asking memory for the next tile ahead of time gains nothing.
+// that any of its tokens sees and goes through them tile by tile, asking memory for the next tile ahead of time. A tile is
+// read once for all tokens, and groups of 16 slots that a token does not see are skipped for it: what many threads see is
+// read once, and what one thread sees costs the others nothing. Softmax is that of FlashAttention (Dao et al. 2022,
+// section 3.1), in f32. Products are of one of three kinds, as the processor allows: of vectors in f32; keys as they lie, two
+// bfloat16 to a lane; or of bfloat16 tiles (tiles.h), where weights are rounded to bfloat16 too.
 //
 // Letters: X problems that are asked about, Y tokens of each, H heads, K kv heads, h head size, P problems of the pool, N
-// slots. A query is one head of one token.
+// slots. A row is one head of one token.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <cstdint>
 #include <cstring>
-#include <memory>
 #include <type_traits>
 #include <vector>
 
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
-
+#include "deal.h"
+#include "tiles.h"
+#include "vectors.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 
 namespace {
 
-constexpr int kLanes = 16;            // numbers of a vector, and slots of a group
-constexpr int kGroups = 4;            // groups of a tile
+constexpr int kGroups = 4;          // groups of a tile
 constexpr int kTile = kGroups * kLanes;
-constexpr int kQueries = 64;          // of a piece, about
-constexpr int kPieces = 4;            // that each thread should find at least
-constexpr float kNothing = -1e30f;    // score of what is not seen
-
-using Lanes = float __attribute__((vector_size(4 * kLanes), aligned(4)));
-using Words = int32_t __attribute__((vector_size(4 * kLanes), aligned(4)));
-using Bits = uint32_t __attribute__((vector_size(4 * kLanes), aligned(4)));
-using Halves = uint16_t __attribute__((vector_size(2 * kLanes), aligned(2)));
-
-struct bf16 {
-  uint16_t bits;
-};
-
-inline Lanes load(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
-inline Lanes load(const bf16* from) {
-  return (Lanes)(__builtin_convertvector(*reinterpret_cast<const Halves*>(from), Bits) << 16);
-}
-inline void store(Lanes x, float* to) { *reinterpret_cast<Lanes*>(to) = x; }
-inline void store(Lanes x, bf16* to) {  // to nearest, ties to even; is never given NaN
-  Bits bits = (Bits)x;
-  *reinterpret_cast<Halves*>(to) = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Halves);
-}
-// Adds products of 32 numbers, two to a lane, where the processor can.
-#if defined(__AVX512BF16__)
-constexpr bool kPairs = true;
-inline Lanes pairs(Lanes sum, const bf16* a, const bf16* b) {
-  return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(a), (__m512bh)_mm512_loadu_si512(b));
-}
-#else
-constexpr bool kPairs = false;
-inline Lanes pairs(Lanes sum, const bf16*, const bf16*) { return sum; }
-#endif
-inline Lanes all(float x) { return Lanes{} + x; }
-
-// exp of numbers up to 0 (polynomial of the Cephes library, relative error about 2e-7); below -87 it is that of -87.
-inline Lanes exponential(Lanes x) {
-  x = x < -87.0f ? all(-87.0f) : x;
-  const Lanes n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // the sum is too large to hold a fraction: this rounds
-  const Lanes r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  Lanes p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  return (p * r * r + r + 1.0f) * (Lanes)((__builtin_convertvector(n, Words) + 127) << 23);
-}
-
-// The sum of each of 16 vectors, as one vector: neighbours are folded into one, four times over.
-inline Lanes sums(Lanes* v) {
-#define PICK(a, b, ...) __builtin_shuffle(a, b, Words{__VA_ARGS__})
-  for (int i = 0; i < 8; ++i) {
-    const Lanes a = v[2 * i], b = v[2 * i + 1];
-    v[i] = PICK(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-           PICK(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-  }
-  for (int i = 0; i < 4; ++i) {
-    const Lanes a = v[2 * i], b = v[2 * i + 1];
-    v[i] = PICK(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
-           PICK(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-  }
-  for (int i = 0; i < 2; ++i) {
-    const Lanes a = v[2 * i], b = v[2 * i + 1];
-    v[i] = PICK(a, b, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
-           PICK(a, b, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
-  }
-  return PICK(v[0], v[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-         PICK(v[0], v[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-#undef PICK
-}
-
-inline float sum(Lanes x) {
-  float result = 0;
-  for (int i = 0; i < kLanes; ++i) result += x[i];
-  return result;
-}
-
-inline float largest(Lanes x) {
-#define FOLD(...) { const Lanes y = __builtin_shuffle(x, Words{__VA_ARGS__}); x = y > x ? y : x; }
-  FOLD(8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)
-  FOLD(4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)
-  FOLD(2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)
-  FOLD(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14)
-#undef FOLD
-  return x[0];
-}
+constexpr int kBlock = 4;           // rows of a token that share what is loaded
+constexpr int kKeys = kLanes / kBlock;
+constexpr int kRows = 64;           // of a piece, about
+constexpr int kPieces = 4;          // that each thread should find at least
+constexpr float kNothing = -1e30f;  // score of what is not seen
 
 template <typename T>
 struct Job {
@@ -131,17 +47,33 @@ struct Job {
 // What a thread keeps from piece to piece, so that memory is asked for once.
 struct Scratch {
   std::vector<int32_t> seen;
-  std::vector<uint16_t> own;
-  std::vector<uint8_t> awake;
+  std::vector<uint64_t> sees;
   std::vector<float> numbers;
+  std::vector<bf16> halves;
 };
 
-template <typename T, int kSize>
+// The bits of `from` that `which` names, moved together.
+inline uint64_t compress(uint64_t from, uint64_t which) {
+#if defined(__BMI2__)
+  return _pext_u64(from, which);
+#else
+  uint64_t result = 0;
+  for (uint64_t bit = 1; which; which &= which - 1, bit <<= 1)
+    if (from & which & -which) result |= bit;
+  return result;
+#endif
+}
+
+enum class Kind { kVectors, kPairs, kTiles };
+
+template <typename T, int kSize, Kind kKind>
 class Piece {
  public:
   Piece(const Job<T>& job, int64_t x, int64_t kv, int64_t first, int64_t end, Scratch& scratch)
-      : h_(kSize ? kSize : job.h), width_(job.K * h_), heads_(job.H / job.K), tokens_(end - first),
-        queries_(tokens_ * heads_), N_(job.N), scale_(1.0f / std::sqrt(static_cast<float>(h_))) {
+      : h_(kSize ? kSize : job.h), width_(job.K * h_), heads_(job.H / job.K), tokens_(end - first), N_(job.N),
+        rows_(kKind == Kind::kTiles ? round(heads_, kBlock) : heads_),
+        all_(kKind == Kind::kTiles ? round(tokens_ * rows_, kLanes) : tokens_ * rows_),
+        scale_(1.0f / std::sqrt(static_cast<float>(h_))) {
     asked_ = job.q + ((x * job.Y + first) * job.H + kv * heads_) * h_;
     stride_ = job.H * h_;
     mask_ = job.mask + (x * job.Y + first) * N_;
@@ -149,36 +81,43 @@ class Piece {
     keys_ = job.keys + start;
     values_ = job.values + start;
     list(job.fill, scratch);
-    scratch.own.resize(tokens_ * kGroups);
-    own_ = scratch.own.data();
-    scratch.numbers.resize(queries_ * (2 * h_ + kTile + 1 + kLanes) + kTile * h_);
+    scratch.numbers.resize(all_ * (2 * h_ + kTile + 1 + kLanes) + kTile * std::max<int64_t>(h_, kLanes));
     q_ = scratch.numbers.data();
-    out_ = q_ + queries_ * h_;
-    weight_ = out_ + queries_ * h_;
-    tile_ = weight_ + queries_ * kTile;
-    top_ = tile_ + kTile * h_;
-    total_ = top_ + queries_;
+    out_ = q_ + all_ * h_;
+    weight_ = out_ + all_ * h_;
+    tile_ = weight_ + all_ * kTile;
+    top_ = tile_ + kTile * std::max<int64_t>(h_, kLanes);
+    total_ = top_ + all_;
     std::fill(tile_, tile_ + kTile * h_, 0.0f);  // what stands behind the last slot gets the weight 0, and must be finite
-    for (int64_t r = 0; r < queries_; ++r) {
-      for (int64_t d = 0; !kDirect && d < h_; d += kLanes) store(load(query(r) + d), q_ + r * h_ + d);
-      for (int64_t d = 0; d < h_; d += kLanes) store(Lanes{}, out_ + r * h_ + d);
-      top_[r] = kNothing;
-      store(Lanes{}, total_ + r * kLanes);
-    }
+    std::fill(out_, out_ + all_ * h_, 0.0f);
+    std::fill(top_, top_ + all_, kNothing);
+    std::fill(total_, total_ + all_ * kLanes, 0.0f);
+    if constexpr (kKind == Kind::kVectors)
+      for (int64_t r = 0; r < all_; ++r)
+        for (int64_t d = 0; d < h_; d += kLanes) store(load(query(r) + d), q_ + r * h_ + d);
+    if constexpr (kKind == Kind::kTiles) pair_queries(scratch);
   }
 
   void run() {
-    for (int64_t first = 0; first < slots_; first += kTile) {
-      if (!kDirect) fetch(keys_, first);
-      look(first);
-      for (int64_t r = 0; r < queries_; ++r) score(r, seen_ + first);
-      fetch(values_, first);
-      for (int64_t r = 0; r < queries_; ++r) gather(r);
+    for (int64_t tile = 0; tile < tiles_; ++tile) {
+      const int32_t* slot = seen_ + tile * kTile;
+      if constexpr (kKind == Kind::kTiles) {
+        fetch_pairs(slot);
+        ask(slot + kTile, tile + 1);
+        for (int64_t r = 0; r < all_; r += kLanes) block(r, tile);
+      } else {
+        if (kKind == Kind::kVectors) fetch(keys_, slot);
+        ask(slot + kTile, tile + 1);
+        each(tile, [&](auto count, int64_t r, uint64_t sees) { score<count.value>(r, sees, slot); });
+        fetch(values_, slot);
+        each(tile, [&](auto count, int64_t r, uint64_t sees) { gather<count.value>(r, sees); });
+      }
     }
   }
 
   void finish(const Job<T>& job) {
-    for (int64_t r = 0; r < queries_; ++r) {
+    for (int64_t r = 0; r < tokens_ * rows_; ++r) {
+      if (r % rows_ >= heads_) continue;
       T* to = job.out + (query(r) - job.q);
       const float total = sum(load(total_ + r * kLanes)), inverse = total > 0 ? 1.0f / total : 0.0f;
       for (int64_t d = 0; d < h_; d += kLanes) store(load(out_ + r * h_ + d) * inverse, to + d);
@@ -186,81 +125,117 @@ class Piece {
   }
 
  private:
-  // Keys and queries are multiplied as they lie, not widened first.
-  static constexpr bool kDirect = kPairs && std::is_same_v<T, bf16> && kSize > 0 && kSize % (2 * kLanes) == 0;
+  static int64_t round(int64_t number, int64_t of) { return (number + of - 1) / of * of; }
 
-  const T* query(int64_t r) const { return asked_ + r / heads_ * stride_ + r % heads_ * h_; }
+  const T* query(int64_t r) const { return asked_ + r / rows_ * stride_ + r % rows_ * h_; }
 
-  // The slots that some token sees, in order.
+  // Which slots of a tile the token of a row sees, a bit a slot.
+  uint64_t sees(int64_t token, int64_t tile) const { return sees_[token * words_ + tile]; }
+
+  // Lists the slots that some token sees, in order, and which of them each token sees.
   void list(int64_t fill, Scratch& scratch) {
-    scratch.seen.resize(fill + kTile);
+    words_ = fill / 64 + 2;
+    scratch.seen.resize(words_ * kTile);
     seen_ = scratch.seen.data();
-    scratch.awake.assign(tokens_, 0);
-    awake_ = scratch.awake.data();
-    for (int64_t n = 0; n < fill; n += 8) {
+    scratch.sees.assign(tokens_ * (words_ + 1), 0);
+    sees_ = scratch.sees.data();
+    uint64_t* now = sees_ + tokens_ * words_;
+    int64_t slots = 0;
+    for (int64_t n = 0; n < fill; n += 64) {
       uint64_t any = 0;
-      for (int64_t y = 0; y < tokens_; ++y) {
-        uint64_t word;
-        std::memcpy(&word, mask_ + y * N_ + n, 8);
-        awake_[y] |= word != 0;
-        any |= word;
+      for (int64_t y = 0; y < tokens_; ++y) any |= now[y] = bits(mask_ + y * N_ + n, std::min<int64_t>(64, fill - n));
+      for (int64_t y = 0; any && y < tokens_; ++y) {
+        const uint64_t own = compress(now[y], any);
+        uint64_t* to = sees_ + y * words_ + slots / 64;
+        to[0] |= own << slots % 64;
+        if (slots % 64) to[1] |= own >> (64 - slots % 64);
       }
-      for (int64_t i = 0; any; ++i, any >>= 8) {
-        seen_[slots_] = static_cast<int32_t>(n + i);
-        slots_ += any & 1;
-      }
+      for (; any; any &= any - 1) seen_[slots++] = static_cast<int32_t>(n + __builtin_ctzll(any));
     }
-    std::fill(seen_ + slots_, seen_ + (slots_ + kTile - 1) / kTile * kTile, 0);  // read, and given no weight
+    tiles_ = (slots + kTile - 1) / kTile;
+    std::fill(seen_ + slots, seen_ + tiles_ * kTile, slots ? seen_[slots - 1] : 0);  // read, and given no weight
   }
 
-  int64_t count(int64_t first) const { return std::min<int64_t>(kTile, slots_ - first); }
-
-  void fetch(const T* from, int64_t first) {
-    for (int64_t i = 0; i < count(first); ++i)
-      for (int64_t d = 0; d < h_; d += kLanes) store(load(from + seen_[first + i] * width_ + d), tile_ + i * h_ + d);
+  // A bit for each of up to 64 bytes that are 0 or 1; `count` is a multiple of 8.
+  static uint64_t bits(const uint8_t* bytes, int64_t count) {
+    uint64_t result = 0;
+    for (int64_t i = 0; i < count; i += 8) {
+      uint64_t word;
+      std::memcpy(&word, bytes + i, 8);
+      result |= (word * 0x0102040810204080 >> 56) << i;
+    }
+    return result;
   }
 
-  // Whether the token of a query sees something of the tile.
-  bool blind(int64_t r) const {
-    uint64_t bits;
-    static_assert(sizeof(bits) == kGroups * sizeof(*own_));
-    std::memcpy(&bits, own_ + r / heads_ * kGroups, sizeof(bits));
-    return bits == 0;
+  // Asks memory for the keys and values of a tile.
+  void ask(const int32_t* slot, int64_t tile) const {
+    if (tile >= tiles_) return;
+    for (int64_t i = 0; i < kTile; ++i)
+      for (int64_t d = 0; d < h_; d += 64 / sizeof(T)) {
+        __builtin_prefetch(keys_ + slot[i] * width_ + d);
+        __builtin_prefetch(values_ + slot[i] * width_ + d);
+      }
   }
 
-  // Which of a tile's slots each token sees, a bit a slot.
-  void look(int64_t first) {
+  void fetch(const T* from, const int32_t* slot) {
+    for (int64_t i = 0; i < kTile; ++i)
+      for (int64_t d = 0; d < h_; d += kLanes) store(load(from + slot[i] * width_ + d), tile_ + i * h_ + d);
+  }
+
+  // Calls work(how many, the first, what it sees) for blocks of at most 4 rows of one token, if that sees anything of the tile.
+  template <typename Work>
+  void each(int64_t tile, const Work& work) {
     for (int64_t y = 0; y < tokens_; ++y) {
-      uint16_t bits[kGroups] = {};
-      for (int64_t i = 0; awake_[y] && i < count(first); ++i)
-        bits[i / kLanes] |= static_cast<uint16_t>(mask_[y * N_ + seen_[first + i]] << (i % kLanes));
-      std::copy(bits, bits + kGroups, own_ + y * kGroups);
+      const uint64_t own = sees(y, tile);
+      if (own == 0) continue;
+      for (int64_t r = y * rows_, end = r + rows_; r < end; r += kBlock) {
+        if (end - r >= 4) work(std::integral_constant<int, 4>(), r, own);
+        else if (end - r == 3) work(std::integral_constant<int, 3>(), r, own);
+        else if (end - r == 2) work(std::integral_constant<int, 2>(), r, own);
+        else work(std::integral_constant<int, 1>(), r, own);
+      }
     }
   }
 
-  void score(int64_t r, const int32_t* slot) {
-    if (blind(r)) return;
-    const Words kBit = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-    const uint16_t* own = own_ + r / heads_ * kGroups;
-    float* weight = weight_ + r * kTile;
-    Lanes best = all(top_[r]);
-    for (int64_t i = 0; i < kGroups; ++i) {
-      if (!own[i]) continue;
-      Lanes part[kLanes] = {};
-      if constexpr (kDirect) {
-        for (int64_t j = 0; j < kLanes; ++j) {
-          const T* key = keys_ + slot[i * kLanes + j] * width_;
-          for (int64_t d = 0; d < h_; d += 2 * kLanes) part[j] = pairs(part[j], query(r) + d, key + d);
+  static bool group(uint64_t sees, int64_t i) { return sees >> i * kLanes & 0xffff; }
+
+  template <int kCount>
+  void score(int64_t first, uint64_t sees, const int32_t* slot) {
+    float* weight = weight_ + first * kTile;
+    for (int64_t n = 0; n < kTile; n += kKeys) {
+      if (!group(sees, n / kLanes)) continue;
+      Lanes part[kLanes] = {};  // of row q and key j: 4 q + j
+      if constexpr (kKind == Kind::kPairs) {
+        for (int64_t j = 0; j < kKeys; ++j) {
+          const T* key = keys_ + slot[n + j] * width_;
+          for (int64_t d = 0; d < h_; d += 2 * kLanes)
+            for (int q = 0; q < kCount; ++q)
+              part[q * kKeys + j] = pairs(part[q * kKeys + j], query(first) + q * h_ + d, key + d);
         }
       } else {
-        for (int64_t d = 0; d < h_; d += kLanes) {
-          const Lanes q = load(q_ + r * h_ + d);
-          for (int64_t j = 0; j < kLanes; ++j) part[j] += q * load(tile_ + (i * kLanes + j) * h_ + d);
-        }
+        for (int64_t d = 0; d < h_; d += kLanes)
+          for (int64_t j = 0; j < kKeys; ++j) {
+            const Lanes key = load(tile_ + (n + j) * h_ + d);
+            for (int q = 0; q < kCount; ++q) part[q * kKeys + j] += load(q_ + (first + q) * h_ + d) * key;
+          }
       }
-      Lanes value = ((kBit & own[i]) != 0) ? sums(part) * scale_ : all(kNothing);
-      best = value > best ? value : best;
-      store(value, weight + i * kLanes);
+      float scores[kLanes];
+      store(sums(part), scores);
+      for (int q = 0; q < kCount; ++q) std::memcpy(weight + q * kTile + n, scores + q * kKeys, kKeys * sizeof(float));
+    }
+    for (int q = 0; q < kCount; ++q) soften(first + q, sees, weight + q * kTile);
+  }
+
+  // Scores of a row to weights, which are added to its total; its sum of values so far is brought to the same scale.
+  template <typename To>
+  void soften(int64_t r, uint64_t sees, To* to) {
+    const Words kBit = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+    const float* score = weight_ + r * kTile;
+    Lanes value[kGroups], best = all(top_[r]);
+    for (int64_t i = 0; i < kGroups; ++i) {
+      const Words own = kBit & static_cast<int32_t>(sees >> i * kLanes & 0xffff);
+      value[i] = own != 0 ? load(score + i * kLanes) * scale_ : all(kNothing);
+      best = value[i] > best ? value[i] : best;
     }
     const float now = largest(best);
     Lanes added = load(total_ + r * kLanes);
@@ -271,49 +246,95 @@ class Piece {
       top_[r] = now;
     }
     for (int64_t i = 0; i < kGroups; ++i) {
-      if (!own[i]) continue;
-      const Lanes value = load(weight + i * kLanes);
-      const Lanes one = value > kNothing ? exponential(value - now) : Lanes{};
+      Lanes one = {};
+      if (group(sees, i)) one = value[i] > kNothing ? exponential(value[i] - now) : one;
       added += one;
-      store(one, weight + i * kLanes);
+      store(one, to + i * kLanes);
     }
     store(added, total_ + r * kLanes);
   }
 
-  void gather(int64_t r) {
-    if (blind(r)) return;
-    constexpr int kMost = kSize ? kSize / kLanes : 4;  // vectors held in registers
-    const uint16_t* own = own_ + r / heads_ * kGroups;
+  template <int kCount>
+  void gather(int64_t r, uint64_t sees) {
+    constexpr int kMost = 4;  // vectors of a row held in registers
     for (int64_t begin = 0; begin < h_; begin += kMost * kLanes) {
       const int64_t some = kSize ? kMost : std::min<int64_t>(kMost, (h_ - begin) / kLanes);
       float* to = out_ + r * h_ + begin;
-      Lanes held[kMost];
-      for (int64_t d = 0; d < some; ++d) held[d] = load(to + d * kLanes);
-      for (int64_t i = 0; i < kGroups; ++i) {
-        if (!own[i]) continue;
-        for (int64_t j = i * kLanes; j < (i + 1) * kLanes; ++j) {
-          const float weight = weight_[r * kTile + j];
-          for (int64_t d = 0; d < some; ++d) held[d] += weight * load(tile_ + j * h_ + begin + d * kLanes);
+      Lanes held[kCount][kMost];
+      for (int q = 0; q < kCount; ++q)
+        for (int64_t d = 0; d < some; ++d) held[q][d] = load(to + q * h_ + d * kLanes);
+      for (int64_t j = 0; j < kTile; ++j) {
+        if (!group(sees, j / kLanes)) continue;
+        const float* weight = weight_ + r * kTile + j;
+        for (int64_t d = 0; d < some; ++d) {
+          const Lanes value = load(tile_ + j * h_ + begin + d * kLanes);
+          for (int q = 0; q < kCount; ++q) held[q][d] += weight[q * kTile] * value;
         }
       }
-      for (int64_t d = 0; d < some; ++d) store(held[d], to + d * kLanes);
+      for (int q = 0; q < kCount; ++q)
+        for (int64_t d = 0; d < some; ++d) store(held[q][d], to + q * h_ + d * kLanes);
     }
   }
 
-  const int64_t h_, width_, heads_, tokens_, queries_, N_;
+  // Queries in pairs, by blocks of 16 rows: [block, h / 2, row, 2].
+  void pair_queries(Scratch& scratch) {
+    scratch.halves.resize(all_ * (h_ + kTile) + 2 * kTile * h_);
+    paired_ = scratch.halves.data();
+    rounded_ = paired_ + all_ * h_;
+    copied_ = rounded_ + all_ * kTile;
+    interleaved_ = copied_ + kTile * h_;
+    std::fill(paired_, paired_ + all_ * (h_ + kTile), bf16{0});
+    for (int64_t r = 0; r < tokens_ * rows_; ++r) {
+      if (r % rows_ >= heads_) continue;
+      bf16* to = paired_ + r / kLanes * kLanes * h_ + r % kLanes * 2;
+      for (int64_t d = 0; d < h_; d += 2) std::memcpy(to + d * kLanes, query(r) + d, 2 * sizeof(bf16));
+    }
+  }
+
+  void fetch_pairs(const int32_t* slot) {
+    for (int64_t i = 0; i < kTile; ++i) std::memcpy(copied_ + i * h_, keys_ + slot[i] * width_, h_ * sizeof(bf16));
+    for (int64_t i = 0; i < kTile; i += 2)
+      interleave(values_ + slot[i] * width_, values_ + slot[i + 1] * width_, h_, interleaved_ + i * h_);
+  }
+
+  // 16 rows of one or several tokens against a tile.
+  void block(int64_t first, int64_t tile) {
+    const int64_t from = first / rows_, to = std::min((first + kLanes - 1) / rows_ + 1, tokens_);
+    uint64_t any = 0;
+    for (int64_t y = from; y < to; ++y) any |= sees(y, tile);
+    if (any == 0) return;
+    int groups = 0;
+    for (int i = 0; i < kGroups; ++i) groups |= group(any, i) << i;
+    multiply_keys(copied_, paired_ + first * h_, h_, groups, tile_);
+    for (int64_t r = first; r < first + kLanes; r += kBlock) {
+      const uint64_t own = r < tokens_ * rows_ ? sees(r / rows_, tile) : 0;
+      if (own == 0) {
+        std::fill(rounded_ + r * kTile, rounded_ + (r + kBlock) * kTile, bf16{0});
+        continue;
+      }
+      for (int i = 0; i < kGroups; ++i)
+        if (group(own, i)) transpose(tile_ + i * kLanes * kLanes + r - first, weight_ + r * kTile + i * kLanes);
+      const int64_t real = std::min<int64_t>(kBlock, heads_ - r % rows_);
+      for (int64_t q = r; q < r + real; ++q) soften(q, own, rounded_ + q * kTile);
+    }
+    add_values(rounded_ + first * kTile, interleaved_, h_, out_ + first * h_);
+  }
+
+  const int64_t h_, width_, heads_, tokens_, N_;
+  const int64_t rows_, all_;  // of a token, and in all; with tiles there are some that stand for nothing
   const float scale_;
   const T* asked_;   // the first query
   int64_t stride_;   // from a token's queries to the next one's
-  int64_t slots_ = 0;
+  int64_t words_, tiles_;
   const uint8_t* mask_;
   const T *keys_, *values_;
   int32_t* seen_;
-  uint16_t* own_;    // what each token sees of the tile, a bit a slot
-  uint8_t* awake_;   // whether a token sees anything
+  uint64_t* sees_;
   float *q_, *out_, *weight_, *tile_, *top_, *total_;
+  bf16 *paired_, *rounded_, *copied_, *interleaved_;
 };
 
-template <typename T, int kSize>
+template <typename T, int kSize, Kind kKind>
 void piece(const Job<T>& job, int64_t number, Scratch& scratch) {
   const int64_t blocks = (job.Y + job.tokens - 1) / job.tokens;
   const int64_t first = number % blocks * job.tokens, end = std::min(first + job.tokens, job.Y);
@@ -323,37 +344,30 @@ void piece(const Job<T>& job, int64_t number, Scratch& scratch) {
     for (int64_t y = first; y < end; ++y) std::memset(job.out + ((x * job.Y + y) * job.K + kv) * size, 0, size * sizeof(T));
     return;
   }
-  Piece<T, kSize> one(job, x, kv, first, end, scratch);
+  Piece<T, kSize, kKind> one(job, x, kv, first, end, scratch);
   one.run();
   one.finish(job);
 }
 
-// The caller works too, and waits only for pieces that were begun: threads that are busy elsewhere cannot block it.
-template <typename T>
+template <typename T, int kSize, Kind kKind>
 void run(ffi::ThreadPool pool, Job<T> job) {
   const int64_t threads = std::max<int64_t>(1, pool.num_threads()), heads = job.H / job.K;
   const int64_t even = job.X * job.Y * job.K / (kPieces * threads);
-  job.tokens = std::max<int64_t>(1, std::min<int64_t>({kQueries / heads, even, job.Y}));
-  const int64_t pieces = job.X * job.K * ((job.Y + job.tokens - 1) / job.tokens);
-  struct Shared {
-    std::atomic<int64_t> next{0}, done{0};
-  };
-  auto shared = std::make_shared<Shared>();
-  auto work = [shared, pieces, job] {
+  job.tokens = std::max<int64_t>(1, std::min<int64_t>({kRows / heads, even, job.Y}));
+  deal(pool, job.X * job.K * ((job.Y + job.tokens - 1) / job.tokens), [job](auto next) {
     Scratch scratch;
-    for (int64_t i; (i = shared->next.fetch_add(1)) < pieces; shared->done.fetch_add(1)) {
-      if (job.h == 64) piece<T, 64>(job, i, scratch);
-      else if (job.h == 128) piece<T, 128>(job, i, scratch);
-      else piece<T, 0>(job, i, scratch);
-    }
-  };
-  for (int64_t i = 0; i < std::min(threads, pieces) - 1; ++i) pool.Schedule([work] { work(); });
-  work();
-  while (shared->done.load(std::memory_order_acquire) < pieces) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
+    Tiles shape(kKind == Kind::kTiles);
+    for (int64_t i; (i = next()) >= 0;) piece<T, kSize, kKind>(job, i, scratch);
+  });
+}
+
+template <typename T, int kSize>
+void choose(ffi::ThreadPool pool, const Job<T>& job) {
+  if constexpr (std::is_same_v<T, bf16> && kSize > 0) {
+    if (kHasTiles && tiles_allowed()) return run<T, kSize, Kind::kTiles>(pool, job);
+    if (kHasPairs) return run<T, kSize, Kind::kPairs>(pool, job);
   }
+  run<T, kSize, Kind::kVectors>(pool, job);
 }
 
 ffi::Error attend(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer keys, ffi::AnyBuffer values,
@@ -370,7 +384,9 @@ ffi::Error attend(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer keys, f
     job.problem = problem.typed_data();
     job.mask = reinterpret_cast<const uint8_t*>(mask.typed_data());
     job.out = static_cast<T*>(out->untyped_data());
-    run(pool, job);
+    if (job.h == 64) choose<T, 64>(pool, job);
+    else if (job.h == 128) choose<T, 128>(pool, job);
+    else choose<T, 0>(pool, job);
   };
   if (q.element_type() == ffi::BF16) go(bf16{});
   else if (q.element_type() == ffi::F32) go(float{});
