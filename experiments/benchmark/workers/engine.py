@@ -9,6 +9,7 @@ import jax
 import jaxlib
 import numpy as np
 
+from apr_jax import sharding
 from apr_jax.decode import Engine, Problem, Sizes, Transcript
 from apr_jax.decode.bare import BareLoop, Layout
 from apr_jax.model.pretrained import load_pretrained
@@ -32,15 +33,21 @@ RUN = 16  # slots of a run of the pool, and entries of a run of the log
 BLOCK = 128  # slots by which attention reads up to the fill mark
 BARE_BLOCK = 64  # the same of the bare loop
 CHUNK = 128  # tokens of one thread in a feed step, at most
+FEED = 512  # the same where nothing waits beside it
 ENDLESS = 2**30  # steps: a slice ends when nothing is left to run
 EVENT_TOKENS = 24  # tokens of each phase of `Events`
+# Parameters up to which problems are dealt over a device for each core: a shard's steps then wait for no other core. Larger
+# models are read from memory in every step, and would be by each shard.
+SMALL = 2**24
 
 
 class Project:
     """A model and, by workload, what is compiled for it."""
 
     def __init__(self, folder: str, options: Options):
+        jax.config.update("jax_num_cpu_devices", options.cores)
         self.model, self.temperature = load_pretrained(folder, dtype=options.dtype), options.temperature
+        self.cores = options.cores
         self.versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
         self._prepared: dict[Workload, Callable[[], Measured]] = {}
 
@@ -53,18 +60,24 @@ class Project:
             self._prepared[work] = prepare(work)
         return self._prepared[work]()
 
+    def _mesh(self, problems: int) -> jax.sharding.Mesh:
+        """A shard for each core where that is faster and there are problems for it."""
+        shards = self.cores if self.model.config.parameters <= SMALL and problems % self.cores == 0 else 1
+        return sharding.make_mesh(data=shards)
+
     def _fork_join(self, work: ForkJoin) -> Callable[[], Measured]:
         most = max(len(script.lengths) for script in work.scripts)
         protocol = Scripted(most, stitch=work.join == "stitch")
         problems = [self._scripted(protocol, i, script) for i, script in enumerate(work.scripts)]
         room = max(script_room(script, protocol) for script in work.scripts)
+        mesh = self._mesh(work.in_flight)
+        in_flight, queue = work.in_flight // mesh.size, -(-len(problems) // mesh.size)
         sizes = Sizes(
-            problems=work.in_flight, lanes=most, rows=min(work.in_flight * 5 // 2 + 1, work.in_flight * most),
-            feed_tiles=4, feed_chunk=CHUNK,
+            problems=in_flight, lanes=most, rows=min(in_flight * 5 // 2 + 1, in_flight * most), feed_tiles=1, feed_chunk=CHUNK,
             feed_threshold=most, threads=protocol.threads, slots=multiple(room, BLOCK), run=RUN, log=multiple(room, RUN),
-            log_run=RUN, queue=len(problems), prompt=len(problems[0].prompt), outbox=len(problems), attention_block=BLOCK,
+            log_run=RUN, queue=queue, prompt=len(problems[0].prompt), outbox=queue, attention_block=BLOCK,
         )  # fmt: skip
-        engine = Engine(self.model, protocol, sizes)
+        engine = Engine(self.model, protocol, sizes, mesh)
 
         def once() -> Measured:
             state = jax.block_until_ready(engine.create(0))
@@ -93,14 +106,15 @@ class Project:
         before = work.prefix - 2
         chunk = max(size for size in range(1, CHUNK + 1) if before % size == 0)
         room = work.prefix + RUN + work.threads * (multiple(work.tokens_each, RUN) + RUN)
+        mesh = self._mesh(work.problems)
+        each = work.problems // mesh.size
         sizes = Sizes(
-            problems=work.problems, lanes=work.threads, rows=work.problems * work.threads,
-            feed_tiles=min(work.problems, 4), feed_chunk=chunk, feed_threshold=1, threads=work.threads + 1,
-            slots=work.slots or multiple(room, BLOCK), run=RUN, log=multiple(room, RUN), log_run=RUN,
-            queue=work.problems, prompt=work.prefix, outbox=work.problems, attention_block=BLOCK,
+            problems=each, lanes=work.threads, rows=each * work.threads, feed_tiles=min(each, 4), feed_chunk=chunk,
+            feed_threshold=1, threads=work.threads + 1, slots=work.slots or multiple(room, BLOCK), run=RUN,
+            log=multiple(room, RUN), log_run=RUN, queue=each, prompt=work.prefix, outbox=each, attention_block=BLOCK,
         )  # fmt: skip
         # No token has the id of the vocabulary's size: no thread ends by itself.
-        engine = Engine(self.model, Samples(work.threads, end=self.model.config.vocabulary), sizes)
+        engine = Engine(self.model, Samples(work.threads, end=self.model.config.vocabulary), sizes, mesh)
         problems = [
             Problem(i, np.array(prefix, np.int32), temperature=self.temperature, max_tokens=work.tokens_each)
             for i, prefix in enumerate(work.prefixes)
@@ -108,7 +122,7 @@ class Project:
 
         def once() -> Measured:
             state = engine.load(engine.create(0), problems)
-            state = engine.run(state, -(-work.problems // sizes.feed_tiles) * (before // chunk))
+            state = engine.run(state, -(-each // sizes.feed_tiles) * (before // chunk))
             fed = int(np.sum(jax.block_until_ready(state).counters.fed))
             if fed != work.problems * before:
                 raise RuntimeError(f"{fed} tokens are fed before the fork, expected {work.problems * before}")
@@ -122,7 +136,7 @@ class Project:
     def _feed(self, work: Feed) -> Callable[[], Measured]:
         room = multiple(work.prompt + RUN, RUN)
         sizes = Sizes(
-            problems=1, lanes=1, rows=1, feed_tiles=1, feed_chunk=min(work.prompt, 2 * CHUNK), feed_threshold=1,
+            problems=1, lanes=1, rows=1, feed_tiles=1, feed_chunk=min(work.prompt, FEED), feed_threshold=1,
             threads=1, slots=multiple(room, BLOCK), run=RUN, log=room, log_run=RUN, queue=1, prompt=work.prompt,
             outbox=1, attention_block=BLOCK,
         )  # fmt: skip
