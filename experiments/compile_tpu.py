@@ -182,7 +182,8 @@ def by_place(found: list[compiled.Collective]) -> dict[str, dict[str, int]]:
 def roofline(config: ModelConfig, sizes: Sizes, mesh: sharding.Mesh, chip: Chip, fill: int) -> dict[str, float]:
     """The least time of a decode step: weights and `fill` slots of every problem are read once, products are at their peak."""
     estimate = memory.estimate(config, sizes, mesh).parts
-    table = jnp.dtype(config.param_dtype).itemsize * config.vocabulary * config.width // mesh.shape["model"]
+    itemsize = 1 if config.int8_weights else jnp.dtype(config.param_dtype).itemsize
+    table = itemsize * config.vocabulary * config.width // mesh.shape["model"]
     weights = estimate["parameters"] - (
         0 if config.tied else table
     )  # of an embedding of its own only some rows are read

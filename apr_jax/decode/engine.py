@@ -295,8 +295,8 @@ def check(problem: Problem, vocabulary: int, sizes: Sizes) -> None:
 
 
 def _activation_dtype(model: Model):
-    params = jax.tree.leaves(model.params)
-    return jnp.float64 if params[0].dtype == jnp.float64 else jnp.dtype(model.config.dtype)
+    wide = model.params["norm"]["scale"].dtype == jnp.float64
+    return jnp.float64 if wide else jnp.dtype(model.config.dtype)
 
 
 def _transcript(

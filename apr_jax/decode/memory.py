@@ -174,7 +174,8 @@ def _estimator(config: ModelConfig, mesh: sharding.Mesh | None) -> Callable[[Siz
     )
     parameters, model = sum(jax.tree.leaves(held)), mesh.shape["model"]
     width = config.kv_heads * config.head_dim // (model if sharding.pool_cut(config.kv_heads, model) else 1)
-    dtype, stored = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
+    dtype = jnp.dtype(config.dtype)
+    stored = "1 byte and their scales" if config.int8_weights else f"{jnp.dtype(config.param_dtype).itemsize} bytes"
 
     def at(sizes: Sizes) -> Estimate:
         create = lambda key: states.create(sizes, config.layers, width, dtype, key)
@@ -190,7 +191,7 @@ def _estimator(config: ModelConfig, mesh: sharding.Mesh | None) -> Callable[[Siz
             "workspace": _workspace(config, sizes, model, width),
         }
         how = {
-            "parameters": f"{config.parameters:,} numbers x {stored.itemsize} bytes, model={model}",
+            "parameters": f"{config.parameters:,} numbers x {stored}, model={model}",
             "pool": f"2 x {config.layers} layers x {slots} x {width} numbers x {dtype.itemsize} bytes",
             "outbox": f"{sizes.outbox} logs of {sizes.log} entries, and their books",
             "workspace": "the largest arrays of one step, about",
