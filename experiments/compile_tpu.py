@@ -138,7 +138,7 @@ def analyse(placement: Placement, options: Sequence[str], file: str) -> dict[str
         Path(file).write_text(text)
     state = placement.abstract_state()
     size = lambda leaf: leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
-    pool = state.pool[0][0]
+    pool = jax.tree.leaves(state.pool)[0]
     moved = compiled.operations(compiled.inside_loops(text), pool_shape(pool))
     whole = [line for lines in compiled.computations(text).values() for line in lines]
     copies = lambda lines: sum(name in ("copy", "copy-start", "transpose") for name, _ in lines)
@@ -159,7 +159,7 @@ def analyse(placement: Placement, options: Sequence[str], file: str) -> dict[str
 
 def pool_shape(pool: jax.ShapeDtypeStruct) -> str:
     """How the compiled text writes one layer's keys on one chip, without the axis of shards."""
-    names = {"bfloat16": "bf16", "float32": "f32", "float64": "f64"}
+    names = {"bfloat16": "bf16", "float32": "f32", "float64": "f64", "int8": "s8"}
     sizes = pool.sharding.shard_shape(pool.shape)[1:]
     return f"{names[str(pool.dtype)]}[{','.join(map(str, sizes))}]"
 

@@ -17,7 +17,10 @@ from apr_jax.protocols import Sequential
 from apr_jax.train import lora
 from apr_jax.train.sft import SftConfig
 
-CONFIG = ModelConfig(vocabulary=32, width=24, layers=2, heads=4, kv_heads=2, head_dim=6, ffn=40, qk_norm=True)
+CONFIG = ModelConfig(
+    vocabulary=32, width=24, layers=2, heads=4, kv_heads=2, head_dim=6, ffn=40, qk_norm=True,
+    dtype="float64", param_dtype="float64",
+)  # fmt: skip
 UNTIED = dataclasses.replace(CONFIG, tied=False)
 SIZES = Sizes(
     problems=2, lanes=1, rows=2, feed_tiles=2, feed_chunk=4, threads=1, slots=64, run=8, log=64, log_run=8, queue=4,
@@ -74,8 +77,9 @@ def test_rounding(axes, dtype):
     wide = np.asarray(x, found.scale.dtype)
     assert found.values.dtype == jnp.int8 and found.scale.dtype == (jnp.float64 if dtype == "float64" else jnp.float32)
     stands_for = np.asarray(found.values, wide.dtype) * np.asarray(found.scale)
-    np.testing.assert_allclose(stands_for, plain_rounding(wide, axes), atol=1e-6)
-    assert np.all(np.abs(stands_for - wide) <= np.asarray(found.scale) * 0.501)
+    if dtype != "bfloat16":  # in which some numbers lie just between two
+        np.testing.assert_allclose(stands_for, plain_rounding(wide, axes), atol=1e-6)
+    assert np.all(np.abs(stands_for - wide) <= np.asarray(found.scale) * 0.5001)
     np.testing.assert_allclose(found.scale, np.abs(wide).max(axis=axes, keepdims=True) / 127, rtol=1e-6)
     assert not np.any(np.isnan(stands_for)) and not np.any(stands_for[..., 1])
 

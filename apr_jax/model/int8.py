@@ -26,6 +26,11 @@ class Quantised:
     values: Int8[Array, "..."]
     scale: Float[Array, "..."]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the numbers that it stands for."""
+        return self.values.shape
+
 
 def quantise(x: Float[Array, "..."], axes: tuple[int, ...]) -> Quantised:
     """Round to the nearest; a group is all numbers along `axes`, which are 1 in the scale. No error is above half the scale."""
