@@ -12,8 +12,8 @@ from apr_jax import compiled, sharding
 from apr_jax.decode import Engine, Problem, Sizes, memory, native, pool
 from apr_jax.model import transformer
 from apr_jax.model.config import PRESETS
-from apr_jax.protocols import Scripted, Sequential
-from test_int8 import CONFIG, NO_END, SIZES, check_greedy, model_of, plain_rounded_params
+from apr_jax.protocols import Samples, Sequential
+from test_int8 import CONFIG, NO_END, PROMPTS, SIZES, check_greedy, model_of, plain_rounded_params
 from test_memory import IN_PLACE
 
 INT8 = dataclasses.replace(SIZES, int8_pool=True)
@@ -110,23 +110,19 @@ def test_engine_decodes_with_the_rounded_keys_and_values_on_any_mesh(shape, monk
 
 
 def test_schedule_does_not_matter():
-    """Forks whose children are stitched in: a slot's scale is its own, so the tokens are the same whatever runs when."""
-    model, protocol = model_of(CONFIG), Scripted(3, stitch=True)
-    wide = Sizes(
-        problems=2, lanes=3, rows=6, feed_tiles=2, feed_chunk=8, threads=protocol.threads, slots=256, log=256, queue=4,
-        prompt=40, outbox=4, attention_block=64, int8_pool=True,
-    )  # fmt: skip
+    """Threads that share a prompt: a slot's scale is its own, so the tokens are the same whatever is fed when."""
+    model, protocol = model_of(CONFIG), Samples(3, end=0)
+    wide = dataclasses.replace(INT8, lanes=3, rows=6, threads=4, slots=128, log=128, attention_block=64)
     narrow = dataclasses.replace(
-        wide, problems=1, lanes=2, rows=2, feed_chunk=3, run=4, attention_block=32, feed_tiles=1
+        wide, problems=1, lanes=2, rows=2, feed_tiles=1, feed_chunk=3, run=4, attention_block=32
     )
-    prompts = [protocol.prompt(range(3, 20 + i), 5, (9, 4 + i, 7), 6) for i in range(4)]
-    problems = [Problem(i, prompt, max_tokens=12) for i, prompt in enumerate(prompts)]
+    problems = [Problem(i, prompt, temperature=1.0, max_tokens=9) for i, prompt in enumerate(PROMPTS)]
     one, other = (
         sorted(Engine(model, protocol, sizes).decode(problems), key=lambda t: t.problem) for sizes in (wide, narrow)
     )
     for a, b in zip(one, other, strict=True):
-        assert len(a.threads) == len(b.threads) > 1
-        for thread in range(len(a.threads)):
+        assert len(a.threads) == len(b.threads) == 4
+        for thread in range(4):
             np.testing.assert_array_equal(a.tokens(thread), b.tokens(thread))
 
 
