@@ -343,7 +343,7 @@ class Transformer(nnx.Module):
         wide = jnp.promote_types(x.dtype, jnp.float32)
         # The embedding is multiplied as it lies: transposing it first would copy it in every step on XLA:CPU.
         weight, axis = (self.embed, 1) if self.config.tied else (self.head, 0)
-        table, scale = _parts(weight.get_value())
+        x, table, scale = _factors(x, weight.get_value())
         sides = (((1,), (axis,)), ((), ()))
         rows = jax.lax.dot_general(
             x.reshape(-1, x.shape[-1]), table.astype(x.dtype), sides, preferred_element_type=wide
@@ -376,16 +376,20 @@ def _product(x: Float[Array, "*B n"], w: Array | LowRank | Quantised, wide: bool
     """
     if isinstance(w, LowRank):
         return _product(x, w.base, wide) + _product(_product(x, w.a), w.b, wide)
-    numbers, scale = _parts(w)
+    x, numbers, scale = _factors(x, w)
     matrix = numbers.reshape(x.shape[-1], -1)
     dtype = jnp.promote_types(x.dtype, jnp.float32) if wide else None
     out = jnp.dot(x.reshape(-1, x.shape[-1]), matrix.astype(x.dtype), preferred_element_type=dtype)
     return (out * scale).astype(out.dtype).reshape(*x.shape[:-1], matrix.shape[1])
 
 
-def _parts(w: Array | Quantised) -> tuple[Array, Array | int]:
-    """The numbers to multiply, and what scales each channel of the product."""
-    return (w.values, w.scale.reshape(-1)) if isinstance(w, Quantised) else (w, 1)
+def _factors(x: Float[Array, "..."], w: Array | Quantised) -> tuple[Array, Array, Array | int]:
+    """The two factors of a product, and what scales each channel of it."""
+    if not isinstance(w, Quantised):
+        return x, w, 1
+    # Behind a barrier with x, because XLA would widen all weights before the loop and keep them: nothing would be saved.
+    x, values = jax.lax.optimization_barrier((x, w.values))
+    return x, values, w.scale.reshape(-1)
 
 
 def _rows(table: Array | Quantised, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
