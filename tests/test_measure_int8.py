@@ -10,20 +10,22 @@ import reference_model
 from apr_jax.model import transformer
 from experiments import measure_int8
 from experiments.measure_int8 import MeasureInt8, Variant
-from test_int8 import CONFIG, PROMPTS, plain_rounded_params
+from test_int8 import CONFIG, PROMPTS, model_of, plain_rounded_params
 
 TEXTS = [PROMPTS[0], PROMPTS[2]]
 
 
 def test_losses_are_those_of_plain_forward_passes():
     wide, narrow = (dataclasses.replace(CONFIG, dtype=d, param_dtype=d) for d in ("float32", "bfloat16"))
-    model = transformer.init(wide, jax.random.key(0))
+    cast = lambda config: transformer.Model(
+        transformer.graph_of(config), jax.tree.map(lambda x: x.astype(config.dtype), model_of(CONFIG).params)
+    )
+    model = cast(wide)
     int8 = transformer.quantise(model)
-    cast = transformer.Model(transformer.graph_of(narrow), jax.tree.map(lambda x: x.astype("bfloat16"), model.params))
     mixed = dataclasses.replace(narrow, int8_weights=True)
     known = {
         ("float32", False): model,
-        ("bfloat16", False): cast,
+        ("bfloat16", False): cast(narrow),
         ("float32", True): int8,
         ("bfloat16", True): transformer.Model(transformer.graph_of(mixed), int8.params),
     }
@@ -46,7 +48,7 @@ def test_losses_are_those_of_plain_forward_passes():
     np.testing.assert_allclose(weights["perplexity"], np.exp(-text / places), rtol=1e-4)
     assert weights["same_best"] == same
     for name, lost in found.items():
-        assert (0 < lost["divergence"] < 1e-2) == (name != "float32"), (name, lost)
+        assert (0 < lost["divergence"] < 1) == (name != "float32"), (name, lost)
     assert found[str(Variant("float32", False, True))]["divergence"] != weights["divergence"]
 
 
