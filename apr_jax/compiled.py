@@ -81,7 +81,10 @@ def crosses(collective: Collective, model: int) -> bool:
 
 
 def computations(text: str) -> dict[str, list[str]]:
-    """The lines of each computation of a module, by its name."""
+    """The lines of each computation of a module, by its name.
+
+    Left out are those that copy their operand to its own place: TPU's name for one tiling of int8 that is another one too.
+    """
     found: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in text.splitlines():
@@ -90,7 +93,9 @@ def computations(text: str) -> dict[str, list[str]]:
             lines = found.setdefault(start[1], [])
         elif line.startswith(" "):
             lines.append(line.strip())
-    return found
+    same = re.findall(r"output_to_operand_aliasing=\{\{\}: \(0, \{\}\)\}, calls=%?([\w.\-]+)", text)
+    only_copies = lambda lines: len(lines) == 2 and " parameter(0)" in lines[0] and " copy(" in lines[1]
+    return {name: lines for name, lines in found.items() if name not in same or not only_copies(lines)}
 
 
 def inside_loops(text: str) -> list[str]:

@@ -169,8 +169,8 @@ def by_rows(draw: Callable[..., Any], logits: jax.Array, *rows: jax.Array) -> An
     return jax.shard_map(mine, in_specs=specs, out_specs=jax.P(), axis_names={"model"}, check_vma=False)(logits, *rows)
 
 
-def hold(pool: Any, heads: int) -> Any:
-    """Inside of a program: key/value arrays [.., K h], cut over `model` or whole, as `heads` says.
+def hold(pool: jax.Array, heads: int, axis: int = -1) -> jax.Array:
+    """Inside of a program: key/value arrays [.., K h], cut over `model` or whole along `axis`, as `heads` says.
 
     Where query heads are cut and key/value heads are not, XLA would cut the pool over a part of `model` inside of the loop,
     and gather it when the loop is left, or in every step. To be said of the pool when it is written and of the blocks read.
@@ -178,8 +178,9 @@ def hold(pool: Any, heads: int) -> Any:
     count = jax.sharding.get_abstract_mesh().shape.get("model", 1)
     if count == 1:
         return pool
-    cut = pool_cut(heads, count)
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, jax.P(*[None] * (x.ndim - 1), cut)), pool)
+    cuts: list[str | None] = [None] * pool.ndim
+    cuts[axis] = pool_cut(heads, count)
+    return jax.lax.with_sharding_constraint(pool, jax.P(*cuts))
 
 
 def pool_cut(heads: int, model: int) -> str | None:

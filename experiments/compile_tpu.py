@@ -138,7 +138,7 @@ def analyse(placement: Placement, options: Sequence[str], file: str) -> dict[str
         Path(file).write_text(text)
     state = placement.abstract_state()
     size = lambda leaf: leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
-    pool = state.pool[0][0]
+    pool = jax.tree.leaves(state.pool)[0]
     moved = compiled.operations(compiled.inside_loops(text), pool_shape(pool))
     whole = [line for lines in compiled.computations(text).values() for line in lines]
     copies = lambda lines: sum(name in ("copy", "copy-start", "transpose") for name, _ in lines)
@@ -159,7 +159,7 @@ def analyse(placement: Placement, options: Sequence[str], file: str) -> dict[str
 
 def pool_shape(pool: jax.ShapeDtypeStruct) -> str:
     """How the compiled text writes one layer's keys on one chip, without the axis of shards."""
-    names = {"bfloat16": "bf16", "float32": "f32", "float64": "f64"}
+    names = {"bfloat16": "bf16", "float32": "f32", "float64": "f64", "int8": "s8"}
     sizes = pool.sharding.shard_shape(pool.shape)[1:]
     return f"{names[str(pool.dtype)]}[{','.join(map(str, sizes))}]"
 
@@ -182,7 +182,8 @@ def by_place(found: list[compiled.Collective]) -> dict[str, dict[str, int]]:
 def roofline(config: ModelConfig, sizes: Sizes, mesh: sharding.Mesh, chip: Chip, fill: int) -> dict[str, float]:
     """The least time of a decode step: weights and `fill` slots of every problem are read once, products are at their peak."""
     estimate = memory.estimate(config, sizes, mesh).parts
-    table = jnp.dtype(config.param_dtype).itemsize * config.vocabulary * config.width // mesh.shape["model"]
+    itemsize = 1 if config.int8_weights else jnp.dtype(config.param_dtype).itemsize
+    table = itemsize * config.vocabulary * config.width // mesh.shape["model"]
     weights = estimate["parameters"] - (
         0 if config.tied else table
     )  # of an embedding of its own only some rows are read

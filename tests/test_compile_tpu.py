@@ -20,15 +20,20 @@ needs_libtpu = pytest.mark.skipif(
 
 
 @needs_libtpu
-def test_a_reduced_depth_compiles_in_place_for_v5e(tmp_path):
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_reduced_depth_compiles_in_place_for_v5e(int8, tmp_path):
     """In a process of its own: this one is set to 64 bits."""
     output = tmp_path / "found.json"
     arguments = ["--topology", "v5e:2x4", "--model", "qwen3_8b", "--model.layers", str(LAYERS), *SIZES]
+    arguments += ["--model.int8-weights", str(int8), "--sizes.int8-pool", str(int8)]
     command = [sys.executable, "-m", "experiments.compile_tpu", *arguments, "--output", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(output.read_text())
-    assert found["alias"] >= found["state"] > found["pool"] > 2.5e8
+    assert found["alias"] >= found["state"] > found["pool"] > (1.3e8 if int8 else 2.5e8)
+    assert found["pool"] < (1.4e8 if int8 else 2.8e8)
+    # Tables and layers over 8 chips; int8 ones are nowhere held wide.
+    assert found["arguments"] - found["state"] < (2.1e8 if int8 else 4.1e8)
     assert found["pool_copies"] == found["pool_copies_in_loops"] == 0
     assert found["temp"] < 0.05 * found["pool"] + WORKSPACE_BYTES
     assert found["collectives_over_data"] == 0

@@ -258,8 +258,9 @@ def decode(
             THREADS_FULL, POOL_FULL or LOG_FULL; others do not notice. N counts tokens with keys and values, T all tokens;
             `prompt`, `queue`, `outbox`: see `Sizes`; they bound the host's part and cost little but for the outbox's logs.
             Memory is the parameters and, above all, the pool: 2 L P N K h numbers of the model's dtype (L layers, K kv heads
-            of size h). `memory.costs(model.config, sizes)` prints all parts and what growing each size adds;
-            `memory.choose_sizes` proposes sizes for a memory, a prompt length, tokens a thread and threads.
+            of size h), or of int8 with `int8_pool`; `transformer.quantise` does the same for the parameters.
+            `memory.costs(model.config, sizes)` prints all parts and what growing each size adds; `memory.choose_sizes`
+            proposes sizes for a memory, a prompt length, tokens a thread and threads.
         seed: seed of all random draws. A problem's draws depend on seed, id, sample and path of the thread alone.
         options: `slice_steps` and `watch` of `Engine.decode`.
 
@@ -297,8 +298,8 @@ def check(problem: Problem, vocabulary: int, sizes: Sizes) -> None:
 
 
 def _activation_dtype(model: Model):
-    params = jax.tree.leaves(model.params)
-    return jnp.float64 if params[0].dtype == jnp.float64 else jnp.dtype(model.config.dtype)
+    wide = model.params["norm"]["scale"].dtype == jnp.float64
+    return jnp.float64 if wide else jnp.dtype(model.config.dtype)
 
 
 def _transcript(

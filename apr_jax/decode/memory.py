@@ -113,6 +113,7 @@ def choose_sizes(
     problems: int = 64,
     mesh: sharding.Mesh | None = None,
     run: int = 16,
+    int8_pool: bool = False,
 ) -> Sizes:
     """Sizes under which no problem of these bounds is stopped for want of room, with as many in flight as fit.
 
@@ -126,6 +127,7 @@ def choose_sizes(
         lanes: threads of a problem that compute at once.
         problems: the most that are wanted in flight per shard.
         run: slots of a run; 8 to 16 suits CPU, 128 TPU.
+        int8_pool: keys and values in int8, see `Sizes`: about twice as many problems or slots.
 
     Raises:
         ValueError: not even one problem fits; the message has the arithmetic.
@@ -136,7 +138,7 @@ def choose_sizes(
     slots, log = up(prompt + threads * (tokens + run), block), up(prompt + threads * (tokens + 1 + run), run)
     one = Sizes(
         problems=1, lanes=lanes, rows=lanes, threads=threads, slots=slots, run=run, log=log, log_run=run, prompt=prompt,
-        queue=4 * problems, outbox=2, attention_block=block,
+        queue=4 * problems, outbox=2, attention_block=block, int8_pool=int8_pool,
     )  # fmt: skip
     require(config, one, memory, mesh)
     at = _estimator(config, mesh)
@@ -173,13 +175,17 @@ def _estimator(config: ModelConfig, mesh: sharding.Mesh | None) -> Callable[[Siz
         lambda leaf, place: math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize, shapes, places
     )
     parameters, model = sum(jax.tree.leaves(held)), mesh.shape["model"]
-    width = config.kv_heads * config.head_dim // (model if sharding.pool_cut(config.kv_heads, model) else 1)
-    dtype, stored = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
+    heads = config.kv_heads // (model if sharding.pool_cut(config.kv_heads, model) else 1)
+    width = heads * config.head_dim
+    dtype = jnp.dtype(config.dtype)
+    stored = "1 byte and their scales" if config.int8_weights else f"{jnp.dtype(config.param_dtype).itemsize} bytes"
 
     def at(sizes: Sizes) -> Estimate:
-        create = lambda key: states.create(sizes, config.layers, width, dtype, key)
+        create = lambda key: states.create(sizes, config.layers, heads, config.head_dim, dtype, key)
         state = jax.eval_shape(create, jax.ShapeDtypeStruct((2,), jnp.uint32))
         slots = f"{sizes.problems} problems x {sizes.slots} slots"
+        numbers = f"{width} numbers x {dtype.itemsize} bytes"
+        scales = f"({width} bytes + {heads} scales x {max(dtype.itemsize, 4)} bytes)"
         parts = {
             "parameters": parameters,
             "pool": _bytes(state.pool),
@@ -190,8 +196,8 @@ def _estimator(config: ModelConfig, mesh: sharding.Mesh | None) -> Callable[[Siz
             "workspace": _workspace(config, sizes, model, width),
         }
         how = {
-            "parameters": f"{config.parameters:,} numbers x {stored.itemsize} bytes, model={model}",
-            "pool": f"2 x {config.layers} layers x {slots} x {width} numbers x {dtype.itemsize} bytes",
+            "parameters": f"{config.parameters:,} numbers x {stored}, model={model}",
+            "pool": f"2 x {config.layers} layers x {slots} x {scales if sizes.int8_pool else numbers}",
             "outbox": f"{sizes.outbox} logs of {sizes.log} entries, and their books",
             "workspace": "the largest arrays of one step, about",
         }

@@ -20,6 +20,7 @@ from apr_jax.decode import state as states
 from apr_jax.decode.loop import Program, run_slice
 from apr_jax.decode.state import State
 from apr_jax.model import transformer
+from apr_jax.model.int8 import Quantised
 
 AXES = ("data", "model")
 
@@ -71,16 +72,18 @@ class Placement:
     def create(self, seed: UInt32[Array, "2"]) -> State:
         """An empty state with a leading axis of shards; traceable, to be jitted with the shardings of `abstract_state`."""
         config = self.program.graph.config
-        state = states.create(self.program.sizes, config.layers, config.kv_heads * config.head_dim, self.dtype, seed)
+        heads = config.kv_heads, config.head_dim
+        state = states.create(self.program.sizes, config.layers, *heads, self.dtype, seed)
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.shards, *x.shape)), state)
 
     def abstract_state(self) -> State:
         """Shapes, dtypes and shardings of the state."""
         shapes = jax.eval_shape(self.create, jax.ShapeDtypeStruct((2,), jnp.uint32))
         cut = sharding.pool_cut(self.program.graph.config.kv_heads, self.mesh.shape["model"])
-        pool = self.place(None, None, cut)
-        placed = jax.tree.map(lambda leaf: _with_place(leaf, self.place()), shapes)
-        return dataclasses.replace(placed, pool=jax.tree.map(lambda leaf: _with_place(leaf, pool), shapes.pool))
+        place = self.place(None, None, cut)
+        place = Quantised(place, self.place(None, cut)) if self.program.sizes.int8_pool else place
+        pool = tuple(tuple(jax.tree.map(_with_place, stored, place) for stored in layer) for layer in shapes.pool)
+        return dataclasses.replace(jax.tree.map(lambda leaf: _with_place(leaf, self.place()), shapes), pool=pool)
 
     def state_places(self) -> State:
         """The sharding of every array of the state."""

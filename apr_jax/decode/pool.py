@@ -2,10 +2,14 @@
 
 Attention is over a set: a slot is visible or it is not, whatever its place. Keys and values are kept per layer in arrays
 [P, N, K h] (heads merged, so that the last axis fills TPU tiles); a step writes its rows first and reads afterwards, which
-keeps the arrays in place. Axes: P problems, N slots, W lanes, B tiles, C tokens of a tile, H heads, K kv heads, h head size.
+keeps the arrays in place. In int8 they have scales [P, K, N] (slots last, because TPUs pad the last axis to 128), which
+multiply scores and weights instead of keys and values.
+
+Axes: P problems, N slots, W lanes, B tiles, C tokens of a tile, H heads, K kv heads, h head size.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +20,9 @@ from apr_jax.decode import native
 from apr_jax.decode.book import NOBODY, Book, pytree
 from apr_jax.decode.schedule import Places, Tiles
 from apr_jax.decode.sizes import Sizes
+from apr_jax.model.int8 import Quantised, quantise
+
+Stored = Float[Array, "P N Kh"] | Quantised  # the keys or the values of a layer
 
 
 @pytree
@@ -42,6 +49,27 @@ class View:
 
     mask: Bool[Array, "..."]
     blocks: Int[Array, ""]
+
+
+def empty(sizes: Sizes, heads: int, size: int, dtype: Any) -> Stored:
+    """Keys or values of a layer: all zero."""
+    shape = sizes.problems, sizes.slots, heads * size
+    if not sizes.int8_pool:
+        return jnp.zeros(shape, dtype)
+    scale = jnp.zeros((sizes.problems, heads, sizes.slots), jnp.promote_types(dtype, jnp.float32))
+    return Quantised(jnp.zeros(shape, jnp.int8), scale)
+
+
+def put(stored: Stored, new: Float[Array, "B C K h"], row: Int[Array, "B C"], slot: Int[Array, "B C"]) -> Stored:
+    """Store the keys or the values of a step; slot N is nowhere."""
+    heads, flat = new.shape[-2], (*row.shape, -1)
+    if not isinstance(stored, Quantised):
+        stored = stored.at[row, slot].set(new.reshape(flat).astype(stored.dtype), mode="drop")
+        return sharding.hold(stored, heads)
+    new = quantise(new, (-1,))
+    values = stored.values.at[row, slot].set(new.values.reshape(flat), mode="drop")
+    scale = stored.scale.at[row, :, slot].set(new.scale[..., 0].astype(stored.scale.dtype), mode="drop")
+    return Quantised(sharding.hold(values, heads), sharding.hold(scale, heads, axis=1))
 
 
 def write(slots: Slots, tiles: Tiles, places: Places, clock: Int[Array, "B C"]) -> Slots:
@@ -107,11 +135,7 @@ def attention(view: View, tiles: Tiles, places: Places, block: int, kernel: bool
     row = jnp.broadcast_to(tiles.problem[:, None], places.slot.shape)
 
     def attend(q, k, v, memory):
-        keys, values = memory
-        flat = (*places.slot.shape, -1)
-        keys = keys.at[row, places.slot].set(k.reshape(flat).astype(keys.dtype), mode="drop")
-        values = values.at[row, places.slot].set(v.reshape(flat).astype(values.dtype), mode="drop")
-        keys, values = sharding.hold((keys, values), k.shape[-2])
+        keys, values = (put(stored, new, row, places.slot) for stored, new in zip(memory, (k, v), strict=True))
         if q.shape[1] == 1:
             problems, lanes = tiles.lane_busy.shape
             spread = jnp.zeros((problems, lanes, *q.shape[2:]), q.dtype)
@@ -127,8 +151,8 @@ def attention(view: View, tiles: Tiles, places: Places, block: int, kernel: bool
 
 def read(
     q: Float[Array, "X Y H h"],
-    keys: Float[Array, "P N Kh"],
-    values: Float[Array, "P N Kh"],
+    keys: Stored,
+    values: Stored,
     view: View,
     block: int,
     kernel: bool,
@@ -150,8 +174,8 @@ def read(
 
 def walk(
     q: Float[Array, "X Y H h"],
-    keys: Float[Array, "P N Kh"],
-    values: Float[Array, "P N Kh"],
+    keys: Stored,
+    values: Stored,
     view: View,
     block: int,
     rows: Int[Array, "X"] | None = None,
@@ -170,22 +194,30 @@ def walk(
     wide = jnp.promote_types(q.dtype, jnp.float32)
     q = (q * size**-0.5).reshape(x, y, kv, heads // kv, size).transpose(0, 2, 3, 1, 4).reshape(x, kv, -1, size)
 
+    def piece(a, i, axis, heads_axis):
+        a = sharding.hold(jax.lax.dynamic_slice_in_dim(a, i * block, block, axis), kv, heads_axis)
+        return a if rows is None else a[rows]
+
+    def read_block(stored, i):
+        """Numbers [x, kv, block, size] and what scales them, [x, kv, 1, block] or 1."""
+        numbers, scale = stored, 1
+        if isinstance(stored, Quantised):
+            numbers, scale = stored.values, piece(stored.scale, i, 2, 1)[:, :, None]
+        numbers = piece(numbers, i, 1, -1).reshape(x, block, kv, size).transpose(0, 2, 1, 3)
+        return numbers.astype(q.dtype), scale
+
     def step(i, carry):
         top, total, out = carry
-        piece = lambda a: jax.lax.dynamic_slice_in_dim(a, i * block, block, axis=1)
-        k, v = sharding.hold((piece(keys), piece(values)), kv)
-        if rows is not None:
-            k, v = k[rows], v[rows]
-        k, v = (a.reshape(x, block, kv, size).transpose(0, 2, 1, 3) for a in (k, v))
+        (k, k_scale), (v, v_scale) = read_block(keys, i), read_block(values, i)
         mask = jax.lax.dynamic_slice_in_dim(view.mask, i * block, block, axis=2)[:, None, None]
-        scores = jnp.einsum("xkqh,xknh->xkqn", q, k.astype(q.dtype), preferred_element_type=wide)
+        scores = jnp.einsum("xkqh,xknh->xkqn", q, k, preferred_element_type=wide) * k_scale
         scores = jnp.where(mask, scores.reshape(x, kv, -1, y, block), -jnp.inf).reshape(x, kv, -1, block)
         new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
         shift = jnp.where(jnp.isfinite(new_top), new_top, 0)
         weights = jnp.exp(scores - shift[..., None])
         scale = jnp.exp(top - shift)
         total = total * scale + jnp.sum(weights, axis=-1)
-        add = jnp.einsum("xkqn,xknh->xkqh", weights.astype(q.dtype), v.astype(q.dtype), preferred_element_type=wide)
+        add = jnp.einsum("xkqn,xknh->xkqh", (weights * v_scale).astype(q.dtype), v, preferred_element_type=wide)
         return new_top, total, out * scale[..., None] + add
 
     shape = q.shape[:-1]

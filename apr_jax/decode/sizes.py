@@ -26,6 +26,8 @@ class Sizes:
         prompt: longest prompt, tokens.
         outbox: O, finished problems kept on the device until the host fetches them.
         attention_block: slots that attention reads at a time; it stops at the fill mark.
+        int8_pool: keys and values are kept in int8, with a scale for each of them of a slot and kv head, which takes half the
+            memory of bfloat16; `experiments.measure_int8` tells what is lost. Attention is then XLA's on CPU too.
     """
 
     problems: int = 8
@@ -43,11 +45,15 @@ class Sizes:
     prompt: int = 64
     outbox: int = 64
     attention_block: int = 512
+    int8_pool: bool = False
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value, least = getattr(self, field.name), 0 if field.name == "feed_threshold" else 1
-            if value < least:
+            if field.name == "int8_pool":
+                if not isinstance(value, bool):
+                    raise ValueError(f"sizes.int8_pool = {value!r}: must be True or False")
+            elif value < least:
                 raise ValueError(f"sizes.{field.name} = {value}: at least {least} is needed")
         if self.rows > self.problems * self.lanes:
             raise ValueError(

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from apr_jax.decode import book as books
 from apr_jax.decode.book import Book, pytree
-from apr_jax.decode.pool import Slots
+from apr_jax.decode.pool import Slots, Stored, empty
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.transcript import Stop
 
@@ -78,7 +78,7 @@ class State:
     """Everything that the loop carries; donated from slice to slice.
 
     Attributes:
-        pool: per layer (keys, values), each [P, N, K h].
+        pool: per layer (keys, values), each [P, N, K h], or in int8 with its scales [P, K, N].
         slots: who wrote each slot.
         log: the logs of the problems in flight.
         books: their books, vmapped over P.
@@ -87,7 +87,7 @@ class State:
         seed: UInt32 [2], the key that problem keys are folded from.
     """
 
-    pool: tuple[tuple[Array, Array], ...]
+    pool: tuple[tuple[Stored, Stored], ...]
     slots: Slots
     log: LogArrays
     books: Book
@@ -122,7 +122,7 @@ def _empty_log(rows: int, entries: int, wide: jnp.dtype) -> LogArrays:
     )
 
 
-def create(sizes: Sizes, layers: int, kv_width: int, dtype: Any, seed: Array) -> State:
+def create(sizes: Sizes, layers: int, kv_heads: int, head_dim: int, dtype: Any, seed: Array) -> State:
     """An empty state of one shard; jit it with `out_shardings` to have it born in its place."""
     p, m = sizes.problems, sizes.threads
     wide = jnp.promote_types(dtype, jnp.float32)
@@ -131,7 +131,7 @@ def create(sizes: Sizes, layers: int, kv_width: int, dtype: Any, seed: Array) ->
     zero = jnp.zeros((), jnp.int32)
     queue_ints = jnp.zeros(sizes.queue, jnp.int32)
     return State(
-        pool=tuple(tuple(jnp.zeros((p, sizes.slots, kv_width), dtype) for _ in range(2)) for _ in range(layers)),
+        pool=tuple(tuple(empty(sizes, kv_heads, head_dim, dtype) for _ in range(2)) for _ in range(layers)),
         slots=Slots(jnp.full((p, sizes.slots), books.NOBODY, jnp.int32), jnp.zeros((p, sizes.slots), jnp.int32)),
         log=_empty_log(p, sizes.log, wide),
         books=stack(p),

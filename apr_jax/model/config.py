@@ -35,6 +35,8 @@ class ModelConfig:
       tied: whether the output product uses the embedding table.
       dtype: dtype of activations. Parameters of dtype float64 override it: nothing is ever cast down from f64.
       param_dtype: dtype the parameters are stored in.
+      int8_weights: the weights of products are stored in int8 instead, with a scale for each channel; for decoding, made by
+        `transformer.quantise`.
 
     Raises:
       ValueError: a field is out of range; the message names field, value, what is allowed and a fix.
@@ -55,6 +57,7 @@ class ModelConfig:
     bias: str = "none"
     dtype: str = "float32"
     param_dtype: str = "float32"
+    int8_weights: bool = False
 
     def __post_init__(self):
         self.validate()
@@ -75,6 +78,8 @@ class ModelConfig:
         for name in ("rope_theta", "norm_eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"ModelConfig.{name} is {getattr(self, name)!r}; it must be positive")
+        if not isinstance(self.int8_weights, bool):
+            raise ValueError(f"ModelConfig.int8_weights is {self.int8_weights!r}; it must be True or False")
         for name, allowed in (("dtype", DTYPES), ("param_dtype", DTYPES), ("bias", BIASES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(

@@ -83,6 +83,8 @@ def nest(tensors: dict[str, jax.Array]) -> Params:
 
 
 def check(what: str, tensors: dict, config: ModelConfig) -> None:
+    if config.int8_weights:
+        raise ValueError(f"{what} has int8 weights, which are for decoding; save the model that `quantise` was given")
     expected = {name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()}
     missing, left_over = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     if missing or left_over:

@@ -21,11 +21,17 @@ from jaxtyping import Array, Float, Int, Key
 
 from apr_jax.model import rope as rotary
 from apr_jax.model.config import ModelConfig
+from apr_jax.model.int8 import Quantised
+from apr_jax.model.int8 import quantise as rounded
 
 Params = Mapping[str, Any]
 # attend(q [*B, H, h], k [*B, K, h], v [*B, K, h], memory of the layer) -> (out [*B, H, h], memory of the layer).
 # q and k are normed and rotated; q is not scaled.
 Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
+# Axes of the weights of products that a sum runs over; what is left are the channels, each with a scale in int8.
+SUMMED = {"embed": (1,), "out": (0, 1)} | dict.fromkeys(
+    ("head", "q", "k", "v", "qkv", "gate", "up", "gate_up", "down"), (0,)
+)
 
 
 @jax.tree_util.register_dataclass
@@ -79,7 +85,9 @@ class Model:
 def abstract(config: ModelConfig, fused: bool = False) -> Model:
     """The model with a `jax.ShapeDtypeStruct` for each array; allocates nothing."""
     module = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), fused))
-    return Model(Graph(config, fused, nnx.graphdef(module)), nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+    params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+    params = jax.eval_shape(_quantised, params) if config.int8_weights else params
+    return Model(Graph(config, fused, nnx.graphdef(module)), params)
 
 
 def graph_of(config: ModelConfig, fused: bool = False) -> Graph:
@@ -99,11 +107,36 @@ def fuse(model: Model) -> Model:
         parts = [attention.pop(name) for name in ("q", "k", "v")], [ffn.pop(name) for name in ("gate", "up")]
         if any(isinstance(part, LowRank) for part in (*parts[0], *parts[1])):
             raise ValueError("fuse: a weight is LowRank; merge the adapters first (apr_jax.train.lora.merge)")
-        fused = {"qkv": jnp.concatenate(parts[0], axis=1)}, {"gate_up": jnp.concatenate(parts[1], axis=1)}
-        return {**layer, "attention": attention | fused[0], "ffn": ffn | fused[1]}
+        qkv, gate_up = (jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *same) for same in parts)
+        return {**layer, "attention": attention | {"qkv": qkv}, "ffn": ffn | {"gate_up": gate_up}}
 
     layers = {name: jax.jit(block)(layer) for name, layer in model.params["layers"].items()}
     return Model(graph_of(model.config, fused=True), {**model.params, "layers": layers})
+
+
+def quantise(model: Model) -> Model:
+    """The same model with the weights of its products, tables included, in int8 with a scale for each channel that comes out.
+
+    For decoding: reading weights bounds it where memory is slow beside the products, as on TPU, and int8 halves what is
+    read. XLA:CPU widens each weight anew in every step. `experiments.measure_int8` tells what is lost.
+
+    Raises:
+      ValueError: a weight is `LowRank`, or in int8 already.
+    """
+    if model.config.int8_weights:
+        raise ValueError("quantise: the model's weights are int8 already")
+    config = dataclasses.replace(model.config, int8_weights=True)
+    return Model(graph_of(config, model.graph.fused), jax.jit(_quantised)(model.params))
+
+
+def _quantised(params: Params) -> Params:
+    def leaf(path: Any, weight: Any) -> Any:
+        if isinstance(weight, LowRank):
+            raise ValueError("quantise: a weight is LowRank; merge the adapters first (apr_jax.train.lora.merge)")
+        name = path[-1].key
+        return rounded(weight, SUMMED[name]) if name in SUMMED else weight
+
+    return jax.tree_util.tree_map_with_path(leaf, params, is_leaf=lambda x: isinstance(x, LowRank))
 
 
 def init_params(config: ModelConfig, key: Key[Array, ""]) -> Params:
@@ -111,7 +144,8 @@ def init_params(config: ModelConfig, key: Key[Array, ""]) -> Params:
 
     Matrices are normal with deviation 0.02; those that write to the residual stream have 0.02 / sqrt(2 L).
     """
-    return nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(key)), nnx.Param))
+    params = nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(key)), nnx.Param))
+    return _quantised(params) if config.int8_weights else params
 
 
 def logical_axes(config: ModelConfig, fused: bool = False) -> Mapping[str, Any]:
@@ -136,7 +170,16 @@ def logical_axes(config: ModelConfig, fused: bool = False) -> Mapping[str, Any]:
         "ffn": {"gate": ("width", "ffn"), "up": ("width", "ffn"), "down": ("ffn", "width")},
     }
     tree = {"embed": ("vocabulary", "width"), "layers": {str(i): block for i in range(config.layers)}, "norm": norm}
-    return tree if config.tied else tree | {"head": ("width", "vocabulary")}
+    tree = tree if config.tied else tree | {"head": ("width", "vocabulary")}
+    return _axes_of_quantised(tree) if config.int8_weights else tree
+
+
+def _axes_of_quantised(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    def leaf(path: Any, axes: tuple) -> Any:
+        summed = SUMMED.get(path[-1].key)
+        return Quantised(axes, tuple(None if i in summed else axis for i, axis in enumerate(axes))) if summed else axes
+
+    return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def init(config: ModelConfig, key: Key[Array, ""]) -> Model:
@@ -288,9 +331,8 @@ class Transformer(nnx.Module):
     def __call__(
         self, tokens: Int[Array, "*B"], positions: Int[Array, "*B"], attend: Attend, memory: tuple, remat: bool
     ) -> tuple[Float[Array, "*B D"], tuple]:
-        table = self.embed.get_value()
-        dtype = jnp.float64 if table.dtype == jnp.float64 else self.config.dtype
-        x = table[tokens].astype(dtype)
+        dtype = jnp.float64 if self.norm.scale[...].dtype == jnp.float64 else self.config.dtype
+        x = _rows(self.embed.get_value(), tokens).astype(dtype)
         # Behind a barrier, because XLA would work cosines and sines out again in every layer.
         rope = jax.lax.optimization_barrier(rope_angles(positions, self.config, x.dtype))
         new = []
@@ -304,14 +346,15 @@ class Transformer(nnx.Module):
     def logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         wide = jnp.promote_types(x.dtype, jnp.float32)
         # The embedding is multiplied as it lies: transposing it first would copy it in every step on XLA:CPU.
-        table, axis = (self.embed.get_value(), 1) if self.config.tied else (self.head.get_value(), 0)
-        if hasattr(table, "multiply"):
-            return table.multiply(x, wide=True)
+        weight, axis = (self.embed, 1) if self.config.tied else (self.head, 0)
+        if hasattr(weight.get_value(), "multiply"):
+            return weight.get_value().multiply(x, wide=True)
+        x, table, scale = _factors(x, weight.get_value())
         sides = (((1,), (axis,)), ((), ()))
         rows = jax.lax.dot_general(
             x.reshape(-1, x.shape[-1]), table.astype(x.dtype), sides, preferred_element_type=wide
         )
-        return rows.reshape(*x.shape[:-1], rows.shape[-1])
+        return (rows * scale).astype(wide).reshape(*x.shape[:-1], rows.shape[-1])
 
 
 def rope_angles(positions: Int[Array, "*B"], config: ModelConfig, dtype: Any) -> Float[Array, "2 *B 1 h"]:
@@ -335,15 +378,29 @@ def _product(x: Float[Array, "*B n"], w: Any, wide: bool = False) -> Float[Array
     """One plain product of [rows, n] and [n, m], whatever axes make up n and m: the fast form on CPU, backwards too.
 
     Args:
-      w: an array, or what has `multiply(x, wide)`.
+      w: an array, `Quantised`, or what has `multiply(x, wide)`.
       wide: leave the sums in f32 (f64 for f64) instead of rounding them to x's dtype.
     """
     if hasattr(w, "multiply"):
         return w.multiply(x, wide)
-    matrix = w.reshape(x.shape[-1], -1)
+    x, numbers, scale = _factors(x, w)
+    matrix = numbers.reshape(x.shape[-1], -1)
     dtype = jnp.promote_types(x.dtype, jnp.float32) if wide else None
     out = jnp.dot(x.reshape(-1, x.shape[-1]), matrix.astype(x.dtype), preferred_element_type=dtype)
-    return out.reshape(*x.shape[:-1], matrix.shape[1])
+    return (out * scale).astype(out.dtype).reshape(*x.shape[:-1], matrix.shape[1])
+
+
+def _factors(x: Float[Array, "..."], w: Array | Quantised) -> tuple[Array, Array, Array | int]:
+    """The two factors of a product, and what scales each channel of it."""
+    if not isinstance(w, Quantised):
+        return x, w, 1
+    # Behind a barrier with x, because XLA would widen all weights before the loop and keep them: nothing would be saved.
+    x, values = jax.lax.optimization_barrier((x, w.values))
+    return x, values, w.scale.reshape(-1)
+
+
+def _rows(table: Array | Quantised, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+    return table.values[tokens] * table.scale[tokens] if isinstance(table, Quantised) else table[tokens]
 
 
 def _zeros(shape: tuple[int, ...], config: ModelConfig) -> nnx.Param:

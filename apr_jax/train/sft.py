@@ -83,6 +83,8 @@ class SftConfig:
         for name in ("rows_per_batch", "steps", "chunk", "log_every", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.model.int8_weights:
+            raise ValueError("model.int8_weights is True; int8 is for decoding and has no gradients, train with False")
         if self.lora and not self.start:
             raise ValueError("start is empty; adapters (lora) are trained beside the parameters of a model, name it")
 

@@ -4,8 +4,8 @@ XLA:CPU copies each slice of a buffer before a product and gathers element by el
 costs two to three times what its products cost, and a problem pays for the fill of the fullest one. The kernel of attention
 (`attention.cc`) reads slots where they lie. Weights are packed once (`product`) instead of in every product. Both are compiled
 with the machine's own C++ compiler when they are first wanted, against the headers that jaxlib carries, and kept in the user's
-cache folder. Where they cannot be had the engine uses `pool.walk` and XLA's products, as it does on accelerators, in f64, and
-where a mesh cuts heads.
+cache folder. Where they cannot be had the engine uses `pool.walk` and XLA's products, as it does on accelerators, in f64,
+where a mesh cuts heads, and for a pool in int8.
 
 Axes: X problems that are asked about, Y tokens of each, H heads, K kv heads, h head size, P problems of the pool, N slots.
 """
@@ -115,6 +115,7 @@ def obstacle(config: ModelConfig, dtype: Any, sizes: Sizes, mesh: jax.sharding.M
         (platform != "cpu", f"they are for CPUs, not for {platform}"),
         (cut > 1, f"the mesh cuts heads {cut} ways over `model`"),
         (jnp.dtype(dtype).name not in ("bfloat16", "float32"), f"they compute in f32, not in {jnp.dtype(dtype).name}"),
+        (sizes.int8_pool, "sizes.int8_pool = True: they read keys and values as they are computed"),
         (config.head_dim % LANES, f"head_dim = {config.head_dim} is no multiple of {LANES}"),
         (sizes.block % 8 or sizes.slots % 8, "sizes.attention_block or sizes.slots is no multiple of 8"),
     )

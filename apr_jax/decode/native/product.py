@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float, Int
 
+from apr_jax.model.int8 import Quantised
 from apr_jax.model.transformer import Params
 
 TARGET = "apr_jax_product"
@@ -51,10 +52,6 @@ class Table:
     rows: Float[Array, "V D"]
     packed: Packed
 
-    @property
-    def dtype(self) -> Any:
-        return self.rows.dtype
-
     def __getitem__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         return self.rows[tokens]
 
@@ -63,16 +60,17 @@ class Table:
 
 
 def pack(params: Params) -> Params:
-    """The parameters of a fused model with all weights packed whose sizes allow it."""
+    """The parameters of a fused model with all weights packed that are plain arrays and whose sizes allow it."""
+    plain = lambda weight: not isinstance(weight, Quantised)
 
     def leaf(path: Any, weight: Any) -> Any:
         summed = SUMMED.get(path[-1].key)
-        return packed(weight, summed) if summed else weight
+        return packed(weight, summed) if summed and plain(weight) else weight
 
     def every(params: Params) -> Params:
-        params = jax.tree_util.tree_map_with_path(leaf, params)
+        params = jax.tree_util.tree_map_with_path(leaf, params, is_leaf=lambda x: not plain(x))
         table = params["embed"]
-        turned = table if "head" in params else packed(table.T, 1)
+        turned = packed(table.T, 1) if "head" not in params and plain(table) else table
         return {**params, "embed": Table(table, turned)} if isinstance(turned, Packed) else params
 
     return jax.jit(every)(params)
