@@ -129,7 +129,7 @@ def test_engine_decodes_with_the_rounded_weights_on_any_mesh(config, shape):
     engine = Engine(transformer.quantise(model), Sequential(NO_END), SIZES, mesh)
     assert memory.estimate(engine.model.config, SIZES, mesh).parts["parameters"] == sum(
         piece.data.nbytes
-        for leaf in jax.tree.leaves(engine.params)
+        for leaf in jax.tree.leaves(engine.model.params)
         for piece in leaf.addressable_shards
         if piece.device == jax.devices()[0]
     )

@@ -399,7 +399,7 @@ def _factors(x: Float[Array, "..."], w: Array | Quantised) -> tuple[Array, Array
     return x, values, w.scale.reshape(-1)
 
 
-def _rows(table: Array | Quantised, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+def _rows(table: Any, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
     return table.values[tokens] * table.scale[tokens] if isinstance(table, Quantised) else table[tokens]
 
 
