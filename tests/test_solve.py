@@ -53,9 +53,18 @@ def folder(tmp_path_factory):
     draw = lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape), leaf.dtype)
     model = transformer.Model(transformer.graph_of(CONFIG), jax.tree.map(draw, transformer.abstract_params(CONFIG)))
     save_pretrained(folder / "model", model, tokenizer=CODEC)
+    # Every second draw, or so, ends the turn.
+    table = model.params["embed"].at[CODEC.eos].multiply(20.0)
+    brief = transformer.Model(model.graph, {**model.params, "embed": table})
+    save_pretrained(folder / "brief", brief, tokenizer=CODEC)
+    larger = CODEC.with_control_words(["<more>"])
+    save_pretrained(folder / "larger", model, tokenizer=CODEC)
+    larger.save_folder(folder / "larger")
     save_pretrained(folder / "bare", model, tokenizer=type(CODEC)(CODEC.definition, CODEC.config))
     failing = type(CODEC)(CODEC.definition, CODEC.config, ChatTemplate("{{ 1 / 0 }}", "failing"))
     save_pretrained(folder / "failing", model, tokenizer=failing)
+    silent = type(CODEC)(CODEC.definition, CODEC.config, ChatTemplate("{# nothing #}", "silent"))
+    save_pretrained(folder / "silent", model, tokenizer=silent)
     (folder / "methods.py").write_text(METHODS)
     return folder
 
@@ -72,6 +81,13 @@ def test_every_method_answers(folder, method, capsys):
     assert (code == 1) == ("stopped: " in printed and "no answer" in printed)
     if method == "vote":
         assert "thread 2" in printed
+
+
+@pytest.mark.parametrize("method", ["one", "vote", "fork"])
+def test_marks_of_turns_are_not_shown(folder, method, capsys):
+    ask(folder, "Why?", "--method", method, model="brief")
+    printed = capsys.readouterr().out
+    assert "(end)" in printed and "<|im" not in printed and "Why?" in printed
 
 
 def test_what_a_user_types_stays_text(folder, monkeypatch):
@@ -122,6 +138,11 @@ def test_what_cannot_be_asked_ends_with_a_reason(folder, arguments, message, cap
     [
         ("bare", "the tokenizer has no chat template; give one"),
         ("failing", "failed on messages of user: division by zero"),
+        ("silent", "question 1 .'x'.: the chat template makes no token of it"),
+        (
+            "larger",
+            f"its embedding has {CODEC.size} rows, the tokenizer has {CODEC.size + 1} ids; take the tokenizer of this",
+        ),
         ("nowhere", "nowhere: there is nothing at .*; give smollm2, a folder or a GGUF file"),
     ],
 )

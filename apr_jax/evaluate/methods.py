@@ -195,15 +195,19 @@ def requests(task: Task, questions: Sequence, config: RolloutConfig, words: Text
     """The questions as the engine wants them; their numbers are their places. The tokenizer may lack added control words.
 
     Raises:
-        ValueError: a question whose prompt is longer than the sizes allow.
+        ValueError: a question whose prompt is longer than the sizes allow, or of which the chat template makes nothing.
     """
     sampling = {name: getattr(config, name) for name in SAMPLING}
     task, words = put(task, config), config.control.spoken(words)
     made = []
     for i, question in enumerate(questions):
         prompt = np.array(task.prompt(question, words), np.int32)
+        shown = textwrap.shorten(str(task.about(question)["question"]), 60)
+        if not len(prompt):
+            raise ValueError(
+                f"question {i + 1} ({shown!r}): the chat template makes no token of it; it must show messages"
+            )
         if len(prompt) > config.sizes.prompt:
-            shown = textwrap.shorten(str(task.about(question)["question"]), 60)
             raise ValueError(
                 f"question {i + 1} ({shown!r}): its prompt has {len(prompt)} tokens; sizes.prompt = {config.sizes.prompt} is "
                 "the most, raise it (and sizes.slots and sizes.log with it) or leave the question out"
