@@ -1,4 +1,4 @@
-"""Transcripts to be read: which is chosen, and that a reader sees all that was said and no mark of a turn."""
+"""Transcripts to be read: what is taken for the answer, which one is shown, all that was said and no mark of a turn."""
 
 import dataclasses
 
@@ -6,11 +6,12 @@ import pytest
 
 import vocabularies
 from apr_jax.decode import Progress, Stop
-from apr_jax.evaluate import outcomes, samples
-from apr_jax.evaluate.methods import Result, Rollout
+from apr_jax.evaluate import methods, outcomes, samples
+from apr_jax.evaluate.methods import ControlWords, Result, Rollout, RolloutConfig
+from apr_jax.tasks.language.task import LanguageTask, Question
 from synthetic import Builder, Thread
 
-CODEC = vocabularies.byte_level().with_control_words(["<part>", "<go>"])
+CODEC = vocabularies.byte_level().with_control_words(["<part>", "<go>", "<wait>"])
 ASK = ("<|im_start|>", "q", "<|im_end|>", "<|im_start|>")
 CHILD = Thread(("<part>", "a", "<go>"), (("b", "<|im_end|>"),))
 FORK = Thread(ASK, (("c", "<part>", "a"), [CHILD, CHILD], ("<think>", "d", "`", "`", "`", "`", "<|im_end|>")))
@@ -21,6 +22,7 @@ SILENT = Thread(ASK, ([Thread((), (("f", "<|im_end|>"),))] * 2,))
 def made(spec: Thread, correct: bool, stop: Stop = Stop.END):
     builder = Builder()
     builder.vocabulary = {CODEC.decode([i]): i for i in reversed(range(CODEC.size))}
+    builder.vocabulary |= {f"<result{i}>": CODEC.size + i for i in range(2)}
     builder.run(spec)
     builder.records[-1] = dataclasses.replace(builder.records[-1], stop=stop)
     transcript = builder.transcript()
@@ -48,8 +50,8 @@ def test_the_best_is_chosen(pairs, best):
 
 
 def test_all_that_was_said_is_shown_and_no_mark_of_a_turn():
-    methods = {"fork": result(made(FORK, True, Stop.LENGTH)), "vote": result(made(SILENT, False))}
-    text = samples.markdown(methods, [{"question": "why\nnot?", "right": "7"}])
+    results = {"fork": result(made(FORK, True, Stop.LENGTH)), "vote": result(made(SILENT, False))}
+    text = samples.markdown(results, [{"question": "why\nnot?", "right": "7"}])
     assert "| fork | 100.0% |" in text and "| vote | 0.0% |" in text
     assert "Of 1 questions 1 got an answer, 1 the right one; 1 forked. How threads ended: 2 end, 1 length." in text
     assert "Question 0: right: 7, answer: 7, correct: True" in text
@@ -66,3 +68,26 @@ def test_all_that_was_said_is_shown_and_no_mark_of_a_turn():
 def test_long_lines_are_wrapped_under_their_thread():
     lines = samples._block("    thread 0: " + "word " * 60).splitlines()
     assert all(line.startswith("    ") and len(line) <= samples.WIDTH for line in lines[1:-1]) and len(lines) == 5
+
+
+@pytest.mark.parametrize(
+    ("body", "answer"),
+    [
+        ((("<part>", "7", "<wait>"), [CHILD], ("9", "<|im_end|>")), "9"),
+        ((("8", "<part>", "7", "<part>", "6", "<|im_end|>"),), "8"),  # never waited
+        ((("<part>", "7", "<|im_end|>"),), None),
+        ((("<part>", "7", "<wait>"), [CHILD], ("<part>", "5", "<wait>"), [CHILD], ("<|im_end|>",)), None),
+    ],
+)
+def test_what_a_thread_asks_of_its_children_is_not_its_answer(body, answer):
+    class Task(LanguageTask):
+        questions = None
+        grade = lambda self, pairs: [True] * len(pairs)
+
+    builder = Builder()
+    builder.vocabulary = {CODEC.decode([i]): i for i in reversed(range(CODEC.size))}
+    builder.vocabulary |= {f"<result{i}>": CODEC.size + i for i in range(2)}
+    builder.run(Thread(ASK, body))
+    config = RolloutConfig("none", "spawn_join", control=ControlWords(spawn="<part>"))
+    found = methods.read(Task(), [Question(0, "q", "9")], [builder.transcript()], CODEC, config)
+    assert [given.sample.answer for given in found[0]] == [answer]

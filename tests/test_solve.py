@@ -19,7 +19,7 @@ from apr_jax.model.pretrained import save_pretrained
 from apr_jax.tokenizer import ChatTemplate, chat
 from apr_jax.tokenizer.chat import Message
 from experiments import solve
-from synthetic import Thread, build
+from synthetic import Builder, Thread, build
 
 CODEC = vocabularies.byte_level()
 CONFIG = ModelConfig(vocabulary=CODEC.size, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=16)
@@ -83,11 +83,22 @@ def test_every_method_answers(folder, method, capsys):
         assert "thread 2" in printed
 
 
-@pytest.mark.parametrize("method", ["one", "vote", "fork"])
-def test_marks_of_turns_are_not_shown(folder, method, capsys):
-    ask(folder, "Why?", "--method", method, model="brief")
+def test_marks_of_turns_are_not_shown(folder, capsys):
+    """Three threads of a model that soon ends its turn; and threads that say a mark and a word of the model's."""
+    ask(folder, "Why?", "--method", "vote", model="brief")
     printed = capsys.readouterr().out
     assert "(end)" in printed and "<|im" not in printed and "Why?" in printed
+    said = ("a", "<think>", "b", "<|im_start|>", "c", "<|im_end|>")
+    builder = Builder()
+    builder.vocabulary = {CODEC.decode([i]): i for i in reversed(range(CODEC.size))}
+    builder.run(Thread(("<|im_start|>", "q"), (said,)))
+    console = Console(width=80, height=12, file=io.StringIO())
+    for shown in (
+        live.columns(builder.transcript(), CODEC, console, prompt=2),
+        live.whole(builder.transcript(), CODEC, prompt=2),
+    ):
+        text = "\n".join(drawn(shown, 80, 12))
+        assert "a<think>bc" in text and "<|im" not in text and "end" in text
 
 
 def test_what_a_user_types_stays_text(folder, monkeypatch):
