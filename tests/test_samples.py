@@ -50,19 +50,23 @@ def test_the_best_is_chosen(pairs, best):
 
 
 def test_all_that_was_said_is_shown_and_no_mark_of_a_turn():
-    results = {"fork": result(made(FORK, True, Stop.LENGTH)), "vote": result(made(SILENT, False))}
+    results = {"fork": result(made(FORK, True, Stop.LENGTH)), "again": result(made(FORK, True))}
+    results |= {"vote": result(made(SILENT, False))}
     text = samples.markdown(results, [{"question": "why\nnot?", "right": "7"}])
     assert "| fork | 100.0% |" in text and "| vote | 0.0% |" in text
     assert "Of 1 questions 1 got an answer, 1 the right one; 1 forked. How threads ended: 2 end, 1 length." in text
     assert "Question 0: right: 7, answer: 7, correct: True" in text
     prompt, *rest = text.split("````text\n")[1:]
-    assert prompt.startswith("<|im_start|>q<|im_end|><|im_start|>\n````")  # of both methods, shown once
+    assert prompt.startswith("<|im_start|>q<|im_end|><|im_start|>\n````")  # of the first two, shown once
     shown = "root (end): c<part>a<result0><result1><think>d''''\n    thread 0 (end): <part>a<go>b\n"
     shown += "    thread 1 (length): <part>a<go>b"
-    known = shown.replace("<result0><result1>", CODEC.decode([CODEC.size, CODEC.size + 1]))
+    told = CODEC.decode([CODEC.size, CODEC.size + 1])
+    known = shown.replace("<result0><result1>", told)
     assert rest[0].startswith(f"why\nnot?\n\n{known}\n````")
-    assert rest[1].startswith("why\nnot?\n\n    thread 0 (end): f\n    thread 1 (end): f\n````")
-    assert len(rest) == 2 and "<|im_end|>" not in "".join(rest)
+    assert rest[1].startswith(f"why\nnot?\n\n{known.replace('length', 'end')}\n````")
+    assert rest[2].startswith(f"<|im_start|>q<|im_end|><|im_start|>{told}\n````")  # its root only reads
+    assert rest[3].startswith("why\nnot?\n\n    thread 0 (end): f\n    thread 1 (end): f\n````")
+    assert len(rest) == 4 and "<|im" not in rest[0] + rest[1] + rest[3]
 
 
 def test_long_lines_are_wrapped_under_their_thread():
