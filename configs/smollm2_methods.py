@@ -11,33 +11,53 @@ tokens of this vocabulary ("task" is, "spawn" is not), whose row is all theirs.
 """
 
 import dataclasses
+from typing import get_args
 
 from apr_jax.decode import Sizes
 from apr_jax.evaluate.methods import ControlWords, MethodConfig, RolloutConfig
+from apr_jax.protocols.spawn_join import Context, Returns
 from apr_jax.tasks.language.gym import TAGS, ReasoningGym
 from apr_jax.tasks.language.task import Prompt, Shot
 from experiments.evaluate import EvaluateConfig
 
 MODEL = "work/smollm2.gguf"  # carries its tokenizer and chat template
 CONTROL = ControlWords(spawn="<task>", add=True, gain=1.1)
-# In a system prompt and in the assistant's turns control words are control tokens; in a question they would stay text.
-FORKING = Prompt(
-    system="Split the question into parts that can be worked out at the same time: <task> and a part, <task> and "
-    "the next part, then <wait>. Each part is worked out alone: <task>3 pens for 4 dollars each<go>3 * 4 = 12<join>12. "
-    "The results come back, and after <go> the final answer is given between <answer> and </answer>.",
-    shots=(
-        Shot(
-            "Ann buys 3 pens for 4 dollars each and 5 books for 6 dollars each. How many dollars does she pay?",
-            "<task>3 pens for 4 dollars each<task>5 books for 6 dollars each<wait><result>12<result>30<go>"
-            "12 + 30 = 42, so the answer is <answer>42</answer>",
-        ),
-        Shot(
-            "Tom runs 7 km on each of 4 days and walks 2 km on each of 3 days. How many km is that?",
-            "<task>7 km on each of 4 days<task>2 km on each of 3 days<wait><result>28<result>6<go>"
-            "28 + 6 = 34, so the answer is <answer>34</answer>",
-        ),
+# Questions, their parts (task, how it is worked out, result) and what is concluded from the results.
+EXAMPLES = (
+    (
+        "Ann buys 3 pens for 4 dollars each and 5 books for 6 dollars each. How many dollars does she pay?",
+        (("3 pens for 4 dollars each", "3 * 4 = 12", "12"), ("5 books for 6 dollars each", "5 * 6 = 30", "30")),
+        "12 + 30 = 42, so the answer is <answer>42</answer>",
+    ),
+    (
+        "Tom runs 7 km on each of 4 days and walks 2 km on each of 3 days. How many km is that?",
+        (("7 km on each of 4 days", "7 * 4 = 28", "28"), ("2 km on each of 3 days", "2 * 3 = 6", "6")),
+        "28 + 6 = 34, so the answer is <answer>34</answer>",
     ),
 )
+
+
+def forking(context: Context, returns: Returns) -> Prompt:
+    """The prompt that shows forks as threads see them: tasks, then work where it is seen, then results where they are told.
+
+    In a system prompt and in the assistant's turns control words are control tokens; in a question they would stay text.
+    """
+
+    def shot(question: str, parts: tuple[tuple[str, str, str], ...], conclusion: str) -> Shot:
+        tasks = "".join(f"<task>{task}" for task, _, _ in parts)
+        work = "".join(f"<task>{task}<go>{steps}<join>{result}<|im_end|>" for task, steps, result in parts)
+        results = "".join(f"<result>{result}" for _, _, result in parts)
+        seen, told = context != "isolated" or returns != "message", returns == "message"
+        return Shot(question, f"{tasks}<wait>{work * seen}{results * told}<go>{conclusion}")
+
+    system = (
+        "Split the question into parts that can be worked out at the same time: <task> and a part, <task> and "
+        "the next part, then <wait>. Each part is worked out alone: <task>3 pens for 4 dollars each<go>3 * 4 = 12<join>12. "
+        "The results come back, and after <go> the final answer is given between <answer> and </answer>."
+    )
+    return Prompt(system=system, shots=tuple(shot(*example) for example in EXAMPLES))
+
+
 QUEUES = dict(prompt=512, feed_tiles=4, feed_chunk=64, queue=64, outbox=16)
 
 SEQUENTIAL = RolloutConfig(
@@ -62,16 +82,17 @@ FORK = dataclasses.replace(
     max_tokens=96,
     child_max_tokens=32,
     control=CONTROL,
-    ask=FORKING,
     sizes=Sizes(problems=20, lanes=4, rows=24, threads=16, slots=1536, log=2048, **QUEUES),
 )
 
 
 def methods() -> dict[str, MethodConfig]:
     forks = {
-        f"{context}_{returns}": MethodConfig(dataclasses.replace(FORK, context=context, returns=returns))
-        for context in ("isolated", "shared", "live")
-        for returns in ("message", "stitch", "reencode")
+        f"{context}_{returns}": MethodConfig(
+            dataclasses.replace(FORK, context=context, returns=returns, ask=forking(context, returns))
+        )
+        for context in get_args(Context)
+        for returns in get_args(Returns)
     }
     return {
         "sequential": MethodConfig(SEQUENTIAL),

@@ -1,6 +1,7 @@
 """Compile the decoding program for a TPU that is not there, and say what it would take.
 
     python -m experiments.compile_tpu --topology v5e:2x4 --model qwen3_8b
+    python -m experiments.compile_tpu --topology v5e:4x4 --model qwen3_8b --data 2
     python -m experiments.compile_tpu --topology v6e:4x4 --model apr_228m --data 4 --sizes.problems 32
 
 Needs libtpu (`pip install -r requirements-tpu.txt`, Linux on x86-64), which holds the TPU compiler; no TPU. Prints how the model
@@ -25,7 +26,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
+from jax.experimental import mesh_utils, topologies
 
 from apr_jax import compiled, settings, sharding
 from apr_jax.decode import Sizes, memory
@@ -124,7 +125,14 @@ def lay_out(config: CompileConfig, topology: topologies.TopologyDescription) -> 
     if config.data < 1 or chips % config.data:
         raise ValueError(f"data = {config.data}: must divide the {chips} chips of {config.topology}")
     model = dataclasses.replace(config.model, dtype=config.dtype, param_dtype=config.dtype)
-    mesh = topologies.make_mesh(topology, (config.data, chips // config.data), AXES)
+    shape = (config.data, chips // config.data)
+    try:  # an axis of the mesh may be half an axis of the chips: 2 x 8 of 4 x 4
+        devices = mesh_utils.create_device_mesh(shape, list(topology.devices), allow_split_physical_axes=True)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"data = {config.data}: {config.topology} has no mesh of {shape[0]} x {shape[1]}: {error}"
+        ) from error
+    mesh = jax.sharding.Mesh(devices, AXES)
     protocol = SpawnJoin(spawn=0, wait=1, result=2, join=3, end=4, go=5)
     return Placement(Program(transformer.graph_of(model), protocol, config.sizes), mesh, jnp.dtype(model.dtype))
 

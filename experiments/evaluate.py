@@ -5,9 +5,10 @@
     python -m experiments.evaluate --config configs/language_math.py --problems-file my_questions.jsonl
     python -m experiments.evaluate --methods.apr.rollout.max-tokens 300 --only apr
 
-The folder of the results holds summary.json, config.json, report.md, transcripts_METHOD.jsonl (+ .npz), two plots,
-threads_METHOD.png (one problem that forked, solved if any was) and timeline.html. Ctrl-C ends it with exit code 130; what is
-finished by then is in transcripts_METHOD_interrupted.jsonl.
+The folder of the results holds summary.json, config.json, report.md, samples.md (one transcript a method, to be read),
+transcripts_METHOD.jsonl (+ .npz), two plots, threads_METHOD.png (one problem that forked, solved if any was) and timeline.html.
+Ctrl-C ends it with exit code 130; the methods that are finished by then are written as always, what is finished of the last is in
+transcripts_METHOD_interrupted.jsonl.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ import tyro
 from apr_jax import settings
 from apr_jax.decode import Progress
 from apr_jax.decode import transcript as transcripts
-from apr_jax.evaluate import methods, outcomes, picture, plots, report, timeline
+from apr_jax.evaluate import methods, outcomes, picture, plots, report, samples, timeline
 from apr_jax.evaluate.methods import Interrupted, MethodConfig, Result, Rollout, RolloutConfig
 from apr_jax.interrupt import Interrupt
 from apr_jax.tasks.task import Task
@@ -105,6 +106,8 @@ def run(config: EvaluateConfig) -> dict[str, Result]:
                 rollouts[method.rollout] = roll_out(config.task, questions, method.rollout, words, config.seed, name)
             except Interrupted as interrupted:
                 keep(config, questions, interrupted, name)
+                if results:
+                    write(config, questions, results)
                 raise
         results[name] = methods.evaluate(method, rollouts[method.rollout])
     write(config, questions, results)
@@ -131,24 +134,23 @@ def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Res
     (folder / "report.md").write_text("\n".join(tables))
     for field in outcomes.BUDGETS:
         plots.plot_accuracy(folder / f"accuracy_{field}.png", found, field)
+    about = list(map(config.task.about, questions))
+    (folder / "samples.md").write_text(samples.markdown(results, about), encoding="utf-8")
     token_text = lambda method, token: results[method].rollout.words.decode([token])
     shown = []
     for name, result in results.items():
         words = result.rollout.words
         extra = [
-            {**config.task.about(question), "method": name, "answer": o.answer, "correct": o.correct}
-            for question, o in zip(questions, result.outcomes, strict=True)
+            {**known, "method": name, "answer": o.answer, "correct": o.correct}
+            for known, o in zip(about, result.outcomes, strict=True)
         ]
         transcripts.write(folder / f"transcripts_{name}.jsonl", result.rollout.transcripts, words.decode, extra)
         every = max(len(questions) // config.shown, 1)
         shown += [(name, result.rollout.transcripts[i], extra[i]) for i in range(0, len(questions), every)]
-        forked = [i for i, o in enumerate(result.outcomes) if o.forked]
-        forked.sort(key=lambda i: not result.outcomes[i].correct)
-        if forked:
-            transcript, about = result.rollout.transcripts[forked[0]], extra[forked[0]]
-            heading = (
-                f"{textwrap.shorten(about['question'], 80)}: {(about['answer'] or 'no answer').replace(';', ', ')}"
-            )
+        best = samples.choose(result)
+        if result.outcomes[best].forked:
+            transcript, answer = result.rollout.transcripts[best], result.outcomes[best].answer or "no answer"
+            heading = f"{textwrap.shorten(about[best]['question'], 80)}: {answer.replace(';', ', ')}"
             file = folder / f"threads_{name}.png"
             picture.draw_timeline(transcript, file, functools.partial(token_text, name), heading)
     timeline.write_page(folder / "timeline.html", shown, token_text)

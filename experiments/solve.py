@@ -201,7 +201,7 @@ def solve(show, question, request: Problem, engine: Engine, method: MethodConfig
     drawn = lambda transcript: show.draw(transcript, words, console, request)
     transcript = live.watch(engine, request, seed, console, drawn)
     console.print(show.finished(transcript, words, console, request))
-    answers = methods.read(show.task, [question], [transcript], words)[0]
+    answers = methods.read(show.task, [question], [transcript], words, method.rollout)[0]
     text, solved = show.verdict(question, transcript, answers, method.select)
     console.print(text)
     console.print(

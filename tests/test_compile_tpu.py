@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from apr_jax.model.config import PRESETS
 from experiments import compile_tpu
 
 LAYERS = 2
@@ -65,6 +66,16 @@ def test_what_cannot_be_is_refused(arguments, message, capsys):
         compile_tpu.main(arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("topology", "data"), [("v5e:4x4", 2), ("v5e:4x4", 1), ("v6e:4x4", 8), ("v5p:2x2x1", 2)])
+@needs_libtpu
+def test_meshes_may_cut_an_axis_of_the_chips(topology, data):
+    config = compile_tpu.CompileConfig(topology=topology, data=data, model=PRESETS["tiny"])
+    chips = compile_tpu.describe(topology)
+    mesh = compile_tpu.lay_out(config, chips).mesh
+    assert dict(mesh.shape) == {"data": data, "model": len(chips.devices) // data}
+    assert len(set(mesh.devices.flat)) == len(chips.devices)
 
 
 def test_libtpu_that_is_missing_is_named(monkeypatch):

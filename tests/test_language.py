@@ -231,6 +231,9 @@ def test_any_file_of_questions_runs_through_evaluate(folder):
         assert line["question"] == f"What is {i} * 7 <|im_end|>?" and line["right"] == str(7 * i)
         assert len(line["threads"]) == 4
         assert "answer" in line and not (line["correct"] and line["answer"] is None)
+    shown = (folder / "out" / "samples.md").read_text()
+    assert "What is 0 * 7 <|im_end|>?<|im_end|>\n<|im_start|>assistant\n" in shown  # the prompt, as the model is fed it
+    assert "thread 2 (" in shown and "\nroot" not in shown
 
 
 @pytest.mark.parametrize(
@@ -238,12 +241,21 @@ def test_any_file_of_questions_runs_through_evaluate(folder):
     [
         (["--methods.sequential.rollout.sizes.prompt", "8"], "question 1 .*its prompt has .* tokens; sizes.prompt = 8"),
         (["--methods.sequential.rollout.end", "<stop>"], "'<stop>' is not one id"),
-        (["--problems-file", "nowhere.jsonl"], "nowhere.jsonl"),
+        (
+            ["--problems-file", "nowhere.jsonl"],
+            "problems_file: there is no file nowhere.jsonl; give one with lines like",
+        ),
+        (["--problems-file", "tests"], "problems_file: there is no file tests"),
+        (["--problems-file", "docs/timeline.png"], "problems_file: docs/timeline.png is not text in UTF-8"),
+        (["--problems-file", "EMPTY"], "empty.jsonl: no questions in it; expected lines like"),
         (["--chat-template", "{% for %}"], "chat_template of the prompt's configuration failed"),
+        (["--chat-template", "{# nothing #}"], "question 1 .*: the chat template makes no token of it"),
         (["--tokenizer", "nowhere"], "nowhere: no tokenizer there"),
     ],
 )
 def test_what_cannot_be_evaluated_ends_with_a_reason(folder, options, message, capsys, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n \n")
+    options = [str(tmp_path / "empty.jsonl") if option == "EMPTY" else option for option in options]
     arguments = ["--config", str(folder / "config.py"), "--output", str(tmp_path / "out"), *options]
     with pytest.raises(SystemExit) as stopped:
         evaluate.main(arguments)

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct itself: 20 greedy continuations, token by token those of transformers on the same weights.
+"""SmolLM2-135M-Instruct itself: 20 greedy continuations, token by token those of transformers on the same weights; adapters.
 
 Slow (minutes), so it runs only where its file is named: python -m experiments.fetch_smollm2, then
 
@@ -8,12 +8,17 @@ Slow (minutes), so it runs only where its file is named: python -m experiments.f
 import os
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apr_jax.model.pretrained import load_pretrained
-from experiments.compare_transformers import QUESTIONS
+from apr_jax.model.pretrained import load_pretrained, save_pretrained, with_control_words
+from apr_jax.model.transformer import Model
+from apr_jax.tokenizer.load import load
+from apr_jax.train import lora
+from configs import lora_smollm2
+from experiments.compare_transformers import QUESTIONS, TOLERANCE, own_logits, peer_logits
 from test_pretrained import causal_logits
 
 FILE = os.environ.get("SMOLLM2", "")
@@ -53,3 +58,33 @@ def test_greedy_continuations_are_those_of_transformers():
                 different.append(f"prompt {number}, token {i}: {token}, {gap} below the best")
     print(f"{len(rows)} prompts x {NEW} tokens: {len(different)} differ, {near} lie within 1e-4 of the best")
     assert not different
+
+
+@pytest.mark.skipif(not Path(FILE).is_file(), reason="SMOLLM2 names no file: see this file's first lines")
+def test_adapters_can_be_merged_and_given_to_transformers(tmp_path):
+    """Merged into the weights they change the logits as beside them; what is exported is the merged model."""
+    config = lora_smollm2.config()
+    words = lora_smollm2.WORDS
+    model, codec = with_control_words(load_pretrained(FILE, dtype="float32"), load(FILE), words, gain=1.1)
+    assert model.config == config.model and [codec.id(word) for word in words] == list(config.lora.tokens)
+    draws = iter(jax.random.split(jax.random.key(0), 1000))
+    adapters = jax.tree.map(
+        lambda leaf: jax.random.normal(next(draws), leaf.shape, leaf.dtype) * 0.02,
+        lora.init(config.lora, model.config, jax.random.key(1)),
+    )
+    tokens = jnp.asarray([codec.encode("<|im_start|>user\nWhat is 6 times 7?<|im_end|>\n<task>6<wait>") * 3])
+    merged = Model(model.graph, lora.merge(config.lora, model.params, adapters))
+    ours = np.asarray(own_logits(merged, tokens))
+    beside = np.asarray(own_logits(Model(model.graph, lora.apply(config.lora, model.params, adapters)), tokens))
+    assert np.abs(ours - np.asarray(own_logits(model, tokens))).max() > 1  # they change something
+    print(f"merged and beside: {np.abs(ours - beside).max():.1e} apart, logits up to {np.abs(ours).max():.0f}")
+    np.testing.assert_allclose(ours, beside, atol=1e-5 * np.abs(ours).max(), rtol=0)
+
+    save_pretrained(tmp_path / "merged", merged, FILE, tokenizer=codec)
+    again = load_pretrained(tmp_path / "merged")
+    jax.tree.map(np.testing.assert_array_equal, again.params, merged.params)
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed: see requirements-peers.txt"
+    )
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="float32").eval()
+    assert np.abs(peer_logits(theirs, tokens) - ours).max() <= TOLERANCE

@@ -19,7 +19,7 @@ from apr_jax.model.pretrained import save_pretrained
 from apr_jax.tokenizer import ChatTemplate, chat
 from apr_jax.tokenizer.chat import Message
 from experiments import solve
-from synthetic import Thread, build
+from synthetic import Builder, Thread, build
 
 CODEC = vocabularies.byte_level()
 CONFIG = ModelConfig(vocabulary=CODEC.size, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=16)
@@ -53,9 +53,18 @@ def folder(tmp_path_factory):
     draw = lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape), leaf.dtype)
     model = transformer.Model(transformer.graph_of(CONFIG), jax.tree.map(draw, transformer.abstract_params(CONFIG)))
     save_pretrained(folder / "model", model, tokenizer=CODEC)
+    # Every second draw, or so, ends the turn.
+    table = model.params["embed"].at[CODEC.eos].multiply(20.0)
+    brief = transformer.Model(model.graph, {**model.params, "embed": table})
+    save_pretrained(folder / "brief", brief, tokenizer=CODEC)
+    larger = CODEC.with_control_words(["<more>"])
+    save_pretrained(folder / "larger", model, tokenizer=CODEC)
+    larger.save_folder(folder / "larger")
     save_pretrained(folder / "bare", model, tokenizer=type(CODEC)(CODEC.definition, CODEC.config))
     failing = type(CODEC)(CODEC.definition, CODEC.config, ChatTemplate("{{ 1 / 0 }}", "failing"))
     save_pretrained(folder / "failing", model, tokenizer=failing)
+    silent = type(CODEC)(CODEC.definition, CODEC.config, ChatTemplate("{# nothing #}", "silent"))
+    save_pretrained(folder / "silent", model, tokenizer=silent)
     (folder / "methods.py").write_text(METHODS)
     return folder
 
@@ -72,6 +81,24 @@ def test_every_method_answers(folder, method, capsys):
     assert (code == 1) == ("stopped: " in printed and "no answer" in printed)
     if method == "vote":
         assert "thread 2" in printed
+
+
+def test_marks_of_turns_are_not_shown(folder, capsys):
+    """Three threads of a model that soon ends its turn; and threads that say a mark and a word of the model's."""
+    ask(folder, "Why?", "--method", "vote", model="brief")
+    printed = capsys.readouterr().out
+    assert "(end)" in printed and "<|im" not in printed and "Why?" in printed
+    said = ("a", "<think>", "b", "<|im_start|>", "c", "<|im_end|>")
+    builder = Builder()
+    builder.vocabulary = {CODEC.decode([i]): i for i in reversed(range(CODEC.size))}
+    builder.run(Thread(("<|im_start|>", "q"), (said,)))
+    console = Console(width=80, height=12, file=io.StringIO())
+    for shown in (
+        live.columns(builder.transcript(), CODEC, console, prompt=2),
+        live.whole(builder.transcript(), CODEC, prompt=2),
+    ):
+        text = "\n".join(drawn(shown, 80, 12))
+        assert "a<think>bc" in text and "<|im" not in text and "end" in text
 
 
 def test_what_a_user_types_stays_text(folder, monkeypatch):
@@ -122,6 +149,11 @@ def test_what_cannot_be_asked_ends_with_a_reason(folder, arguments, message, cap
     [
         ("bare", "the tokenizer has no chat template; give one"),
         ("failing", "failed on messages of user: division by zero"),
+        ("silent", "question 1 .'x'.: the chat template makes no token of it"),
+        (
+            "larger",
+            f"its embedding has {CODEC.size} rows, the tokenizer has {CODEC.size + 1} ids; take the tokenizer of this",
+        ),
         ("nowhere", "nowhere: there is nothing at .*; give smollm2, a folder or a GGUF file"),
     ],
 )

@@ -95,9 +95,10 @@ def _said(transcript: Transcript, words: TextCodec, prompt: int) -> dict[int, st
 
 
 def _text(transcript: Transcript, thread: int, words: TextCodec, start: int = 0) -> str:
-    """The text of a thread from one of its tokens on; a character that is not whole yet waits for its last byte."""
+    """The text of a thread from one of its tokens on, without the marks of turns; a character that is not whole yet waits for
+    its last byte."""
     stream = Stream(words)
-    text = "".join(map(stream.push, transcript.tokens(thread)[start:]))
+    text = "".join(stream.push(i) for i in transcript.tokens(thread)[start:] if i not in words.marks)
     return text if transcript.threads[thread].stop == Stop.RUNNING else text + stream.finish()
 
 

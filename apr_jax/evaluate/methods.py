@@ -195,15 +195,19 @@ def requests(task: Task, questions: Sequence, config: RolloutConfig, words: Text
     """The questions as the engine wants them; their numbers are their places. The tokenizer may lack added control words.
 
     Raises:
-        ValueError: a question whose prompt is longer than the sizes allow.
+        ValueError: a question whose prompt is longer than the sizes allow, or of which the chat template makes nothing.
     """
     sampling = {name: getattr(config, name) for name in SAMPLING}
     task, words = put(task, config), config.control.spoken(words)
     made = []
     for i, question in enumerate(questions):
         prompt = np.array(task.prompt(question, words), np.int32)
+        shown = textwrap.shorten(str(task.about(question)["question"]), 60)
+        if not len(prompt):
+            raise ValueError(
+                f"question {i + 1} ({shown!r}): the chat template makes no token of it; it must show messages"
+            )
         if len(prompt) > config.sizes.prompt:
-            shown = textwrap.shorten(str(task.about(question)["question"]), 60)
             raise ValueError(
                 f"question {i + 1} ({shown!r}): its prompt has {len(prompt)} tokens; sizes.prompt = {config.sizes.prompt} is "
                 "the most, raise it (and sizes.slots and sizes.log with it) or leave the question out"
@@ -249,13 +253,20 @@ def roll_out(
     if len(found) < len(questions):
         raise Interrupted(found, len(questions), words)
     transcripts = [found[i] for i in range(len(questions))]
-    return Rollout(transcripts, read(put(task, config), questions, transcripts, words), words, last[0], engine.traces)
+    answers = read(put(task, config), questions, transcripts, words, config)
+    return Rollout(transcripts, answers, words, last[0], engine.traces)
 
 
-def read(task: Task, questions: Sequence, transcripts: Sequence[Transcript], words: TextCodec) -> list[list[Answer]]:
-    """The answers of each transcript, graded: the root's, or where the root only reads the prompt its children's."""
+def read(
+    task: Task, questions: Sequence, transcripts: Sequence[Transcript], words: TextCodec, config: RolloutConfig
+) -> list[list[Answer]]:
+    """The answers of each transcript, graded: the root's, or where the root only reads the prompt its children's.
+
+    What a thread asks of its children is no answer of its own.
+    """
+    said = lambda transcript, thread: _without_messages(transcript.generated(thread), config, words)
     answers = [
-        [(i, task.answer(transcript.generated(i), words)) for i in _speakers(transcript)] for transcript in transcripts
+        [(i, task.answer(said(transcript, i), words)) for i in _speakers(transcript)] for transcript in transcripts
     ]
     # The same answer to the same question is graded once: verifiers may be slow.
     wanted = {(place, answer) for place, given in enumerate(answers) for _, answer in given if answer is not None}
@@ -268,6 +279,19 @@ def read(task: Task, questions: Sequence, transcripts: Sequence[Transcript], wor
         ]
         for place, (transcript, given) in enumerate(zip(transcripts, answers, strict=True))
     ]
+
+
+def _without_messages(ids: Sequence[int], config: RolloutConfig, words: TextCodec) -> Sequence[int]:
+    """What a thread generated, without the stretches from a `<spawn>` up to its `<wait>`."""
+    if config.protocol != "spawn_join":
+        return ids
+    spawn, wait = words.id(config.control.spawn), words.id(config.control.wait)
+    kept, message = [], False
+    for i in ids:
+        message = (message or i == spawn) and i != wait
+        if not message:
+            kept.append(i)
+    return kept
 
 
 def _speakers(transcript: Transcript) -> list[int]:

@@ -72,6 +72,8 @@ class TextCodec(abc.ABC):
     Attributes:
         table: the bytes that each id stands for.
         controls: its control words.
+        marks: ids of those that only frame texts and turns (`<|im_end|>`): no reader is shown them. Words that a model says,
+            `<think>` or the tags of threads, are not among them.
         pad, eos: ids of padding (`eos` where the vocabulary has none) and of the end of a text, or of a turn in models that
             chat.
         bos: id that opens a text, None where texts are not opened.
@@ -81,6 +83,7 @@ class TextCodec(abc.ABC):
 
     table: Sequence[bytes]
     controls: Controls
+    marks: frozenset[int]
     pad: int
     eos: int
     bos: int | None

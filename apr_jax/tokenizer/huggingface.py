@@ -22,7 +22,8 @@ class HuggingFaceTokenizer(TextCodec):
     """A tokenizer of the `tokenizers` library.
 
     Args:
-        definition: the content of `tokenizer.json`. Every token it lists as added is a control word.
+        definition: the content of `tokenizer.json`. Every token it lists as added is a control word, and a mark if it is
+            special.
         config: the content of `tokenizer_config.json`: `bos_token`, `eos_token`, `pad_token`, and what else `save` should
             keep.
         chat_template: how messages become text.
@@ -45,6 +46,7 @@ class HuggingFaceTokenizer(TextCodec):
         self.controls = controls(
             ids, *([word for word, token in added.items() if token.get(side)] for side in ("lstrip", "rstrip"))
         )
+        self.marks = frozenset(token["id"] for token in added.values() if token.get("special"))
         self._pieces = _vocabulary(definition, name) | ids
         self._plain = _read(plain_definition(definition), name)
         words = {special: _content(config.get(f"{special}_token")) for special in _SPECIALS}
@@ -85,14 +87,15 @@ class HuggingFaceTokenizer(TextCodec):
 
     def with_control_words(self, words: Sequence[str]) -> "HuggingFaceTokenizer":
         """The same tokenizer in which each of `words` is one id; new ids follow the old ones, in the order given."""
-        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        # Not special either: `transformers` shows them too where it skips special tokens, and whoever reads threads needs them.
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
         definition, size = copy.deepcopy(self.definition), self.size
         for word in dict.fromkeys(words):
             if word in self.controls.ids:
                 continue
             i = self._pieces.get(word, size)
             size += i == size
-            definition.setdefault("added_tokens", []).append({"id": i, "content": word, **flags, "special": True})
+            definition.setdefault("added_tokens", []).append({"id": i, "content": word, **flags})
         return HuggingFaceTokenizer(definition, self.config, self.chat_template, self._name)
 
     def id(self, word: str) -> int:

@@ -43,6 +43,7 @@ class Tokenizer(TextCodec):
             raise ValueError(f"these {len(model)} bytes are not a SentencePiece model: {error}") from error
         ids = {piece.piece: i for i, piece in enumerate(proto.pieces) if _is_control(piece)}
         self.controls = controls(ids)
+        self.marks = frozenset(i for i in ids.values() if proto.pieces[i].type == proto.pieces[i].CONTROL)
         self._plain = sentencepiece.SentencePieceProcessor(model_proto=_without(proto, ids))
         known, names = {piece.piece: i for i, piece in enumerate(proto.pieces)}, proto.trainer_spec
         # By name: SentencePiece forgets the number of a special that was redefined as a user symbol, as `train` does.

@@ -41,10 +41,16 @@ def read_jsonl(path: Path) -> list[Question]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line that is no such question, named by file and line number; a file without questions.
+        ValueError: a line that is no such question, named by file and line number; a file without questions, or not in UTF-8.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"problems_file: there is no file {path}; give one with lines like {EXAMPLE}")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"problems_file: {path} is not text in UTF-8 ({error}); save it as that") from error
     questions: list[Question] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
