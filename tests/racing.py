@@ -33,6 +33,8 @@ class Racing(SpawnJoin):
         turn: who samples it goes on as a new thread, and is fed it again.
         keeps: that sees the old one; otherwise it sees the rest only, three positions further on.
         renew: whoever joins goes on as a new thread, which does not see the old one.
+        cut: who samples it goes on without the latter half of its thread, in problems of odd number without the former half;
+            live threads, who may not, take it for a plain word.
     """
 
     first: bool = False
@@ -41,17 +43,23 @@ class Racing(SpawnJoin):
     turn: int = -1
     keeps: bool = True
     renew: bool = False
+    cut: int = -1
 
     @property
     def races(self):
         return self.first or self.shared > 0 or self.kill >= 0
 
     @property
+    def splits(self):
+        return self.cut >= 0
+
+    @property
     def handlers(self):
-        return (*super().handlers, races.defer, self._turn)
+        return (*super().handlers, races.defer, self._turn, self._cut)
 
     def event(self, token):
         words = jnp.where(token == self.turn, 6, super().event(token))
+        words = jnp.where(token == self.cut, 7, words)
         return jnp.where(token == self.kill, 5, words)
 
     def _wait(self, book, thread):
@@ -92,6 +100,20 @@ class Racing(SpawnJoin):
         )
         malformed = jnp.any(books.opened(book, thread))
         return books.choose(malformed, books.close(book, thread, jnp.int32(Stop.MALFORMED)), turned)
+
+    def _cut(self, book, thread):
+        threads, tail, words = book.threads, book.used, book.sees.shape[1]
+        start, odd = threads.length[thread] // 2, book.problem % 2 == 1
+        row = book.sees[thread] ^ jnp.where(odd, books.one_bit(thread, words) | books.one_bit(tail, words), 0)
+        position = threads.position[thread] + 2
+        cut = lines.split(book, thread, start, row, position)
+        number = books.numbers(book)
+        new = number == lines.heir(cut, thread)
+        cut = protocol.say(
+            cut, number, (books.TEMPLATE,), thread, (number * 0 + _GO,), (1,), valid=new & (number != thread)
+        )
+        malformed = jnp.any(books.opened(book, thread))
+        return books.choose(malformed, books.close(book, thread, jnp.int32(Stop.MALFORMED)), cut)
 
     def joined(self, book, thread):
         if not self.renew:
@@ -149,7 +171,8 @@ def engine(protocol: Racing, sizes: Sizes) -> Engine:
 
 @functools.cache
 def cases(protocol: Racing, count: int, orders: int = 0) -> tuple[list[Problem], list[Transcript], collections.Counter]:
-    """Random problems that fit 40 threads, what the oracle makes of them, and what happened in them.
+    """Random problems that fit 40 threads (and no more to a fork than may go together), what the oracle makes of them, and what
+    happened in them.
 
     Args:
         orders: of so many problems the threads are stepped in another order as well, which must not matter.
@@ -162,7 +185,7 @@ def cases(protocol: Racing, count: int, orders: int = 0) -> tuple[list[Problem],
         worlds: list[World] = []
         play = lambda *parts, worlds=worlds: worlds.append(World(*parts)) or worlds[-1]
         transcript = oracle.run(forward(), problem, protocol, SEED, world=play)
-        if len(transcript.threads) > 40 or len(transcript.log) > 600:
+        if len(transcript.threads) > 40 or len(transcript.log) > 600 or "crowded" in worlds[0].decisions:
             continue
         if len(problems) < orders:
             order = np.random.default_rng(problem.id)
@@ -172,6 +195,14 @@ def cases(protocol: Racing, count: int, orders: int = 0) -> tuple[list[Problem],
         events.update(worlds[0].decisions)
         events.update(thread.stop.name for thread in transcript.threads)
     return problems, expected, events
+
+
+def count(protocol: Racing, problem: Problem) -> int:
+    """Generated tokens on the longest chain that the end of the root waited for, as the oracle counts while it runs."""
+    worlds: list[World] = []
+    play = lambda *parts: worlds.append(World(*parts)) or worlds[-1]
+    oracle.run(forward(), problem, protocol, SEED, world=play)
+    return worlds[0].lines[0].thread.count
 
 
 def decoded(protocol: Racing, sizes: Sizes, problems: Sequence[Problem], **options) -> list[Transcript]:

@@ -178,7 +178,7 @@ class Engine:
             return state, []
         host = jax.tree.map(sharding.local, outbox)
         places = [(shard, i) for shard, count in enumerate(counts) for i in range(count)]
-        found = [_transcript(host.book, host.log, place, self.sizes) for place in places]
+        found = [_transcript(host.book, host.log, place, self.program) for place in places]
         empty = dataclasses.replace(outbox, count=self._put(np.zeros(self.shards, np.int32)))
         return dataclasses.replace(state, outbox=empty), found
 
@@ -187,7 +187,7 @@ class Engine:
         book = jax.tree.map(sharding.local, states.kept(state.books))
         log = jax.tree.map(sharding.local, state.log)
         places = [tuple(place) for place in np.argwhere(sharding.local(state.books.active))]
-        return [_transcript(book, log, place, self.sizes) for place in places]
+        return [_transcript(book, log, place, self.program) for place in places]
 
     def decode(
         self,
@@ -303,9 +303,10 @@ def _activation_dtype(model: Model):
 
 
 def _transcript(
-    books: dict[str, np.ndarray], logs: states.LogArrays, place: tuple[int, int], sizes: Sizes
+    books: dict[str, np.ndarray], logs: states.LogArrays, place: tuple[int, int], program: Program
 ) -> Transcript:
     """Build the transcript of one place (shard, row): threads in the order of their paths, entries thread by thread."""
+    sizes, together = program.sizes, program.protocol.together > 0
     book = {name: value[place] for name, value in books.items()}
     log = jax.tree.map(lambda x: x[place], logs)
     used = int(book["used"])
@@ -340,7 +341,7 @@ def _transcript(
         depth=queued[3],
     )
     problem, sample, stop = int(book["problem"]), int(book["sample"]), Stop(int(book["stop"]))
-    return Transcript(problem, sample, stop, records, sees, log, peak_context(sees, log))
+    return Transcript(problem, sample, stop, records, sees, log, peak_context(sees, log, together), together)
 
 
 def _path(book: dict[str, np.ndarray], thread: int) -> tuple[int, ...]:
@@ -350,10 +351,13 @@ def _path(book: dict[str, np.ndarray], thread: int) -> tuple[int, ...]:
 
 
 def _entries(book: dict[str, np.ndarray], thread: int, sizes: Sizes) -> np.ndarray:
-    """Log entries of a thread in order."""
-    runs = np.flatnonzero(book["log_owner"] == thread)
+    """Log entries of a thread in order; what was split off stands in its parent's log."""
+    split_off = book["thread_stop"][thread] == Stop.SPLIT
+    writer, start = (book["thread_parent"][thread], book["thread_span"][thread]) if split_off else (thread, 0)
+    runs = np.flatnonzero(book["log_owner"] == writer)
     runs = runs[np.argsort(book["log_first"][runs])]
-    return (runs[:, None] * sizes.log_run + np.arange(sizes.log_run)).reshape(-1)[: book["thread_length"][thread]]
+    entries = (runs[:, None] * sizes.log_run + np.arange(sizes.log_run)).reshape(-1)
+    return entries[start : start + book["thread_length"][thread]]
 
 
 def _stop(book: dict[str, np.ndarray], thread: int) -> Stop:

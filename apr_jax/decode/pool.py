@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from apr_jax import sharding
-from apr_jax.decode import native
+from apr_jax.decode import messages, native
 from apr_jax.decode.book import NOBODY, Book, pytree
 from apr_jax.decode.schedule import Places, Tiles
 from apr_jax.decode.sizes import Sizes
+from apr_jax.decode.transcript import Stop
 from apr_jax.model.int8 import Quantised, quantise
 
 Stored = Float[Array, "P N Kh"] | Quantised  # the keys or the values of a layer
@@ -82,8 +83,33 @@ def write(slots: Slots, tiles: Tiles, places: Places, clock: Int[Array, "B C"]) 
     )
 
 
+def resign(slots: Slots, log_clock: Int[Array, "P T"], books: Book, sizes: Sizes) -> tuple[Slots, Book]:
+    """Sign slots, and runs of nothing else, of tokens that were split off with the number of their new owner.
+
+    The first of them is found in the log; what else their thread wrote from its clock on was split off with it.
+
+    Args:
+        log_clock: clock of every entry, -1 if it was not fed.
+    """
+    threads, every = books.threads, jnp.arange(books.active.shape[0])
+    entry = messages.find_entry(books, every, threads.parent, threads.span, sizes)
+    first = log_clock[every[:, None], entry]
+    written = (threads.stop == Stop.SPLIT) & (first >= 0)
+    theirs = slots.owner[:, None, :] == threads.parent[:, :, None]  # [P, M, N]
+    moves = written[:, :, None] & theirs & (slots.clock[:, None, :] >= first[:, :, None])
+    owner = jnp.where(jnp.any(moves, axis=1), jnp.argmax(moves, axis=1).astype(jnp.int32), slots.owner)
+    # Clocks grow along a run: it moves if its first slot does.
+    moved = jnp.any(moves, axis=1)[:, :: sizes.run] & (books.run_owner != NOBODY)
+    runs = jnp.where(moved, owner[:, :: sizes.run], books.run_owner)
+    return Slots(owner, slots.clock), books.replace(run_owner=runs)
+
+
 def visible(
-    words: UInt32[Array, "... words"], thread: Int[Array, "..."], clock: Int[Array, "..."], slots: Slots
+    words: UInt32[Array, "... words"],
+    thread: Int[Array, "..."],
+    clock: Int[Array, "..."],
+    slots: Slots,
+    together: bool = False,
 ) -> Bool[Array, "... N"]:
     """Which slots a row may see: those of threads its thread sees with an earlier clock, its own up to and with itself.
 
@@ -91,6 +117,7 @@ def visible(
         words: row of the visibility matrix of each row's thread, axes [X, Y, words].
         thread, clock: of each row, [X, Y].
         slots: of the row's problem, [X, N].
+        together: those with the same clock too. Only a live sibling can have written one, in this step.
     """
     owner = slots.owner[:, None, :]
     bits = jnp.zeros((*thread.shape, owner.shape[-1]), jnp.uint32)
@@ -98,11 +125,15 @@ def visible(
         shifted = words[:, :, word, None] >> (owner % 32).astype(jnp.uint32)
         bits = jnp.where(owner // 32 == word, shifted, bits)
     own = owner == thread[:, :, None]
-    return (bits & 1).astype(bool) & (owner != NOBODY) & (slots.clock[:, None, :] < clock[:, :, None] + own)
+    return (
+        (bits & 1).astype(bool) & (owner != NOBODY) & (slots.clock[:, None, :] < clock[:, :, None] + (own | together))
+    )
 
 
-def look(books: Book, slots: Slots, tiles: Tiles, clock: Int[Array, "B C"], sizes: Sizes) -> View:
-    """The view of the rows of a step, after their slots were signed."""
+def look(
+    books: Book, slots: Slots, tiles: Tiles, clock: Int[Array, "B C"], sizes: Sizes, together: bool = False
+) -> View:
+    """The view of the rows of a step, after their slots were signed; `together`: see `visible`."""
     used = (books.run_owner != NOBODY) & books.active[:, None]
     highest = jnp.max(jnp.where(used, jnp.arange(sizes.runs) + 1, 0))
     blocks = -(-(highest * sizes.run) // sizes.block)
@@ -118,7 +149,7 @@ def look(books: Book, slots: Slots, tiles: Tiles, clock: Int[Array, "B C"], size
 
     def one(i, mask):
         piece = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * sizes.block, sizes.block, axis=1), slots)
-        part = visible(words, thread, clock, piece) & busy[:, :, None]
+        part = visible(words, thread, clock, piece, together) & busy[:, :, None]
         return jax.lax.dynamic_update_slice_in_dim(mask, part, i * sizes.block, axis=2)
 
     # Block by block, so that slots behind the fill mark cost nothing.

@@ -40,6 +40,8 @@ class Scripted:
 
     live = False
     races = False
+    splits = False
+    together = 0
     handlers = ()
 
     def __post_init__(self):

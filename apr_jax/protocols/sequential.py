@@ -18,6 +18,8 @@ class Sequential:
 
     live = False
     races = False
+    splits = False
+    together = 0
     templates = (0,)
     handlers = (protocol.end,)
 
