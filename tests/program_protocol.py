@@ -30,6 +30,7 @@ class Programs:
     live: bool = True
 
     races = False
+    splits = False
 
     templates = programs.TEMPLATES
 

@@ -33,6 +33,8 @@ class Racing(SpawnJoin):
         turn: who samples it goes on as a new thread, and is fed it again.
         keeps: that sees the old one; otherwise it sees the rest only, three positions further on.
         renew: whoever joins goes on as a new thread, which does not see the old one.
+        cut: who samples it goes on without the latter half of its thread, in problems of odd number without the former half;
+            live threads, who may not, take it for a plain word.
     """
 
     first: bool = False
@@ -41,17 +43,23 @@ class Racing(SpawnJoin):
     turn: int = -1
     keeps: bool = True
     renew: bool = False
+    cut: int = -1
 
     @property
     def races(self):
         return self.first or self.shared > 0 or self.kill >= 0
 
     @property
+    def splits(self):
+        return self.cut >= 0
+
+    @property
     def handlers(self):
-        return (*super().handlers, races.defer, self._turn)
+        return (*super().handlers, races.defer, self._turn, self._cut)
 
     def event(self, token):
         words = jnp.where(token == self.turn, 6, super().event(token))
+        words = jnp.where(token == self.cut, 7, words)
         return jnp.where(token == self.kill, 5, words)
 
     def _wait(self, book, thread):
@@ -92,6 +100,18 @@ class Racing(SpawnJoin):
         )
         malformed = jnp.any(books.opened(book, thread))
         return books.choose(malformed, books.close(book, thread, jnp.int32(Stop.MALFORMED)), turned)
+
+    def _cut(self, book, thread):
+        threads, tail, words = book.threads, book.used, book.sees.shape[1]
+        start, odd = threads.length[thread] // 2, book.problem % 2 == 1
+        row = book.sees[thread] ^ jnp.where(odd, books.one_bit(thread, words) | books.one_bit(tail, words), 0)
+        position = threads.position[thread] + 2
+        cut = lines.split(book, thread, start, row, position)
+        number = books.numbers(book)
+        new = number == lines.heir(cut, thread)
+        cut = protocol.say(cut, number, (books.TEMPLATE,), thread, (number * 0 + _GO,), (1,), valid=new & (number != thread))
+        malformed = jnp.any(books.opened(book, thread))
+        return books.choose(malformed, books.close(book, thread, jnp.int32(Stop.MALFORMED)), cut)
 
     def joined(self, book, thread):
         if not self.renew:

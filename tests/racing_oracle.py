@@ -102,6 +102,23 @@ class Line:
         old.children, old.stop = [new], Stop.CONTINUED
         self.threads.append(new)
 
+    def split(self, start: int, forgets_head: bool, position: int, world: "World") -> None:
+        """Cut the thread in two, and go on as a third that sees one of them."""
+        head = self.thread
+        onlookers = [thread for line in world.lines for thread in line.threads if head in thread.seen and thread != head]
+        assert all(thread.stop is not None for thread in onlookers)
+        tail = head.open()
+        tail.stop, tail.seen = Stop.SPLIT, [*head.seen, tail]
+        for thread in onlookers:
+            thread.seen.append(tail)
+        head.floor = max(head.floor, head.clock)  # the line is later than what it loses
+        head.entries, tail.entries = head.entries[:start], head.entries[start:]
+        for thread in (head, tail):
+            thread.own = [entry for entry in thread.entries if entry.index >= 0]
+        self.threads.insert(-1, tail)
+        seen = [thread for thread in tail.seen if thread is not (head if forgets_head else tail)]
+        self.go_on(seen, position)
+
 
 @dataclasses.dataclass(eq=False)
 class Group:
@@ -245,7 +262,7 @@ class World(oracle.World):
         """The children that it opened and never started."""
         started = [child.threads[0] for child in line.children]
         for child in line.thread.children:
-            if child not in started:
+            if child not in started and child.stop is None:
                 child.stop = Stop.DROPPED
 
 
@@ -268,6 +285,7 @@ def _play(world: World, line: Line, fed: Sequence[int], protocol: Any) -> Iterat
         entry: oracle.Entry | None = world.sample(line)
         token = entry.token
         waiting, turning = token == protocol.wait and bool(opened), token == protocol.turn
+        cutting = token == protocol.cut and not (protocol.context == "live" and depth)
         if token == protocol.end:
             line.stop = Stop.MALFORMED if opened else Stop.END
         elif (
@@ -275,7 +293,7 @@ def _play(world: World, line: Line, fed: Sequence[int], protocol: Any) -> Iterat
             and depth >= protocol.max_depth
             or token == protocol.wait
             and not opened
-            or turning
+            or (turning or cutting)
             and opened
         ):
             line.stop = Stop.MALFORMED
@@ -284,6 +302,9 @@ def _play(world: World, line: Line, fed: Sequence[int], protocol: Any) -> Iterat
         elif turning:
             seen = [other for other in thread.seen if protocol.keeps or other is not thread]
             line.go_on(seen, thread.next_position + (0 if protocol.keeps else 3))
+            entry, returns = None, None
+        elif cutting:
+            line.split(len(thread.entries) // 2, world.problem.id % 2 == 1, thread.next_position + 2, world)
             entry, returns = None, None
         elif not waiting:
             if opened:
@@ -296,8 +317,8 @@ def _play(world: World, line: Line, fed: Sequence[int], protocol: Any) -> Iterat
             line.stop = Stop.LENGTH
         if line.stop is not None:
             break
-        if turning:
-            yield from line.feed([token, protocol.go])
+        if turning or cutting:
+            yield from line.feed([token, protocol.go] if turning else [protocol.go])
             continue
         if not (waiting and isolated):
             yield []

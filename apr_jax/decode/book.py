@@ -66,7 +66,8 @@ class Threads:
         message, message_end: pieces of the waiting message, from and to.
         cursor: tokens of that message already fed.
         waiting: tokens of it not yet fed.
-        span, span_end: a range of its parent's log (while OPENED) or of its own, kept for the protocol.
+        span, span_end: a range of its parent's log (while OPENED) or of its own, kept for the protocol. What was split off
+            keeps in `span` where it stands in its parent's log.
         length: entries of its log.
         slot_run, log_run: the run it writes to.
         last: log entry of its last fed token, the predictor of what it samples next.
@@ -286,7 +287,8 @@ def open_child(book: Book, parent: Int[Array, ""]) -> Book:
 def family(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
     """All threads that the fork, which `parent` has open or waits for, ever had."""
     threads = book.threads
-    return (threads.parent == parent) & (threads.ordinal >= threads.fork[parent]) & (numbers(book) < book.used)
+    born = (threads.parent == parent) & (threads.stop != Stop.SPLIT) & (numbers(book) < book.used)
+    return born & (threads.ordinal >= threads.fork[parent])
 
 
 def children(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
@@ -331,6 +333,11 @@ def outermost(book: Book, parent: Int[Array, ""]) -> Int[Array, ""]:
 def union(rows: UInt32[Array, "M words"], chosen: Bool[Array, "M"]) -> UInt32[Array, "words"]:
     """Everybody whom some chosen row sees."""
     return jax.lax.reduce(jnp.where(chosen[:, None], rows, jnp.uint32(0)), jnp.uint32(0), jax.lax.bitwise_or, (0,))
+
+
+def has(row: UInt32[Array, "... words"], number: Int[Array, "..."]) -> Bool[Array, "..."]:
+    """Whether a row of the visibility matrix names a thread."""
+    return ((row[..., number // 32] >> (number % 32).astype(jnp.uint32)) & 1).astype(bool)
 
 
 def bits(book: Book, chosen: Bool[Array, "M"]) -> UInt32[Array, "words"]:

@@ -347,10 +347,13 @@ def _path(book: dict[str, np.ndarray], thread: int) -> tuple[int, ...]:
 
 
 def _entries(book: dict[str, np.ndarray], thread: int, sizes: Sizes) -> np.ndarray:
-    """Log entries of a thread in order."""
-    runs = np.flatnonzero(book["log_owner"] == thread)
+    """Log entries of a thread in order; what was split off stands in its parent's log."""
+    split_off = book["thread_stop"][thread] == Stop.SPLIT
+    writer, start = (book["thread_parent"][thread], book["thread_span"][thread]) if split_off else (thread, 0)
+    runs = np.flatnonzero(book["log_owner"] == writer)
     runs = runs[np.argsort(book["log_first"][runs])]
-    return (runs[:, None] * sizes.log_run + np.arange(sizes.log_run)).reshape(-1)[: book["thread_length"][thread]]
+    entries = (runs[:, None] * sizes.log_run + np.arange(sizes.log_run)).reshape(-1)
+    return entries[start : start + book["thread_length"][thread]]
 
 
 def _stop(book: dict[str, np.ndarray], thread: int) -> Stop:

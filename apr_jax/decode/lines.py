@@ -141,6 +141,42 @@ def proceed(book: Book, thread: Int[Array, ""], row: UInt32[Array, "words"], pos
     return books.choose(full, book, next_book).halt(full, Stop.THREADS_FULL)
 
 
+def splittable(book: Book, thread: Int[Array, ""]) -> Bool[Array, ""]:
+    """Whether `thread` may be split: it is not live, and nobody else who has not ended looks on."""
+    others = unfinished(book) & (books.numbers(book) != thread)
+    return (book.threads.group[thread] == NOBODY) & ~books.has(books.union(book.sees, others), thread)
+
+
+def split(
+    book: Book, thread: Int[Array, ""], start: Int[Array, ""], row: UInt32[Array, "words"], position: Int[Array, ""]
+) -> Book:
+    """Cut a thread in two and let its line go on as a third, see `proceed`; nothing where it is not `splittable`.
+
+    The tokens from entry `start` of its log on become thread number `book.used`, which has ended and sees the rest. Who saw
+    the whole sees both. They keep clock, index and place in the log, and the line goes on later than all of them. The loop
+    signs their slots anew (`apr_jax.decode.pool.resign`) for a protocol that says `splits = True`.
+
+    Args:
+        thread: whose event it is.
+        start: at least 1, less than the length of its log.
+        row: what the line sees from now on: of the two parts one, both or none, and what `proceed` allows.
+        position: of the next token.
+    """
+    old, number, words = book.thread(thread), books.numbers(book), book.sees.shape[1]
+    cut = books.open_child(book, thread)
+    tail, whole = number == book.used, books.has(book.sees, thread) & (number != thread)
+    ended = dict(status=FINISHED, stop=int(Stop.SPLIT), released=True, clock=old.clock)
+    threads = cut.threads.where(tail, **ended, span=start, length=old.length - start)
+    # The next fork begins behind the tail, which has taken a number of a child.
+    fork = old.fork + (old.fork == old.opened)
+    threads = threads.where(number == thread, length=start, fork=fork)
+    sees = jnp.where(tail[:, None], book.sees[thread], cut.sees)
+    sees = jnp.where((tail | whole)[:, None], sees | books.one_bit(book.used, words), sees)
+    done = proceed(cut.replace(threads=threads, sees=sees), thread, row, position)
+    allowed, room = splittable(book, thread), book.used < number.shape[0]
+    return books.choose(allowed & room, done, book).halt(allowed & ~room, Stop.THREADS_FULL)
+
+
 def heir(book: Book, thread: Int[Array, ""]) -> Int[Array, ""]:
     """The thread as which `thread` went on in this event; itself if it did not."""
     threads = book.threads
@@ -150,11 +186,14 @@ def heir(book: Book, thread: Int[Array, ""]) -> Int[Array, ""]:
 
 
 def free_runs(book: Book) -> Book:
-    """Give back the runs of threads that are released and that no unreleased thread sees."""
+    """Give back the runs of threads that are released and that no unreleased thread sees.
+
+    A run that a split went through is its thread's, which keeps its runs as long as anybody sees what was split off.
+    """
     threads = book.threads
-    seen = books.union(book.sees, ~threads.released)
-    number = books.numbers(book)
-    visible = (seen[number // 32] >> (number % 32).astype(jnp.uint32)) & 1
-    dead = threads.released & (visible == 0)
+    visible = books.has(books.union(book.sees, ~threads.released), books.numbers(book))
+    split_off = visible & (threads.stop == Stop.SPLIT)
+    visible = visible | jnp.any(split_off[None, :] & (threads.parent[None, :] == books.numbers(book)[:, None]), axis=1)
+    dead = threads.released & ~visible
     owner = book.run_owner
     return book.replace(run_owner=jnp.where((owner >= 0) & dead[owner], books.NOBODY, owner))

@@ -233,7 +233,13 @@ def handle(program: Program, state: State) -> State:
         return jax.vmap(lines.free_runs)(held), events
 
     held, events = jax.lax.while_loop(more, once, (state.books, state.events))
-    return state.replace(books=held, events=events)
+    slots = state.slots
+    if program.protocol.splits:
+        new = jnp.arange(events.shape[1])[None, :] >= state.books.used[:, None]
+        cut = jnp.any(new & (held.threads.stop == Stop.SPLIT))
+        resign = lambda: pool.resign(slots, state.log.fed[:, 2], held, program.sizes)
+        slots, held = jax.lax.cond(cut, resign, lambda: (slots, held))
+    return state.replace(books=held, slots=slots, events=events)
 
 
 def _handlers(program: Program):

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from apr_jax import sharding
-from apr_jax.decode import native
+from apr_jax.decode import messages, native
 from apr_jax.decode.book import NOBODY, Book, pytree
 from apr_jax.decode.schedule import Places, Tiles
 from apr_jax.decode.sizes import Sizes
+from apr_jax.decode.transcript import Stop
 
 
 @pytree
@@ -52,6 +53,27 @@ def write(slots: Slots, tiles: Tiles, places: Places, clock: Int[Array, "B C"]) 
         owner=slots.owner.at[row, places.slot].set(thread, mode="drop"),
         clock=slots.clock.at[row, places.slot].set(clock, mode="drop"),
     )
+
+
+def resign(slots: Slots, log_clock: Int[Array, "P T"], books: Book, sizes: Sizes) -> tuple[Slots, Book]:
+    """Sign slots, and runs of nothing else, of tokens that were split off with the number of their new owner.
+
+    The first of them is found in the log; what else their thread wrote from its clock on was split off with it.
+
+    Args:
+        log_clock: clock of every entry, -1 if it was not fed.
+    """
+    threads, every = books.threads, jnp.arange(books.active.shape[0])
+    entry = messages.find_entry(books, every, threads.parent, threads.span, sizes)
+    first = log_clock[every[:, None], entry]
+    written = (threads.stop == Stop.SPLIT) & (first >= 0)
+    theirs = slots.owner[:, None, :] == threads.parent[:, :, None]  # [P, M, N]
+    moves = written[:, :, None] & theirs & (slots.clock[:, None, :] >= first[:, :, None])
+    owner = jnp.where(jnp.any(moves, axis=1), jnp.argmax(moves, axis=1).astype(jnp.int32), slots.owner)
+    # Clocks grow along a run: it moves if its first slot does.
+    moved = jnp.any(moves, axis=1)[:, :: sizes.run] & (books.run_owner != NOBODY)
+    runs = jnp.where(moved, owner[:, :: sizes.run], books.run_owner)
+    return Slots(owner, slots.clock), books.replace(run_owner=runs)
 
 
 def visible(

@@ -104,7 +104,7 @@ class State:
         return dataclasses.replace(self, **{name: same(new, getattr(self, name)) for name, new in values.items()})
 
 
-_KEPT_THREADS = ("status", "stop", "parent", "ordinal", "segment", "length", "fed")
+_KEPT_THREADS = ("status", "stop", "parent", "ordinal", "segment", "length", "span")
 _KEPT = ("sees", "used", "log_owner", "log_first", "problem", "sample", "stop")
 
 

@@ -39,6 +39,7 @@ class Stop(enum.IntEnum):
     MESSAGES_FULL = 9  # the table of message pieces was full
     CONTINUED = 10  # its line of reasoning went on as the thread of the next segment
     SHARED = 11  # the budget that it shared with others is used up
+    SPLIT = 12  # not a thread that ran: tokens that were split off from their thread, its parent in this record
 
 
 @dataclasses.dataclass(frozen=True)

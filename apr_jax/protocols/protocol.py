@@ -27,6 +27,9 @@ class Protocol(Interface):
     races: bool
     """Whether an event of one thread may end another, see `apr_jax.decode.races`."""
 
+    splits: bool
+    """Whether threads may be cut in two, see `apr_jax.decode.lines.split`."""
+
     @property
     def templates(self) -> tuple[int, ...]:
         """Tokens that messages may quote, one table for all; at least one."""

@@ -28,6 +28,7 @@ class Samples:
 
     live = False
     races = False
+    splits = False
     templates = (0,)
     handlers = (protocol.end,)
 

@@ -40,6 +40,7 @@ class Scripted:
 
     live = False
     races = False
+    splits = False
     handlers = ()
 
     def __post_init__(self):

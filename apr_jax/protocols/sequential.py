@@ -18,6 +18,7 @@ class Sequential:
 
     live = False
     races = False
+    splits = False
     templates = (0,)
     handlers = (protocol.end,)
 

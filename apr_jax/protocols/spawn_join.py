@@ -56,6 +56,7 @@ class SpawnJoin:
     returns: Returns = "message"
 
     races = False
+    splits = False
 
     def __post_init__(self):
         for name, allowed in (("context", get_args(Context)), ("returns", get_args(Returns))):
