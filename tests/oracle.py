@@ -298,10 +298,10 @@ def run(
     begun = world(forward, problem, choose)
     root = begun.begin(key, [int(token) for token in problem.prompt], protocol)
     begun.loop(schedule_rng)
-    return _record(root, problem)
+    return _record(root, problem, getattr(protocol, "together", 0) > 0)
 
 
-def _record(root: Thread, problem: Any) -> Transcript:
+def _record(root: Thread, problem: Any, together: bool = False) -> Transcript:
     threads, stack = [], [root]
     while stack:
         threads.append(stack.pop())
@@ -330,18 +330,18 @@ def _record(root: Thread, problem: Any) -> Transcript:
         depth=column("depth"),
     )
     records = tuple(ThreadRecord(t.path, rank[id(t.parent)], t.stop, t.segment) for t in threads)
-    for i, row in enumerate(visible(log, sees)):
+    for i, row in enumerate(visible(log, sees, together)):
         saw = sorted(number[id(seen)] for seen in entries[i].sees)
         assert saw == np.flatnonzero(row).tolist(), f"what entry {i} saw is not what the record says"
     peak = max(len(thread.own[-1].sees) for thread in threads if thread.own)
     last = threads[sum(not thread.path for thread in threads) - 1]  # of the root's line
-    return Transcript(problem.id, problem.sample, last.stop, records, sees, log, peak)
+    return Transcript(problem.id, problem.sample, last.stop, records, sees, log, peak, together)
 
 
-def visible(log: Log, sees: np.ndarray) -> np.ndarray:
+def visible(log: Log, sees: np.ndarray, together: bool = False) -> np.ndarray:
     """Bool [E, E]: which entries a fed one saw, as its record says: by index in its own thread, else by clock."""
     same = log.thread[:, None] == log.thread
-    before = np.where(same, log.index[:, None] >= log.index, log.clock[:, None] > log.clock)
+    before = np.where(same, log.index[:, None] >= log.index, log.clock[:, None] + together > log.clock)
     fed = log.clock >= 0
     return sees[log.thread[:, None], log.thread] & before & fed[:, None] & fed
 
@@ -366,6 +366,7 @@ def compare(transcript: Transcript, expected: Transcript, tolerance: float = 1e-
         values, bound = (getattr(got, field), getattr(log, field)), dict(rtol=0, atol=tolerance)
         np.testing.assert_allclose(*values, **bound, err_msg=f"{field} of {story}")
     assert transcript.peak_context == expected.peak_context, f"{name}: peak context"
+    assert transcript.together == expected.together, name
 
 
 def replay(

@@ -31,6 +31,7 @@ class Programs:
 
     races = False
     splits = False
+    together = 0
 
     templates = programs.TEMPLATES
 

@@ -109,7 +109,9 @@ class Racing(SpawnJoin):
         cut = lines.split(book, thread, start, row, position)
         number = books.numbers(book)
         new = number == lines.heir(cut, thread)
-        cut = protocol.say(cut, number, (books.TEMPLATE,), thread, (number * 0 + _GO,), (1,), valid=new & (number != thread))
+        cut = protocol.say(
+            cut, number, (books.TEMPLATE,), thread, (number * 0 + _GO,), (1,), valid=new & (number != thread)
+        )
         malformed = jnp.any(books.opened(book, thread))
         return books.choose(malformed, books.close(book, thread, jnp.int32(Stop.MALFORMED)), cut)
 
@@ -169,7 +171,8 @@ def engine(protocol: Racing, sizes: Sizes) -> Engine:
 
 @functools.cache
 def cases(protocol: Racing, count: int, orders: int = 0) -> tuple[list[Problem], list[Transcript], collections.Counter]:
-    """Random problems that fit 40 threads, what the oracle makes of them, and what happened in them.
+    """Random problems that fit 40 threads (and no more to a fork than may go together), what the oracle makes of them, and what
+    happened in them.
 
     Args:
         orders: of so many problems the threads are stepped in another order as well, which must not matter.
@@ -182,7 +185,7 @@ def cases(protocol: Racing, count: int, orders: int = 0) -> tuple[list[Problem],
         worlds: list[World] = []
         play = lambda *parts, worlds=worlds: worlds.append(World(*parts)) or worlds[-1]
         transcript = oracle.run(forward(), problem, protocol, SEED, world=play)
-        if len(transcript.threads) > 40 or len(transcript.log) > 600:
+        if len(transcript.threads) > 40 or len(transcript.log) > 600 or "crowded" in worlds[0].decisions:
             continue
         if len(problems) < orders:
             order = np.random.default_rng(problem.id)
@@ -192,6 +195,14 @@ def cases(protocol: Racing, count: int, orders: int = 0) -> tuple[list[Problem],
         events.update(worlds[0].decisions)
         events.update(thread.stop.name for thread in transcript.threads)
     return problems, expected, events
+
+
+def count(protocol: Racing, problem: Problem) -> int:
+    """Generated tokens on the longest chain that the end of the root waited for, as the oracle counts while it runs."""
+    worlds: list[World] = []
+    play = lambda *parts: worlds.append(World(*parts)) or worlds[-1]
+    oracle.run(forward(), problem, protocol, SEED, world=play)
+    return worlds[0].lines[0].thread.count
 
 
 def decoded(protocol: Racing, sizes: Sizes, problems: Sequence[Problem], **options) -> list[Transcript]:

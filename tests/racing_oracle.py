@@ -29,15 +29,20 @@ class Thread(oracle.Thread):
         return any(other.stop is None and other.done < self.done for other in self.live)
 
     def feed(self, entry: oracle.Entry) -> None:
-        """As that of the oracle, but a live line is seen as far as this one was fed, over all its threads."""
         assert not self.ahead()
         entry.index, entry.position, entry.clock = len(self.own), self.next_position, 1 + max(self.clock, self.floor)
-        upto = self.done
         self.own.append(entry)
+        self.next_position += 1
+        self.look(self.done - 1)
+
+    def look(self, upto: int) -> None:
+        """See what there is, of a live line over all its threads the first so many tokens."""
+        entry = self.own[-1]
         views = [other.own[: max(upto - other.offset, 0)] if other in self.live else other.own for other in self.seen]
         entry.sees = [seen for view in views for seen in view]
-        self.next_position += 1
-        self.count = max([self.count, *(seen.depth for seen in entry.sees)])
+        entry.mates = [seen for seen in entry.sees if seen.clock == entry.clock]
+        earlier = [seen.depth for seen in entry.sees if seen.clock < entry.clock or seen is entry]
+        self.count = max([self.count, *earlier])
 
 
 class Line:
@@ -51,6 +56,7 @@ class Line:
         self.decides: str | None = None
         self.stop: Stop | None = None  # set while its end awaits a decision, too
         self.group: Group | None = None
+        self.together = self.looks = False
 
     @property
     def thread(self) -> Thread:
@@ -65,8 +71,9 @@ class Line:
         return not (self.ended or self.decides or self.waits)
 
     @property
-    def next_clock(self) -> int:
-        return 1 + max(self.thread.clock, self.thread.floor)
+    def next_clock(self) -> float:
+        """Half a clock less while it waits for those that go with it."""
+        return 1 + max(self.thread.clock, self.thread.floor) - self.looks / 2
 
     def with_descendants(self) -> list["Line"]:
         return [self, *(line for child in self.children for line in child.with_descendants())]
@@ -85,7 +92,19 @@ class Line:
             entry = oracle.Entry(int(token))
             self.thread.entries.append(entry)
             self.thread.feed(entry)
+            yield from self.meet()
             entry.depth = self.thread.count
+
+    def meet(self) -> Iterator:
+        """Lines that go together wait until all of them were fed this clock, and see each other's tokens."""
+        if not self.together:
+            return
+        self.looks = True
+        yield []
+        self.looks = False
+        for mate in (self.thread, *self.thread.live):
+            if mate.clock == self.thread.clock:
+                mate.look(mate.done)
 
     def go_on(self, seen: Sequence[Thread], position: int) -> None:
         """Go on as a new thread that sees those threads and its live siblings."""
@@ -105,7 +124,9 @@ class Line:
     def split(self, start: int, forgets_head: bool, position: int, world: "World") -> None:
         """Cut the thread in two, and go on as a third that sees one of them."""
         head = self.thread
-        onlookers = [thread for line in world.lines for thread in line.threads if head in thread.seen and thread != head]
+        onlookers = [
+            thread for line in world.lines for thread in line.threads if head in thread.seen and thread != head
+        ]
         assert all(thread.stop is not None for thread in onlookers)
         tail = head.open()
         tail.stop, tail.seen = Stop.SPLIT, [*head.seen, tail]
@@ -153,9 +174,12 @@ class World(oracle.World):
         return root
 
     def add(self, line: Line, fed: Sequence[int]) -> None:
-        line.program = _play(self, line, fed, self.protocol)
+        line.program = self.play(line, fed)
         self.lines.append(line)
         next(line.program)  # to its first token
+
+    def play(self, line: Line, fed: Sequence[int]) -> Iterator:
+        return _play(self, line, fed, self.protocol)
 
     def sample(self, line: Line) -> oracle.Entry:
         entry = super().sample(line.thread)
@@ -164,11 +188,11 @@ class World(oracle.World):
         return entry
 
     def may_step(self, line: Line) -> bool:
-        if not line.runs:
+        if not line.runs or (line.looks and line.thread.ahead()):
             return False
         for group in line.groups():
             others = [other.next_clock for other in group.inside() if other.runs]
-            if min(others) < line.next_clock or group.bound() < line.next_clock:
+            if min(others) < line.next_clock or group.bound() < int(line.next_clock):
                 return False
         return True
 
@@ -206,7 +230,7 @@ class World(oracle.World):
                 path = group.boss.thread.path
                 found.append(((group.used_up(), len(path), 1, path), group, [group, *group.boss.groups()]))
         for (clock, *_), what, groups in sorted(found, key=lambda item: item[0]):
-            if not groups or all(line.next_clock > clock for line in groups[-1].inside() if line.runs):
+            if not groups or all(line.next_clock >= clock + 1 for line in groups[-1].inside() if line.runs):
                 self.settle(what, clock)
                 return True
         return False
@@ -271,6 +295,7 @@ def _last(line: Line, entry: oracle.Entry | None) -> Iterator:
     if line.flushed and entry is not None and entry.index < 0:
         yield []
         line.thread.feed(entry)
+        yield from line.meet()
     line.thread.stop = line.stop
 
 
@@ -323,6 +348,7 @@ def _play(world: World, line: Line, fed: Sequence[int], protocol: Any) -> Iterat
         if not (waiting and isolated):
             yield []
             thread.feed(entry)
+            yield from line.meet()
         if not waiting:
             continue
         yield from _fork_and_wait(world, line, opened, protocol)
@@ -365,6 +391,9 @@ def _fork_and_wait(world: World, line: Line, opened: Sequence, protocol: Any) ->
         group = Group(line, line.born, protocol.first, shared)
         for child in line.born:
             child.group = group
+            child.together = protocol.together > 0
+        if 0 < protocol.together < len(line.born):
+            world.decisions.append("crowded")
     for child, (_, message) in zip(line.born, opened, strict=True):
         world.add(child, [protocol.spawn, *message, protocol.go])
     yield line.born

@@ -21,11 +21,12 @@ DRAWS = 64  # uniforms computed at once per thread
 
 @dataclasses.dataclass(eq=False)
 class Fed:
-    """A token that a model is fed, and those that it sees: itself included, in any order."""
+    """A token that a model is fed, those that it sees, itself included, in any order, and those of them that see it as well."""
 
     token: int
     position: int = -1
     sees: "Sequence[Fed]" = dataclasses.field(default=(), repr=False)
+    mates: "Sequence[Fed]" = dataclasses.field(default=(), repr=False)
 
 
 Forward = Callable[[Fed], np.ndarray]  # logits [V] that follow a token
@@ -42,35 +43,40 @@ def transformer(params: Any, config: Any) -> Forward:
     """The logits of a model as a function of a fed token, in float64, remembered by all that it depends on."""
     tree = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     rows: weakref.WeakKeyDictionary[Fed, _Row] = weakref.WeakKeyDictionary()
-    known: dict[tuple[int, ...], _Row] = {}  # by token, position and the rows it sees
+    known: dict[tuple, list[_Row]] = {}  # by tokens, positions and the rows they see
 
     def row(fed: Fed) -> _Row:
         if fed not in rows:
-            others = [row(other) for other in fed.sees if other is not fed]
-            key = (fed.token, fed.position, *map(id, others))
+            group = fed.mates or [fed]
+            others = [[row(other) for other in one.sees if other not in group] for one in group]
+            key = tuple((one.token, one.position, *map(id, seen)) for one, seen in zip(group, others, strict=True))
             if key not in known:
-                known[key] = _row(tree, config, fed, others)
-            rows[fed] = known[key]
+                known[key] = _rows(tree, config, group, others)
+            rows.update(zip(group, known[key], strict=True))
         return rows[fed]
 
     return lambda fed: row(fed).logits
 
 
-def _row(params: Any, config: Any, fed: Fed, others: Sequence[_Row]) -> _Row:
-    """One token after all that it sees."""
-    row, position = _Row([], [], np.zeros(0)), np.array([fed.position])
-    x = params["embed"][[fed.token]]
+def _rows(params: Any, config: Any, group: Sequence[Fed], others: Sequence[Sequence[_Row]]) -> list[_Row]:
+    """Tokens that see each other and each some others."""
+    rows, positions = [_Row([], [], np.zeros(0)) for _ in group], np.array([fed.position for fed in group])
+    x = params["embed"][[fed.token for fed in group]]
     for number in range(config.layers):
         layer = params["layers"][str(number)]
-        query, key, value = _project(layer["attention"], config, _norm(x, layer["attention_norm"], config), position)
-        row.keys.append(key[0])
-        row.values.append(value[0])
-        keys = np.stack([other.keys[number] for other in (*others, row)])
-        values = np.stack([other.values[number] for other in (*others, row)])
-        x = x + _attend(layer["attention"], config, query, keys, values, np.ones((1, len(keys)), bool))
+        query, key, value = _project(layer["attention"], config, _norm(x, layer["attention_norm"], config), positions)
+        for place, row in enumerate(rows):
+            row.keys.append(key[place])
+            row.values.append(value[place])
+        for place, seen in enumerate(others):
+            keys = np.stack([row.keys[number] for row in (*seen, *rows)])
+            values = np.stack([row.values[number] for row in (*seen, *rows)])
+            one, every = slice(place, place + 1), np.ones((1, len(keys)), bool)
+            x[one] += _attend(layer["attention"], config, query[one], keys, values, every)
         x = x + _ffn(layer, config, x)
-    row.logits = _head(params, config, x)[0]
-    return row
+    for row, logits in zip(rows, _head(params, config, x), strict=True):
+        row.logits = logits
+    return rows
 
 
 def all_logits(

@@ -176,7 +176,7 @@ class Engine:
             return state, []
         host = jax.tree.map(sharding.local, outbox)
         places = [(shard, i) for shard, count in enumerate(counts) for i in range(count)]
-        found = [_transcript(host.book, host.log, place, self.sizes) for place in places]
+        found = [_transcript(host.book, host.log, place, self.program) for place in places]
         empty = dataclasses.replace(outbox, count=self._put(np.zeros(self.shards, np.int32)))
         return dataclasses.replace(state, outbox=empty), found
 
@@ -185,7 +185,7 @@ class Engine:
         book = jax.tree.map(sharding.local, states.kept(state.books))
         log = jax.tree.map(sharding.local, state.log)
         places = [tuple(place) for place in np.argwhere(sharding.local(state.books.active))]
-        return [_transcript(book, log, place, self.sizes) for place in places]
+        return [_transcript(book, log, place, self.program) for place in places]
 
     def decode(
         self,
@@ -300,9 +300,10 @@ def _activation_dtype(model: Model):
 
 
 def _transcript(
-    books: dict[str, np.ndarray], logs: states.LogArrays, place: tuple[int, int], sizes: Sizes
+    books: dict[str, np.ndarray], logs: states.LogArrays, place: tuple[int, int], program: Program
 ) -> Transcript:
     """Build the transcript of one place (shard, row): threads in the order of their paths, entries thread by thread."""
+    sizes, together = program.sizes, program.protocol.together > 0
     book = {name: value[place] for name, value in books.items()}
     log = jax.tree.map(lambda x: x[place], logs)
     used = int(book["used"])
@@ -337,7 +338,7 @@ def _transcript(
         depth=queued[3],
     )
     problem, sample, stop = int(book["problem"]), int(book["sample"]), Stop(int(book["stop"]))
-    return Transcript(problem, sample, stop, records, sees, log, peak_context(sees, log))
+    return Transcript(problem, sample, stop, records, sees, log, peak_context(sees, log, together), together)
 
 
 def _path(book: dict[str, np.ndarray], thread: int) -> tuple[int, ...]:

@@ -38,6 +38,14 @@ class Program:
     sizes: Sizes
     kernel: bool = False
 
+    def __post_init__(self):
+        sizes, together = self.sizes, self.protocol.together
+        if together > min(sizes.lanes, sizes.rows // sizes.problems):
+            raise ValueError(
+                f"sizes.lanes = {sizes.lanes}, sizes.rows = {sizes.rows}: up to {together} threads of a problem go together, so "
+                f"lanes must be at least {together} and rows at least problems x {together} = {sizes.problems * together}"
+            )
+
     # Events of the loop itself; those of the protocol are 1 .. len(handlers).
     @property
     def drained(self) -> int:
@@ -74,7 +82,7 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
         offset = jnp.arange(chunk)[None, :]
         position, clock = threads.position[:, None] + offset, threads.clock[:, None] + 1 + offset
         slots = pool.write(state.slots, tiles, places, clock)
-        view = pool.look(placed, slots, tiles, clock, sizes)
+        view = pool.look(placed, slots, tiles, clock, sizes, program.protocol.together > 0)
     attend = pool.attention(view, tiles, places, sizes.block, program.kernel)
     x, memory = transformer.hidden(program.graph, params, tokens, position, attend, state.pool)
     with jax.named_scope("sample"):
@@ -218,6 +226,8 @@ def handle(program: Program, state: State) -> State:
         kind, thread = jnp.where(decides, join + decision, kind), jnp.where(decides, decider, thread)
         for number, handler in enumerate(_handlers(program), start=1):
             held = _apply(handler, kind == number, held, thread)
+        if program.protocol.together:
+            held = held.halt(schedule.crowded(held.threads, program.protocol.together), Stop.LANES_FULL)
         last = jax.vmap(lines.heir)(held, thread)
         after = jax.tree.map(lambda field: field[jnp.arange(thread.shape[0]), last], held.threads)
         spent = (
@@ -295,7 +305,7 @@ def run_slice(program: Program, params: Any, state: State, steps: Int[Array, ""]
     limit = taken(state) + steps
 
     def runnable(s):
-        return schedule.runnable(s.books, program.groups)
+        return schedule.runnable(s.books, program.groups, program.protocol.together > 0)
 
     def goes_on(s):
         blocked = jnp.any(leaving(s)) & ~room(s)

@@ -77,7 +77,11 @@ def resign(slots: Slots, log_clock: Int[Array, "P T"], books: Book, sizes: Sizes
 
 
 def visible(
-    words: UInt32[Array, "... words"], thread: Int[Array, "..."], clock: Int[Array, "..."], slots: Slots
+    words: UInt32[Array, "... words"],
+    thread: Int[Array, "..."],
+    clock: Int[Array, "..."],
+    slots: Slots,
+    together: bool = False,
 ) -> Bool[Array, "... N"]:
     """Which slots a row may see: those of threads its thread sees with an earlier clock, its own up to and with itself.
 
@@ -85,6 +89,7 @@ def visible(
         words: row of the visibility matrix of each row's thread, axes [X, Y, words].
         thread, clock: of each row, [X, Y].
         slots: of the row's problem, [X, N].
+        together: those with the same clock too. Only a live sibling can have written one, in this step.
     """
     owner = slots.owner[:, None, :]
     bits = jnp.zeros((*thread.shape, owner.shape[-1]), jnp.uint32)
@@ -92,11 +97,15 @@ def visible(
         shifted = words[:, :, word, None] >> (owner % 32).astype(jnp.uint32)
         bits = jnp.where(owner // 32 == word, shifted, bits)
     own = owner == thread[:, :, None]
-    return (bits & 1).astype(bool) & (owner != NOBODY) & (slots.clock[:, None, :] < clock[:, :, None] + own)
+    return (
+        (bits & 1).astype(bool) & (owner != NOBODY) & (slots.clock[:, None, :] < clock[:, :, None] + (own | together))
+    )
 
 
-def look(books: Book, slots: Slots, tiles: Tiles, clock: Int[Array, "B C"], sizes: Sizes) -> View:
-    """The view of the rows of a step, after their slots were signed."""
+def look(
+    books: Book, slots: Slots, tiles: Tiles, clock: Int[Array, "B C"], sizes: Sizes, together: bool = False
+) -> View:
+    """The view of the rows of a step, after their slots were signed; `together`: see `visible`."""
     used = (books.run_owner != NOBODY) & books.active[:, None]
     highest = jnp.max(jnp.where(used, jnp.arange(sizes.runs) + 1, 0))
     blocks = -(-(highest * sizes.run) // sizes.block)
@@ -112,7 +121,7 @@ def look(books: Book, slots: Slots, tiles: Tiles, clock: Int[Array, "B C"], size
 
     def one(i, mask):
         piece = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * sizes.block, sizes.block, axis=1), slots)
-        part = visible(words, thread, clock, piece) & busy[:, :, None]
+        part = visible(words, thread, clock, piece, together) & busy[:, :, None]
         return jax.lax.dynamic_update_slice_in_dim(mask, part, i * sizes.block, axis=2)
 
     # Block by block, so that slots behind the fill mark cost nothing.

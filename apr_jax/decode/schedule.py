@@ -7,7 +7,7 @@ Axes: P problems, M threads, W lanes, B tiles, C tokens of a tile, R runs, N slo
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from apr_jax.decode.book import NOBODY, READY, Book, Threads, pytree
+from apr_jax.decode.book import DECIDING, NOBODY, READY, Book, Threads, pytree
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.transcript import Stop
 
@@ -67,12 +67,14 @@ def waiting(threads: Threads) -> Int[Array, "P M"]:
     return threads.waiting + threads.unfed
 
 
-def runnable(books: Book, groups: bool) -> Bool[Array, "P M"]:
+def runnable(books: Book, groups: bool, together: bool = False) -> Bool[Array, "P M"]:
     """Threads that have something to feed and may.
 
     Args:
         groups: the protocol's threads may see each other while they run, or end each other: in a group of them, and of what is
             below them, the least clock goes first.
+        together: live siblings feed all rows of a clock in one step. Of a problem such a group then runs alone, the oldest first:
+            it is granted lanes and rows as a whole.
     """
     threads, running = books.threads, books.active & (books.stop == Stop.RUNNING)
     ready = (threads.status == READY) & (waiting(threads) > 0) & running[:, None]
@@ -80,7 +82,20 @@ def runnable(books: Book, groups: bool) -> Bool[Array, "P M"]:
         return ready
     rivals = ready[:, None, :] & (threads.arena[:, :, None] == threads.arena[:, None, :])  # [P, M, M]
     behind = jnp.any(rivals & (threads.clock[:, None, :] < threads.clock[:, :, None]), axis=2)
-    return ready & ~(behind & (threads.arena != NOBODY))
+    ready &= ~(behind & (threads.arena != NOBODY))
+    if together:
+        live = ready & (threads.group != NOBODY)
+        oldest = jnp.take_along_axis(threads.group, jnp.argmax(live, axis=1)[:, None], axis=1)
+        ready &= (threads.group == oldest) | ~jnp.any(live, axis=1, keepdims=True)
+    return ready
+
+
+def crowded(threads: Threads, most: int) -> Bool[Array, "P"]:
+    """Problems with a live group of more unfinished threads than may go together."""
+    going = (threads.status == READY) | (threads.status == DECIDING)
+    going &= threads.group != NOBODY
+    mates = going[:, None, :] & (threads.group[:, :, None] == threads.group[:, None, :])
+    return jnp.any(jnp.sum(mates, axis=2) > most, axis=1)
 
 
 def heard(threads: Threads) -> Int[Array, "P M"]:

@@ -40,6 +40,7 @@ class Stop(enum.IntEnum):
     CONTINUED = 10  # its line of reasoning went on as the thread of the next segment
     SHARED = 11  # the budget that it shared with others is used up
     SPLIT = 12  # not a thread that ran: tokens that were split off from their thread, its parent in this record
+    LANES_FULL = 13  # more live threads than may feed the same clock in one step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +106,10 @@ class Transcript:
         sample: the caller's number of the sample of that problem.
         stop: why the problem ended (the root's reason, or the capacity that ran out).
         threads: the threads, root first.
-        sees: Bool [M, M]; `sees[a, b]`: a may see entries of b (itself included) whose clock is below its own.
+        sees: Bool [M, M]; `sees[a, b]`: a may see entries of b (itself included) whose clock is below its own, see `together`.
         log: the tokens.
         peak_context: the most slots one thread ever saw at once.
+        together: live siblings saw each other's entries of the same clock, too (Hogwild).
     """
 
     problem: int
@@ -117,6 +119,16 @@ class Transcript:
     sees: np.ndarray
     log: Log
     peak_context: int
+    together: bool = False
+
+    @property
+    def lines(self) -> np.ndarray:
+        """The line of reasoning that each thread belongs to, by the number of its first thread: Int [M]."""
+        line = np.arange(len(self.threads))
+        for number, thread in enumerate(self.threads):  # the segments of a line stand one after the other
+            if thread.segment or thread.stop == Stop.SPLIT:
+                line[number] = line[number - 1 if thread.segment else thread.parent]
+        return line
 
     def tokens(self, thread: int) -> np.ndarray:
         """All tokens of one thread in order, fed and sampled: Int [E']."""
@@ -127,13 +139,13 @@ class Transcript:
         return self.log.token[(self.log.thread == thread) & self.log.sampled]
 
 
-def peak_context(sees: np.ndarray, log: Log) -> int:
+def peak_context(sees: np.ndarray, log: Log, together: bool = False) -> int:
     """The most slots that one thread ever saw at once: what its last fed token saw, itself included."""
     clocks = [np.sort(log.clock[(log.thread == i) & (log.clock >= 0)]) for i in range(len(sees))]
     context = np.array([len(own) for own in clocks])
     for viewer in np.flatnonzero(context):
         others = (w for w in np.flatnonzero(sees[viewer]) if w != viewer)
-        context[viewer] += sum(np.searchsorted(clocks[writer], clocks[viewer][-1]) for writer in others)
+        context[viewer] += sum(np.searchsorted(clocks[writer], clocks[viewer][-1] + together) for writer in others)
     return int(context.max())
 
 
@@ -163,6 +175,7 @@ def write(path: Path, transcripts: Sequence[Transcript], text, extra: Iterable[d
                 for i, t in enumerate(transcript.threads)
             ]
             line = {"schema": SCHEMA, "problem": transcript.problem, "sample": transcript.sample, **more}
+            line |= {"together": True} if transcript.together else {}
             line |= {"stop": transcript.stop.name.lower(), "peak_context": transcript.peak_context, "threads": threads}
             file.write(json.dumps(line) + "\n")
     arrays = (
@@ -194,5 +207,6 @@ def read(path: Path) -> Iterator[tuple[Transcript, dict]]:
             for t in line["threads"]
         )
         stop = Stop[line["stop"].upper()]
-        yield Transcript(line["problem"], line["sample"], stop, records, sees, log, line["peak_context"]), line
+        peak, together = line["peak_context"], line.get("together", False)
+        yield Transcript(line["problem"], line["sample"], stop, records, sees, log, peak, together), line
         entry, seen = entry + count, seen + threads**2

@@ -24,6 +24,9 @@ class Protocol(Interface):
     live: bool
     """Whether threads may see others that still run."""
 
+    together: int
+    """0, or live siblings see each other's tokens of the same clock too, and a fork has so many at most (Hogwild)."""
+
     races: bool
     """Whether an event of one thread may end another, see `apr_jax.decode.races`."""
 

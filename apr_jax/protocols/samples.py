@@ -29,6 +29,7 @@ class Samples:
     live = False
     races = False
     splits = False
+    together = 0
     templates = (0,)
     handlers = (protocol.end,)
 

@@ -41,6 +41,7 @@ class Scripted:
     live = False
     races = False
     splits = False
+    together = 0
     handlers = ()
 
     def __post_init__(self):

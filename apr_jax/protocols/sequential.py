@@ -19,6 +19,7 @@ class Sequential:
     live = False
     races = False
     splits = False
+    together = 0
     templates = (0,)
     handlers = (protocol.end,)
 

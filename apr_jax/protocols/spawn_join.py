@@ -43,6 +43,8 @@ class SpawnJoin:
         max_depth: how deep threads may nest (1: children do not spawn, as published).
         context: what a child sees beside itself.
         returns: what the parent goes on from.
+        together: live siblings see each other's tokens of the same clock, too, as in Hogwild! (Rodionov et al. 2025, arXiv
+            2504.06261); a fork of more ends the problem with LANES_FULL. 0: of smaller clocks only, as in Group Think.
     """
 
     spawn: int
@@ -54,6 +56,7 @@ class SpawnJoin:
     max_depth: int = 1
     context: Context = "isolated"
     returns: Returns = "message"
+    together: int = 0
 
     races = False
     splits = False
@@ -65,6 +68,10 @@ class SpawnJoin:
         if self.live and self.max_depth != 1:
             raise ValueError(
                 f"spawn_join.max_depth is {self.max_depth}; live children do not fork, so only 1 is allowed"
+            )
+        if self.together and not self.live:
+            raise ValueError(
+                f"spawn_join.together is {self.together}; only live threads run together, so context must be live"
             )
         words = [self.spawn, self.wait, self.result, self.join, self.end, self.go]
         if len(set(words)) != len(words):

@@ -129,6 +129,8 @@ def _labels(transcript: Transcript) -> np.ndarray:
 
 def _components(transcript: Transcript, number: int) -> Iterable[_Component]:
     """The components of one transcript that hold entries which were fed, in the order of their first threads."""
+    if transcript.together:
+        raise ValueError(f"transcript {number}: its threads saw tokens of the same clock, which packed rows cannot say")
     log = transcript.log
     label_entry = _labels(transcript)
     group = groups(transcript.sees)
@@ -162,7 +164,8 @@ def pack(
         Rows of NumPy arrays (as many as needed), where their entries come from, and counts.
 
     Raises:
-        ValueError: a component that is too long under "error", or a log that names impossible predictors.
+        ValueError: a component that is too long under "error", a log that names impossible predictors, or threads that saw
+            each other's tokens of the same clock.
     """
     if too_long not in ("error", "drop"):
         raise ValueError(f'too_long is {too_long!r}; allowed are "error" and "drop"')
