@@ -5,10 +5,11 @@ parents, so that the count can be checked and so that other machines (k workers)
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
-from apr_jax.decode.transcript import Log, Transcript
+from apr_jax.decode.transcript import Log, Stop, Transcript
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,75 +21,95 @@ class Causality:
             for if it was generated, those that it was fed after if not; `()` where there are none.
         forks: pairs (entry of the last token the parent generated before the fork or -1, child thread).
         joins: pairs (child thread, first entry that its parent was fed after it had waited for the child).
+        end: entries of the generated tokens that the end of the problem came directly after.
     """
 
     waits_for: tuple[tuple[int, ...], ...]
     forks: tuple[tuple[int, int], ...]
     joins: tuple[tuple[int, int], ...]
+    end: tuple[int, ...]
 
 
 def causality(transcript: Transcript) -> Causality:
     """Recovers who waited for whom.
 
-    A token is sampled from the row (a fed token) that its predictor names. The row follows what its thread generated
-    before, what it sees of other threads (smaller clocks only), and, if it is the first of its thread, what the parent
-    had generated when it forked. A gap in a thread's clocks is a wait: it follows the children that ended before.
+    A token is sampled from the row (a fed token) that its predictor names. The row follows what its line generated
+    before, what it sees of other threads (smaller clocks only), and, if it is the first of its line, what the parent
+    had generated when it forked. A gap in a line's clocks is a wait: it follows the children that ended before, but
+    nothing of those that were killed. A thread that goes on as another, or is split, leaves its line as it is.
+
+    What a record does not say: whether rivals fell to one of them or to the budget that they shared (then their parent
+    waited for them all), and how a line stood with the children that it waited for when such a budget ended it.
 
     Raises:
         ValueError: a generated token without a predictor that was fed.
     """
-    log, count = transcript.log, len(transcript.threads)
-    drawn = _drawn_from(log)
-    last_clock = [-1] * count
+    log, threads, line = transcript.log, transcript.threads, transcript.lines.tolist()
+    drawn, count = _drawn_from(log), len(threads)
+    last_clock = [
+        -1
+    ] * count  # of each line, by the number of its first thread, as all that follows but `sees` and `shown`
     for entry in np.flatnonzero(log.clock >= 0):
-        last_clock[log.thread[entry]] = max(last_clock[log.thread[entry]], int(log.clock[entry]))
-    children = [[b for b in range(count) if transcript.threads[b].parent == a] for a in range(count)]
-    sees = [[b for b in range(count) if b != a and transcript.sees[a, b]] for a in range(count)]
+        last_clock[line[log.thread[entry]]] = max(last_clock[line[log.thread[entry]]], int(log.clock[entry]))
+    stop = {line[b]: thread.stop for b, thread in enumerate(threads) if thread.stop != Stop.SPLIT}  # of its last thread
+    unjoined = [{b for b in stop if threads[b].parent >= 0 and line[threads[b].parent] == a} for a in range(count)]
+    sees = [[b for b in range(count) if line[b] != line[a] and transcript.sees[a, b]] for a in range(count)]
 
     waits_for: list[tuple[int, ...]] = [()] * len(log)
-    forks, joins = [], []
-    known = [frozenset()] * count  # newest generated tokens of a thread, those it waited for included
-    shown = [frozenset()] * count  # the same without what its last row sampled: what others can see
-    before = [-1] * count  # clock of a thread's last row
-    unjoined = [set(members) for members in children]
+    forks, joins, runs = [], [], {}  # the thread that each line ran as last
+    known = [frozenset()] * count  # newest generated tokens of a line, those it waited for included
+    shown = [frozenset()] * count  # of a thread, the same without what its last row sampled: what others can see
+    before = [-1] * count  # clock of the last row
     for rows in _rows_by_clock(log):
         past = {}
         for row in rows:  # rows of one clock do not see each other
             thread, clock = int(log.thread[row]), int(log.clock[row])
-            follows = set(known[thread])
-            parent = transcript.threads[thread].parent
-            if before[thread] < 0 and parent >= 0:
-                follows |= known[parent]
-                forks.append((max(known[parent], default=-1), thread))
+            mine, parent = line[thread], threads[thread].parent
+            follows = set(known[mine])
+            if before[mine] < 0 and parent >= 0:
+                follows |= known[line[parent]]
+                forks.append((max(known[line[parent]], default=-1), thread))
             for other in sees[thread]:
                 follows |= shown[other]
-            if before[thread] >= 0 and clock > before[thread] + 1:
-                done = [b for b in sorted(unjoined[thread]) if 0 <= last_clock[b] < clock]
-                unjoined[thread].difference_update(done)
-                for child in done:
-                    joins.append((child, row))
-                for ended in _with_unjoined(done, unjoined):
+            waits = before[mine] >= 0 and clock > before[mine] + 1
+            if waits and not (clock == last_clock[mine] and _cut_off(mine, unjoined, stop)):
+                done = [b for b in sorted(unjoined[mine]) if 0 <= last_clock[b] < clock]
+                unjoined[mine].difference_update(done)
+                waited = _waited_for(done, unjoined, stop)
+                joins += [(runs[child], row) for child in done if child in waited]
+                for ended in waited:
                     follows |= known[ended]
             past[row] = frozenset(follows)
         for row, follows in past.items():
             thread = int(log.thread[row])
             if not log.sampled[row]:
                 waits_for[row] = tuple(sorted(follows))
-            shown[thread] = known[thread] = follows
-            before[thread] = int(log.clock[row])
+            shown[thread] = known[line[thread]] = follows
+            before[line[thread]] = int(log.clock[row])
+            runs[line[thread]] = thread
         for row, follows in past.items():
             for entry in drawn.get(row, ()):
                 waits_for[entry] = tuple(sorted(follows))
-                known[int(log.thread[entry])] = frozenset([entry])
-    return Causality(tuple(waits_for), tuple(forks), tuple(joins))
+                known[line[log.thread[entry]]] = frozenset([entry])
+    end = frozenset().union(*(known[each] for each in _waited_for([0], unjoined, stop)))
+    return Causality(tuple(waits_for), tuple(forks), tuple(joins), tuple(sorted(end)))
 
 
-def _with_unjoined(threads: list[int], unjoined: list[set[int]]) -> list[int]:
-    """`threads` and below them those that their own parents waited for without being fed anything afterwards."""
-    found = list(threads)
-    for thread in found:  # grows while it is read
-        found.extend(sorted(unjoined[thread]))
+def _waited_for(lines: list[int], unjoined: list[set[int]], stop: Mapping[int, Stop]) -> list[int]:
+    """`lines` and below them those that their own parents waited for without being fed anything afterwards.
+
+    A line that was killed is not waited for.
+    """
+    found = [line for line in lines if stop[line] != Stop.KILLED]
+    for line in found:  # grows while it is read
+        below = [] if _cut_off(line, unjoined, stop) else sorted(unjoined[line])
+        found.extend(each for each in below if stop[each] != Stop.KILLED)
     return found
+
+
+def _cut_off(line: int, unjoined: list[set[int]], stop: Mapping[int, Stop]) -> bool:
+    """Whether a shared budget ended a line that waited for others, which were killed then."""
+    return stop[line] == Stop.SHARED and any(stop[below] == Stop.KILLED for below in unjoined[line])
 
 
 def depths(order: Causality, sampled: np.ndarray) -> np.ndarray:

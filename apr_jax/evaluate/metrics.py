@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from apr_jax.decode.transcript import Source, Transcript
+from apr_jax.decode.transcript import Source, Stop, Transcript
 from apr_jax.evaluate import select
 from apr_jax.evaluate.causality import causality, depths, followers_of, topological
 
@@ -28,15 +28,27 @@ def fed_tokens(transcript: Transcript) -> int:
 
 
 def critical_path(transcript: Transcript) -> int:
-    """Generated tokens on the longest chain, as the engine counted it."""
-    log = transcript.log
-    return int(log.depth[log.sampled].max(initial=0))
+    """Generated tokens on the longest chain, as the engine counted it.
+
+    It ends where the problem does: what was killed, and what is below it, nobody waited for.
+    """
+    return int(transcript.log.depth[_last(transcript)].max(initial=0))
 
 
 def recomputed_critical_path(transcript: Transcript) -> int:
     """The same number, found again from clocks, visibility and parents without looking at `log.depth`."""
-    sampled = transcript.log.sampled
-    return int(depths(causality(transcript), sampled)[sampled].max(initial=0))
+    found = depths(causality(transcript), transcript.log.sampled)
+    return int(found[_last(transcript)].max(initial=0))
+
+
+def _last(transcript: Transcript) -> np.ndarray:
+    """The generated tokens that the problem's end waited for; all of them where none was killed, or all were with the problem."""
+    killed = [
+        line for line, thread in zip(transcript.lines, transcript.threads, strict=True) if thread.stop == Stop.KILLED
+    ]
+    if not killed or 0 in killed:
+        return np.flatnonzero(transcript.log.sampled)
+    return np.array(causality(transcript).end, int)
 
 
 def makespan(transcript: Transcript, workers: float) -> int:
@@ -77,14 +89,16 @@ def acceleration_ratio(transcript: Transcript) -> float:
 
 
 def parallel_ratio(transcript: Transcript) -> float:
-    """Share of the generated tokens that stand in forked threads (all but the root)."""
+    """Share of the generated tokens that stand in forked threads (all but the root's line)."""
     sampled = transcript.log.sampled
-    return float((sampled & (transcript.log.thread > 0)).sum() / sampled.sum()) if sampled.any() else 0.0
+    return (
+        float((sampled & (transcript.lines[transcript.log.thread] > 0)).sum() / sampled.sum()) if sampled.any() else 0.0
+    )
 
 
 def threads(transcript: Transcript) -> int:
-    """Threads that generated something, the root included; one that only holds the prompt of samples does not count."""
-    return len(np.unique(transcript.log.thread[transcript.log.sampled]))
+    """Lines of threads that generated something, the root included; one that only holds the prompt of samples does not count."""
+    return len(np.unique(transcript.lines[transcript.log.thread[transcript.log.sampled]]))
 
 
 def forked(transcript: Transcript) -> bool:
@@ -92,8 +106,9 @@ def forked(transcript: Transcript) -> bool:
 
     Samples drawn from a common prompt are no fork of the model's. The mean over problems is the activation ratio.
     """
-    active = set(np.unique(transcript.log.thread[transcript.log.sampled]).tolist())
-    return any(transcript.threads[thread].parent in active for thread in active)
+    line = transcript.lines
+    active = set(line[transcript.log.thread[transcript.log.sampled]].tolist())
+    return any(line[transcript.threads[thread].parent] in active for thread in active if thread)
 
 
 def mean_logprob(transcript: Transcript, thread: int | None = None) -> float:

@@ -1,0 +1,123 @@
+"""Who waited for whom where lines go on, are split, are killed: worked out by hand, and as the oracle counted."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import racing
+from apr_jax.decode.transcript import Log, Source, Stop, ThreadRecord, Transcript
+from apr_jax.evaluate import metrics
+from apr_jax.evaluate.causality import causality, depths
+
+
+def record(threads, entries, sees=()):
+    """Of threads (path, parent, stop, segment) and entries (thread, sampled, clock, predictor)."""
+    thread, sampled, clock, predictor = (np.array(column) for column in zip(*entries, strict=True))
+    index = np.array([np.sum((thread[:i] == t) & (clock[:i] >= 0)) for i, t in enumerate(thread)])
+    index, nothing = np.where(clock >= 0, index, -1), np.full(len(entries), np.nan)
+    source = np.where(sampled, Source.SAMPLED, Source.FED)
+    log = Log(thread, thread, index, index, clock, source, nothing, nothing, predictor, np.zeros_like(clock))
+    matrix = np.eye(len(threads), dtype=bool)
+    matrix[tuple(np.array(sees, int).reshape(-1, 2).T)] = True
+    transcript = Transcript(0, 0, threads[0][2], tuple(ThreadRecord(*each) for each in threads), matrix, log, 0)
+    depth = depths(causality(transcript), transcript.log.sampled)
+    return dataclasses.replace(transcript, log=dataclasses.replace(log, depth=depth))
+
+
+def test_a_line_that_goes_on_counts_on():
+    """The root forks a child and goes on, at the join, as a thread that does not see the old one."""
+    transcript = record(
+        [((), -1, Stop.CONTINUED), ((), -1, Stop.END, 1), ((0,), 0, Stop.END)],
+        [
+            (0, False, 1, -1), (0, True, 2, 0), (0, True, -1, 1),
+            (1, False, 5, -1), (1, True, -1, 3),
+            (2, False, 3, -1), (2, True, 4, 5), (2, True, -1, 6),
+        ],
+    )  # fmt: skip
+    order = causality(transcript)
+    assert order.waits_for[4] == (2, 7) and order.forks == ((2, 2),) and order.joins == ((2, 3),)
+    assert transcript.log.depth.tolist() == [0, 1, 2, 4, 5, 2, 3, 4]
+    assert metrics.critical_path(transcript) == metrics.recomputed_critical_path(transcript) == 2 + 2 + 1
+    assert metrics.threads(transcript) == 2 and metrics.forked(transcript)
+    assert metrics.parallel_ratio(transcript) == pytest.approx(2 / 5)
+
+
+def test_what_was_split_off_still_counts():
+    """The root forgets its second and third token: they are no child's."""
+    transcript = record(
+        [((), -1, Stop.CONTINUED), ((), -1, Stop.END, 1), ((0,), 0, Stop.SPLIT)],
+        [
+            (0, False, 1, -1), (0, True, 2, 0),
+            (1, False, 4, -1), (1, True, -1, 2),
+            (2, True, 3, 1), (2, True, -1, 4),
+        ],
+        sees=[(1, 0), (2, 0)],
+    )  # fmt: skip
+    order = causality(transcript)
+    assert order.waits_for[3] == (5,) and order.forks == order.joins == ()
+    assert transcript.log.depth.tolist() == [0, 1, 3, 4, 2, 3]
+    assert metrics.critical_path(transcript) == metrics.recomputed_critical_path(transcript) == 4
+    assert metrics.threads(transcript) == 1 and not metrics.forked(transcript)
+    assert metrics.parallel_ratio(transcript) == 0
+
+
+def test_nobody_waits_for_a_rival_that_was_killed():
+    """The first child ends after two tokens; the other forked and waits, what it waits for has ended after five."""
+    transcript = record(
+        [((), -1, Stop.END), ((0,), 0, Stop.END), ((1,), 0, Stop.KILLED), ((1, 0), 2, Stop.END)],
+        [
+            (0, False, 1, -1), (0, True, -1, 0), (0, False, 8, -1), (0, True, -1, 2),
+            (1, False, 2, -1), (1, True, 3, 4), (1, True, -1, 5),
+            (2, False, 2, -1), (2, True, 3, 7), (2, True, -1, 8),
+            (3, False, 4, -1), (3, True, 5, 10), (3, True, 6, 11), (3, True, -1, 12),
+        ],
+    )  # fmt: skip
+    order = causality(transcript)
+    assert order.waits_for[3] == (1, 6) and order.joins == ((1, 2),)
+    assert transcript.log.depth[transcript.log.sampled].tolist() == [1, 4, 2, 3, 2, 3, 4, 5, 6]
+    assert metrics.critical_path(transcript) == metrics.recomputed_critical_path(transcript) == 4
+    assert metrics.generated_tokens(transcript) == 9
+    ended = (dataclasses.replace(transcript.threads[0], stop=Stop.KILLED), *transcript.threads[1:])
+    assert metrics.critical_path(dataclasses.replace(transcript, threads=ended)) == 6  # all were in flight
+
+
+def test_what_a_shared_budget_cuts_off_is_not_waited_for():
+    """A child is ended while it waits for two: one has ended, the other is killed. It feeds its last token, and is seen."""
+    transcript = record(
+        [((), -1, Stop.END), ((0,), 0, Stop.SHARED), ((0, 0), 1, Stop.END), ((0, 1), 1, Stop.KILLED)],
+        [
+            (0, False, 1, -1), (0, True, -1, 0), (0, False, 8, -1), (0, True, -1, 2),
+            (1, False, 2, -1), (1, True, 7, 4),
+            (2, False, 3, -1), (2, True, 4, 6), (2, True, -1, 7),
+            (3, False, 3, -1), (3, True, 4, 9), (3, True, 5, 10), (3, True, -1, 11),
+        ],
+        sees=[(0, 1)],
+    )  # fmt: skip
+    assert causality(transcript).waits_for[3] == (1, 5)
+    assert metrics.critical_path(transcript) == metrics.recomputed_critical_path(transcript) == 3
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        racing.Racing(**racing.WORDS, max_depth=2, kill=11),
+        racing.Racing(**racing.WORDS, context="shared", max_depth=2, first=True, returns="stitch"),
+        racing.Racing(**racing.WORDS, max_depth=2, shared=6, returns="stitch"),
+        racing.Racing(
+            **racing.WORDS, context="shared", max_depth=2, turn=10, keeps=False, renew=True, returns="stitch"
+        ),
+        racing.Racing(**racing.WORDS, context="shared", max_depth=2, cut=10, first=True, kill=11),
+        racing.Racing(**racing.WORDS, context="live", turn=10, first=True, kill=11, returns="stitch"),
+        racing.Racing(**racing.WORDS, context="live", together=6, kill=11, returns="stitch"),
+    ],
+    ids=["kill", "first", "shared", "go on", "split", "live", "together"],
+)
+def test_counts_of_the_oracle_are_found_again(protocol):
+    problems, expected, _ = racing.cases(protocol, 40)
+    for problem, right in zip(problems, expected, strict=True):
+        sampled = right.log.sampled
+        np.testing.assert_array_equal(depths(causality(right), sampled)[sampled], right.log.depth[sampled])
+        assert (
+            metrics.critical_path(right) == metrics.recomputed_critical_path(right) == racing.count(protocol, problem)
+        )
