@@ -52,10 +52,11 @@ class FewPieces(Sizes):
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is compiled once; `live` as in `Programs`."""
+    """What is compiled once; `live` and `races` as in `Programs`."""
 
     sizes: Sizes
     live: bool = True
+    races: bool = False
 
 
 SETTINGS = {
@@ -83,6 +84,12 @@ SETTINGS = {
     "not live": Setting(
         Sizes(problems=2, lanes=6, rows=9, feed_tiles=4, feed_chunk=8, feed_threshold=100, run=4, log_run=1, **HOLD),
         live=False,
+    ),
+    "races": Setting(
+        Sizes(problems=3, lanes=3, rows=4, feed_tiles=2, feed_chunk=8, feed_threshold=2, run=8, log_run=4, **HOLD), races=True
+    ),
+    "races, one row": Setting(
+        Sizes(problems=1, lanes=1, rows=1, feed_tiles=1, feed_chunk=2, feed_threshold=1, run=4, log_run=8, **HOLD), races=True
     ),
 }  # fmt: skip
 
@@ -117,7 +124,7 @@ def model() -> transformer.Model:
 
 @functools.cache
 def engine(setting: str) -> Engine:
-    return Engine(model(), Programs(SETTINGS[setting].live), SETTINGS[setting].sizes)
+    return Engine(model(), Programs(SETTINGS[setting].live, SETTINGS[setting].races), SETTINGS[setting].sizes)
 
 
 def draw_case(number: int, count: int, names: Sequence[str] = tuple(SETTINGS)) -> Case:
@@ -125,11 +132,11 @@ def draw_case(number: int, count: int, names: Sequence[str] = tuple(SETTINGS)) -
     rng = random.Random(number)
     name = names[number % len(names)]
     seed = rng.randrange(1000)
-    return Case(name, seed, tuple(_draw_problem(rng, i, SETTINGS[name].live) for i in range(count)))
+    return Case(name, seed, tuple(_draw_problem(rng, i, SETTINGS[name]) for i in range(count)))
 
 
-def _draw_problem(rng: random.Random, number: int, live: bool) -> tuple[Problem, Body]:
-    body = programs.draw(rng, live)
+def _draw_problem(rng: random.Random, number: int, setting: Setting) -> tuple[Problem, Body]:
+    body = programs.draw(rng, setting.live, setting.races)
     text = [rng.randrange(programs.VOCABULARY) for _ in range(rng.choice((1, 2, 3, 5, TEXT)))]
     budget = rng.choice((2, 6, 16, 32, 48))
     problem = Problem(

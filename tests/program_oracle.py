@@ -1,12 +1,12 @@
 """What programs of threads (`thread_programs`) must give: an interpreter of the tree, and what may stop one for want of room.
 
-The interpreter is written on the threads of `oracle`, in direct style, and knows neither the numbers that a program is
+The interpreter is written on the lines of `racing_oracle`, in direct style, and knows neither the numbers that a program is
 encoded in nor the engine's book. Where a size is too small for a problem, `check` says whether the engine had to stop it,
 or might, and that what it left is the beginning of what is right.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,8 @@ import numpy as np
 import oracle
 import thread_programs as programs
 from apr_jax.decode import Sizes, Stop, Transcript
-from oracle import Entry, Program, Thread, World
+from oracle import Entry
+from racing_oracle import END, EVENT, Group, Line, Thread, World, _last
 from reference_model import Forward, draw
 from thread_programs import Action, Body, Context, Instruction, Join
 
@@ -41,12 +42,24 @@ class _Child:
     body: Body
 
 
+class _Line(Line):
+    """A line that runs a program."""
+
+    def __init__(self, child: _Child, parent: Line | None = None, flushed: bool = False, live: bool = False):
+        super().__init__(child.thread, parent, flushed)
+        self.body, self.live = child.body, live
+
+
 class _World(World):
     """A world that also counts what a join needs."""
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
+        self.lines, self.decisions = [], []
         self.pieces, self.held = 1, {(): False}
+
+    def play(self, line: _Line, fed: Sequence[int]) -> Iterator:
+        return _play(self, line, fed)
 
 
 def run(forward: Forward, problem: Any, body: Body, seed: int, rng: np.random.Generator | None = None) -> Expected:
@@ -54,96 +67,116 @@ def run(forward: Forward, problem: Any, body: Body, seed: int, rng: np.random.Ge
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), problem.id), problem.sample)
     choose = lambda thread, logits, uniform, problem: draw(logits, uniform, problem)  # noqa: E731
     world, root = _World(forward, problem, choose), Thread((), None, key)
-    prompt = [int(token) for token in problem.prompt[: -programs.NUMBERS]]
-    world.start(root, _play(world, root, prompt, body))
+    world.add(_Line(_Child(root, body)), [int(token) for token in problem.prompt[: -programs.NUMBERS]])
     world.loop(rng)
     return Expected(oracle._record(root, problem), world.pieces, world.held)
 
 
-def _play(world: _World, thread: Thread, fed: Sequence[int], body: Body) -> Program:
-    """One thread, from its header to its end."""
-    yield from thread.feed_tokens(fed)
+def _play(world: _World, line: _Line, fed: Sequence[int]) -> Iterator:
+    """One line, from its header to its end."""
+    yield from line.feed(fed)
     opened: list[_Child] = []
     unfed: Entry | None = None
-    stop: Stop | None = None
-    for place, now in enumerate(body):
+    for place, now in enumerate(line.body):
         left = now.say
         while left:
             if unfed is not None:
                 yield []
-                thread.feed(unfed)
-            unfed = world.sample(thread)
+                line.thread.feed(unfed)
+            unfed = world.sample(line)
             left -= unfed.token >= programs.FIRST_EVENT
-            if left and world.spent(thread):
-                stop = Stop.LENGTH
+            if left and world.spent(line.thread):
+                line.stop = Stop.LENGTH
                 break
-        if stop is None and now.action in (Action.END, Action.FAIL):
-            stop = Stop.END if now.action == Action.END else Stop.MALFORMED
-        if stop is not None:
+        if line.stop is None and now.action in (Action.END, Action.FAIL):
+            line.stop = Stop.END if now.action == Action.END else Stop.MALFORMED
+        if line.stop is not None:
             break
-        if now.action in (Action.GO_ON, Action.OPEN):
-            opened += _open(thread, now)
-            if world.spent(thread):
-                stop = Stop.LENGTH
+        message: list[int] = []
+        if now.action == Action.FORK:
+            if now.flush and unfed is not None:
+                yield []
+                line.thread.feed(unfed)
+                unfed = None
+            opened += _open(line.thread, now)
+            if not opened:
+                line.stop = Stop.MALFORMED
                 break
-            continue
-        if now.flush and unfed is not None:
-            yield []
-            thread.feed(unfed)
-            unfed = None
-        opened += _open(thread, now)
-        if not opened:
-            stop = Stop.MALFORMED
+            children, opened = opened, []
+            message = yield from _fork_and_join(world, line, children, now)
+        elif now.action == Action.OPEN:
+            opened += _open(line.thread, now)
+        elif now.action == Action.KILL:
+            yield EVENT
+        elif now.action == Action.TURN or (now.action == Action.CUT and not line.live):
+            message, unfed = _go_on(world, line, now), None
+        if line.body[place + 1].say and world.spent(line.thread):
+            line.stop = Stop.LENGTH
             break
-        children, opened = opened, []
-        stitched = _start(world, thread, children, now)
-        yield from thread.await_children([child.thread for child in children])
-        for child in stitched:
-            thread.stitch(child)
-        message = _message(world, [child.thread for child in children], now)
-        if body[place + 1].say and world.spent(thread):
-            stop = Stop.LENGTH
-            break
-        if unfed is not None:
-            thread.feed(unfed)
+        if message and unfed is not None:
             yield []
+            line.thread.feed(unfed)
             unfed = None
-        yield from thread.feed_tokens(message)
-    for child in opened:
-        child.thread.stop = Stop.DROPPED
-    if world.held[thread.path] and unfed is not None:
-        yield []
-        thread.feed(unfed)
-    thread.stop = stop
+        yield from line.feed(message)
+    if line.group and line.group.first and not line.group.over:
+        yield END
+    yield from _last(line, unfed)
+    world.drop(line)
 
 
 def _open(thread: Thread, now: Instruction) -> list[_Child]:
     return [_Child(thread.open(), body) for body in now.children]
 
 
-def _start(world: _World, thread: Thread, children: Sequence[_Child], now: Instruction) -> list[Thread]:
-    """Start children; returns those that the parent will see."""
-    threads = [child.thread for child in children]
-    stitched = {Join.STITCH: threads, Join.REENCODE: threads[:1]}.get(now.join, [])
+def _go_on(world: _World, line: _Line, now: Instruction) -> list[int]:
+    """Go on as a new thread; returns what that is fed."""
+    old, position = line.thread, line.thread.next_position
+    quoted = [entry.token for entry in old.entries[max(len(old.entries) - now.quote, 0) :]]
+    world.pieces += 2
+    if now.action == Action.CUT:
+        line.split(len(old.entries) // 2, not now.keeps, position, world)
+        return [programs.TEMPLATES[programs.FOOTER]]
+    line.go_on([other for other in old.seen if now.keeps or other is not old], position)
+    return [*quoted, programs.TEMPLATES[programs.FOOTER]]
+
+
+def _fork_and_join(world: _World, line: _Line, children: Sequence[_Child], now: Instruction) -> Iterator:
+    """Start children and wait for them; returns what the parent is fed then."""
+    thread, threads = line.thread, [child.thread for child in children]
+    seen = {Join.STITCH: threads, Join.REENCODE: threads[:1]}.get(now.join, [])
     oracle._fork(thread, threads, now.context.name.lower())
+    live = now.context == Context.LIVE
+    born = [_Line(child, line, child.thread in seen, live) for child in children]
+    line.children += born
+    if now.race or live:
+        group = Group(line, born, now.first, now.shared)
+        for child in born:
+            child.group = group
     quoted = [entry.token for entry in thread.entries[max(len(thread.entries) - now.quote, 0) :]]
-    for child in children:
+    for child in born:
         begin = child.thread.path[-1] % programs.HEADERS
         header = [*quoted, *programs.TEMPLATES[begin : begin + now.header]]
-        world.held[child.thread.path] = child.thread in stitched
+        world.held[child.thread.path] = child.flushed
         world.pieces += 2
-        world.start(child.thread, _play(world, child.thread, header, child.body))
-    return stitched
+        world.add(child, header)
+    yield born
+    alive = [child for child in born if child.thread.stop != Stop.KILLED]
+    thread.floor = max([thread.floor, *(child.latest() for child in born)])
+    thread.count = max([thread.count, *(child.thread.count for child in alive)])
+    for child in alive:
+        if child.flushed:
+            thread.stitch(child.thread)
+    return _message(world, alive, now)
 
 
-def _message(world: _World, children: Sequence[Thread], now: Instruction) -> list[int]:
+def _message(world: _World, children: Sequence[_Line], now: Instruction) -> list[int]:
     """What the parent is fed at the join."""
-    text = [[entry.token for entry in child.entries] for child in children]
+    text = [[entry.token for entry in child.thread.entries] for child in children]
     told: list[list[int]] = []
     if now.join == Join.MESSAGE:
         told = [[programs.TEMPLATES[programs.RESULT], *words[max(len(words) - now.message, 0) :]] for words in text]
     if now.join == Join.REENCODE:
-        told = text[1:]
+        told = [words for words, child in zip(text, children, strict=True) if not child.flushed]
     world.pieces += 2 * len(told) + 1
     return [*(token for words in told for token in words), programs.TEMPLATES[programs.FOOTER]]
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int
 
 import thread_programs as programs
 from apr_jax.decode import book as books
-from apr_jax.decode import lines
+from apr_jax.decode import lines, races
 from apr_jax.decode.book import Book
 from apr_jax.decode.transcript import Stop
 from apr_jax.protocols import protocol
@@ -25,15 +25,18 @@ _CHILDREN = len(programs.OPERANDS)
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """Without `live` no program may fork live children, and the loop does not look for them."""
+    """Without `live` no program may fork live children, without `races` none may race, go on or be split."""
 
     live: bool = True
+    races: bool = False
 
-    races = False
-    splits = False
     together = 0
 
     templates = programs.TEMPLATES
+
+    @property
+    def splits(self) -> bool:
+        return self.races
 
     @property
     def handlers(self) -> tuple[protocol.Handler, ...]:
@@ -67,7 +70,43 @@ class Programs:
             Action.END: closes(Stop.END),
             Action.FAIL: closes(Stop.MALFORMED),
         }
-        return jax.lax.switch(now[_AT["action"]], [actions[action] for action in Action])
+        if self.races:
+            actions |= {
+                Action.KILL: lambda: races.defer(book, thread),
+                Action.TURN: lambda: self._turn(book, thread, now),
+                Action.CUT: lambda: self._cut(book, thread, now),
+            }
+        return jax.lax.switch(now[_AT["action"]], [actions[action] for action in sorted(actions)])
+
+    def decided(self, book: Book, thread: Int[Array, ""]) -> Book:
+        threads, number = book.threads, books.numbers(book)
+        siblings = books.children(book, threads.parent[thread]) & lines.unfinished(book) & (number != thread)
+        siblings &= threads.level[thread] > 0
+        youngest = jnp.max(jnp.where(siblings, threads.ordinal, -1))
+        return self._next(lines.kill(book, siblings & (threads.ordinal == youngest)), thread)
+
+    def _turn(self, book: Book, thread: Int[Array, ""], now: Int[Array, "width"]) -> Book:
+        threads, new = book.threads, book.used
+        forgot = jnp.where(now[_AT["keeps"]] > 0, 0, books.one_bit(thread, book.sees.shape[1]))
+        turned = lines.proceed(book, thread, book.sees[thread] ^ forgot, threads.position[thread])
+        quote = jnp.minimum(now[_AT["quote"]], threads.length[thread])
+        return self._feed(turned, thread, new, threads.length[thread] - quote, quote)
+
+    def _cut(self, book: Book, thread: Int[Array, ""], now: Int[Array, "width"]) -> Book:
+        threads, words = book.threads, book.sees.shape[1]
+        halves = books.one_bit(thread, words) | books.one_bit(book.used, words)
+        row = book.sees[thread] ^ jnp.where(now[_AT["keeps"]] > 0, 0, halves)
+        cut = lines.split(book, thread, threads.length[thread] // 2, row, threads.position[thread])
+        done = self._feed(cut, thread, lines.heir(cut, thread), jnp.int32(0), jnp.int32(0))
+        return books.choose(lines.splittable(book, thread), done, self._next(book, thread))
+
+    def _feed(self, book: Book, old: Int[Array, ""], new: Int[Array, ""], start, length) -> Book:
+        """Feed a thread that goes on a quotation of the old one and a footer, and put it before the next instruction."""
+        number, address = books.numbers(book), book.threads.span[old] + 1
+        fed = protocol.say(
+            book, number * 0 + new, (books.SPAN,), old, (start,), (length,), valid=number == new, footer=programs.FOOTER
+        )
+        return self._enter(fed, number == new, address)
 
     def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
         now, number, born = (
@@ -134,6 +173,9 @@ class Programs:
         forked = books.choose(context == Context.SHARED, books.commit(said, thread, shares=True), forked)
         if self.live:
             forked = books.choose(context == Context.LIVE, books.commit(said, thread, shares=True, live=True), forked)
+        if self.races:
+            raced = races.start(forked, thread, now[_AT["first"]] > 0, now[_AT["shared"]])
+            forked = books.choose(now[_AT["race"]] > 0, raced, forked)
         empty = ~jnp.any(born) & (opened.stop == Stop.RUNNING)  # and not for want of room in the table
         forked = books.choose(empty, books.close(opened, thread, jnp.int32(Stop.MALFORMED)), forked)
         return books.choose((now[_AT["flush"]] > 0) & book.threads.unfed[thread], waits, forked)

@@ -40,8 +40,9 @@ def interpret(body, seed=0, **fields):
     return program_oracle.run(forward, problem, body, seed)
 
 
-def test_the_order_of_threads_does_not_matter_to_the_interpreter():
-    case = fuzz_programs.draw_case(1, 12)
+@pytest.mark.parametrize("number", [1, 6])
+def test_the_order_of_threads_does_not_matter_to_the_interpreter(number):
+    case = fuzz_programs.draw_case(number, 12)
     forward = reference_model.transformer(fuzz_programs.model().params, fuzz_programs.CONFIG)
     for problem, body in case.problems:
         expected = program_oracle.run(forward, problem, body, case.seed)
@@ -77,7 +78,7 @@ def test_cases_have_what_the_comparison_is_about():
     """Every context, every join, depth 3, all stops that a program can have, and problems that do not fit."""
     forward = reference_model.transformer(fuzz_programs.model().params, fuzz_programs.CONFIG)
     found = []
-    for number in (1, 4):
+    for number in (1, 4, 6):
         case = fuzz_programs.draw_case(number, 32)
         for problem, body in case.problems:
             expected = program_oracle.run(forward, problem, body, case.seed)
@@ -86,7 +87,8 @@ def test_cases_have_what_the_comparison_is_about():
                 stop.name for stop in program_oracle.lacking(expected, fuzz_programs.SETTINGS[case.setting].sizes)
             ]
     wanted = [f"{context.name} {join.name}".lower() for context in Context for join in Join]
-    wanted += [f"stop {stop}" for stop in ("END", "LENGTH", "MALFORMED", "DROPPED")] + ["depth 2", "depth 3"]
+    wanted += [f"stop {stop}" for stop in ("END", "LENGTH", "MALFORMED", "DROPPED")]
+    wanted += [f"stop {stop}" for stop in ("KILLED", "CONTINUED", "SPLIT", "SHARED")] + ["depth 2", "depth 3"]
     wanted += ["isolated stitch, not flushed", "shared message, not flushed", "live message, not flushed"]
     wanted += [stop.name for stop in (Stop.THREADS_FULL, Stop.LOG_FULL, Stop.MESSAGES_FULL)]
     assert not set(wanted) - set(found)

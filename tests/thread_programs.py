@@ -27,6 +27,13 @@ class Action(enum.IntEnum):
     FORK = 2  # open children, start all that are open, wait for them, join
     END = 3
     FAIL = 4  # end as malformed
+    KILL = 5  # its youngest sibling that has not ended is killed, when that is decided
+    TURN = 6  # go on as a new thread, which is fed a quotation and a footer
+    CUT = 7  # split the thread in the middle and go on as a third, which is fed a footer; live threads just go on
+
+
+# What a thread is not fed anything after.
+GOES_ON = (Action.GO_ON, Action.OPEN, Action.KILL, Action.CUT)
 
 
 class Context(enum.IntEnum):
@@ -56,10 +63,14 @@ class Instruction:
         children: programs of the children that OPEN and FORK open.
         context: see there; all children of a fork have the same.
         flush: its last token is fed before its children start.
-        quote: the header of a child begins with that many of its parent's last tokens.
+        quote: the header of a child, or what a TURN is fed, begins with that many last tokens of the parent, or of the old thread.
         header: and goes on with that many of the template table.
         join: see there.
         message: last tokens of a child that a MESSAGE quotes.
+        race: the children are a group, in which they may KILL each other.
+        first: the first of them to end is the only one.
+        shared: tokens that they and all below them may sample together; 0: any number.
+        keeps: a TURN sees the old thread; a CUT sees the former half of it, otherwise the latter.
     """
 
     say: int
@@ -71,6 +82,10 @@ class Instruction:
     header: int = 1
     join: Join = Join.MESSAGE
     message: int = 0
+    race: bool = False
+    first: bool = False
+    shared: int = 0
+    keeps: bool = True
 
     def sound(self) -> bool:
         """Whether the rules of threads allow it, whatever stands around it."""
@@ -78,16 +93,33 @@ class Instruction:
             self.quote > 0 and self.say > 0 and self.join in (Join.MESSAGE, Join.DROP)
         )
         leaves = all(child.action not in (Action.OPEN, Action.FORK) for body in self.children for child in body)
+        kills = self.action == Action.FORK and any(
+            child.action == Action.KILL for body in self.children for child in body
+        )
         return (
             self.quote + self.header > 0
-            and (self.say > 0 or self.action not in (Action.GO_ON, Action.OPEN))
+            and (self.say > 0 or self.action in (Action.FORK, Action.END, Action.FAIL))
             and (self.flush or copies)
             and (self.context != Context.LIVE or leaves)
+            and (self.race or not (self.first or self.shared or kills))
         )
 
 
 Body = tuple[Instruction, ...]
-OPERANDS = ("say", "action", "context", "flush", "quote", "header", "join", "message")
+OPERANDS = (
+    "say",
+    "action",
+    "context",
+    "flush",
+    "quote",
+    "header",
+    "join",
+    "message",
+    "race",
+    "first",
+    "shared",
+    "keeps",
+)
 WIDTH = len(OPERANDS) + MOST_CHILDREN
 NUMBERS = MEMORY * WIDTH
 
@@ -100,8 +132,10 @@ def sound(body: Body) -> bool:
     for before, now in zip((None, *body), body, strict=False):
         if now.action in (Action.OPEN, Action.FORK):
             opened += now.children
-        if before and before.action in (Action.GO_ON, Action.OPEN) and not now.say:
+        if before and before.action in GOES_ON and not now.say:
             return False  # it would act twice at one token
+        if opened and now.action in (Action.TURN, Action.CUT):
+            return False  # children are opened and started by one thread
         if now.action == Action.FORK:
             if not dataclasses.replace(now, children=tuple(opened)).sound():
                 return False
@@ -126,7 +160,8 @@ def fits(body: Body) -> bool:
 
 def threads(body: Body) -> int:
     """Threads of a program in which nothing ends early."""
-    return 1 + sum(threads(child) for now in body for child in now.children)
+    more = {Action.TURN: 1, Action.CUT: 2}
+    return 1 + sum(more.get(now.action, 0) + sum(map(threads, now.children)) for now in body)
 
 
 def encode(body: Body) -> list[int]:
@@ -149,36 +184,41 @@ def encode(body: Body) -> list[int]:
     return numbers + [0] * (NUMBERS - len(numbers))
 
 
-def draw(rng: random.Random, live: bool = True, depth: int = 3) -> Body:
-    """A random program that can be run: nested up to `depth`, with live forks if `live`."""
+def draw(rng: random.Random, live: bool = True, races: bool = False, depth: int = 3) -> Body:
+    """A random program that can be run: nested up to `depth`, with live forks if `live`, with KILL, TURN, CUT if `races`."""
     while True:
-        body = _body(rng, live, depth, rng.choice((1, 2, 2, 3, 4)))
+        body = _body(rng, live, races, depth, rng.choice((1, 2, 2, 3, 4)))
         if sound(body) and fits(body):
             return body
 
 
-def _body(rng: random.Random, live: bool, depth: int, length: int) -> Body:
+def _body(rng: random.Random, live: bool, races: bool, depth: int, length: int) -> Body:
     body: list[Instruction] = []
     for _ in range(length):
-        now = _instruction(rng, live, depth)
+        now = _instruction(rng, live, races, depth)
         while not now.sound():
-            now = _instruction(rng, live, depth)
+            now = _instruction(rng, live, races, depth)
         body.append(now)
     body.append(Instruction(rng.choice((0, 1, 1, 2, 4)), rng.choice((Action.END, Action.END, Action.END, Action.FAIL))))
     for place, before in enumerate(body[:-1]):
-        if before.action in (Action.GO_ON, Action.OPEN) and not body[place + 1].say:
+        if before.action in GOES_ON and not body[place + 1].say:
             body[place + 1] = dataclasses.replace(body[place + 1], say=1)
     return tuple(body)
 
 
-def _instruction(rng: random.Random, live: bool, depth: int) -> Instruction:
+def _instruction(rng: random.Random, live: bool, races: bool, depth: int) -> Instruction:
     action = rng.choice((Action.GO_ON, Action.OPEN, *(Action.FORK,) * 5)) if depth else Action.GO_ON
     if action == Action.GO_ON:
-        return Instruction(rng.choice((1, 2, 5)))
+        say = rng.choice((1, 2, 5))
+        if not races:
+            return Instruction(say)
+        action = rng.choice((Action.GO_ON, Action.KILL, Action.TURN, Action.CUT))
+        return Instruction(say, action, quote=rng.choice((0, 1, 5)), keeps=rng.random() < 0.7)
     context = rng.choice((*Context,) if live else (Context.ISOLATED, Context.SHARED))
     inside = 0 if context == Context.LIVE else depth - 1
-    kinds = [_body(rng, live, inside, rng.choice((0, 1, 1, 2, 3))) for _ in range(rng.choice((1, 1, 2)))]
+    kinds = [_body(rng, live, races, inside, rng.choice((0, 1, 1, 2, 3))) for _ in range(rng.choice((1, 1, 2)))]
     count = rng.choice((0, 1, 2, 2, 3, MOST_CHILDREN)) if action == Action.FORK else 1
+    race = races and action == Action.FORK and rng.random() < 0.7
     return Instruction(
         say=rng.choice((0, 0, 1, 1, 2)),
         action=action,
@@ -189,6 +229,9 @@ def _instruction(rng: random.Random, live: bool, depth: int) -> Instruction:
         header=rng.choice((0, 1, 1, 2, 9, 15)),
         join=rng.choice((*Join,)),
         message=rng.choice((0, 1, 3, 12)),
+        race=race,
+        first=race and rng.random() < 0.4,
+        shared=rng.choice((0, 0, 4, 9)) if race else 0,
     )
 
 
@@ -222,7 +265,18 @@ def _smaller(body: Body) -> Iterator[Body]:
 def size(body: Body) -> int:
     """How large a program is, for comparing: what shrinks makes it less."""
     numbers = (
-        now.say + now.quote + now.header + now.message + now.context + now.join + (not now.flush) for now in body
+        now.say
+        + now.quote
+        + now.header
+        + now.message
+        + now.context
+        + now.join
+        + (not now.flush)
+        + now.race
+        + now.first
+        + now.shared
+        + (not now.keeps)
+        for now in body
     )
     return 10 * len(body) + sum(numbers) + sum(5 + size(child) for now in body for child in now.children)
 
@@ -235,6 +289,9 @@ def show(body: Body, indent: str = "") -> str:
         if now.action in (Action.OPEN, Action.FORK):
             facts += [now.context.name, "flush" if now.flush else "no flush", f"quote {now.quote}"]
             facts += [f"header {now.header}", f"join {now.join.name}", f"message {now.message}"]
+            facts += ["race"] * now.race + ["first"] * now.first + [f"shared {now.shared}"] * (now.shared > 0)
+        if now.action in (Action.TURN, Action.CUT):
+            facts += [f"quote {now.quote}", "keeps" if now.keeps else "forgets"]
         lines.append(indent + ", ".join(facts))
         lines += [f"{indent}  child {i}\n{show(child, indent + '    ')}" for i, child in enumerate(now.children)]
     return "\n".join(lines)
