@@ -116,8 +116,7 @@ class Line:
         new.seen = [*dict.fromkeys([*seen, *old.live, new])]
         for other in {id(other): other for other in old.live}.values():
             other.live.append(new)
-            if other.stop is None:
-                other.seen.append(new)
+            other.seen.append(new)
         old.children, old.stop = [new], Stop.CONTINUED
         self.threads.append(new)
 

@@ -135,7 +135,8 @@ def proceed(book: Book, thread: Int[Array, ""], row: UInt32[Array, "words"], pos
     threads = threads.where(mine, **ended)
     live = (old.group != NOBODY) & (book.threads.group == old.group) & (book.threads.ordinal != old.ordinal)
     me = books.one_bit(book.used, book.sees.shape[1])
-    sees = jnp.where((live & unfinished(book))[:, None], book.sees | me, book.sees)
+    # Of live threads those too that have ended, for whom it says nothing: events of one clock must commute.
+    sees = jnp.where(live[:, None], book.sees | me, book.sees)
     sees = jnp.where(new[:, None], row | me | books.bits(book, live), sees)
     next_book = book.replace(threads=threads, sees=sees, used=book.used + 1)
     return books.choose(full, book, next_book).halt(full, Stop.THREADS_FULL)

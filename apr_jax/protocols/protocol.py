@@ -78,20 +78,24 @@ def say(
     """Compose messages of which every valid thread of the table contributes the same few pieces.
 
     Args:
-        to: receiver of each thread's pieces; pieces of one receiver are said in the order of the table.
+        to: receiver of each thread's pieces; pieces of one receiver are said in the order in which the threads were opened.
         kind, start, length: one item a piece, see `book.Pieces`.
         thread: whose log the SPAN pieces are taken from.
         valid: which threads contribute.
         footer: place in the template table of one last token, said after all pieces (to the one receiver there is then).
     """
     count = to.shape[0]
+    # A child that went on as a new thread keeps its place, whenever it did so.
+    order = jnp.argsort(book.threads.ordinal, stable=True)
 
     def flat(items, tail):
-        items = jnp.stack([jnp.broadcast_to(jnp.asarray(item, jnp.int32), count) for item in items], axis=1).reshape(-1)
+        items = jnp.stack([jnp.broadcast_to(jnp.asarray(item, jnp.int32), count) for item in items], axis=1)[
+            order
+        ].reshape(-1)
         return items if footer is None else jnp.append(items, jnp.int32(tail))
 
     size = len(kind)
-    valid_pieces = jnp.repeat(valid, size)
+    valid_pieces = jnp.repeat(valid[order], size)
     if footer is not None:
         valid_pieces = jnp.append(valid_pieces, True)
     return messages.compose(
