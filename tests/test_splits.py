@@ -87,6 +87,12 @@ def test_the_tail_is_a_thread_that_sees_the_rest_and_who_saw_the_whole_sees_both
     assert not books.children(after, jnp.int32(0)).any()
 
 
+def test_open_children_go_over_and_the_tail_stays():
+    after = forget(books.open_child(parent_and_child(), jnp.int32(0)))
+    assert after.threads.parent[2:4].tolist() == [4, 0] and after.threads.fork[4] == 1
+    assert np.flatnonzero(books.opened(after, jnp.int32(4))).tolist() == [2]
+
+
 @pytest.mark.parametrize("onlooker", [dict(ended=False), dict(ended=False, live=True)])
 def test_refused_while_an_unfinished_thread_looks_on(onlooker):
     book = parent_and_child(**onlooker)
