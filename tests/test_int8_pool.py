@@ -165,5 +165,5 @@ def test_what_an_int8_pool_is_not_for():
     config = dataclasses.replace(CONFIG, head_dim=16)
     assert native.obstacle(config, jnp.float32, Sizes(), mesh) is None
     assert "int8_pool" in native.obstacle(config, jnp.float32, Sizes(int8_pool=True), mesh)
-    with pytest.raises(ValueError, match="the CPU kernel of attention cannot be used: sizes.int8_pool"):
+    with pytest.raises(ValueError, match="the CPU kernels cannot be used: sizes.int8_pool"):
         native.choose(True, config, jnp.float32, Sizes(int8_pool=True), mesh)

@@ -321,7 +321,7 @@ class Transformer(nnx.Module):
     """Embedding, L blocks, final norm, output table."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, fused: bool = False):
-        self.config = config
+        self.config, self.fused = config, fused
         self.embed = _normal(rngs, (config.vocabulary, config.width), config)
         # String keys: trees with integer keys come back from checkpoints with string keys.
         self.layers = nnx.Dict({str(i): Block(config, rngs, fused) for i in range(config.layers)})
@@ -333,8 +333,9 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[Array, "*B D"], tuple]:
         dtype = jnp.float64 if self.norm.scale[...].dtype == jnp.float64 else self.config.dtype
         x = _rows(self.embed.get_value(), tokens).astype(dtype)
-        # Behind a barrier, because XLA would work cosines and sines out again in every layer.
-        rope = jax.lax.optimization_barrier(rope_angles(positions, self.config, x.dtype))
+        rope = rope_angles(positions, self.config, x.dtype)
+        # XLA:CPU would work cosines and sines out again in every layer, were they not behind a barrier.
+        rope = jax.lax.optimization_barrier(rope) if self.fused else rope
         new = []
         for i in range(self.config.layers):
             block = self.layers[str(i)]
