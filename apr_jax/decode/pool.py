@@ -230,25 +230,28 @@ def walk(
         return a if rows is None else a[rows]
 
     def read_block(stored, i):
-        """Numbers [x, kv, block, size] and what scales them, [x, kv, 1, block] or 1."""
-        numbers, scale = stored, 1
+        """Numbers [x, kv, block, size] and what scales them, [x, kv, 1, block] or None."""
+        numbers, scale = stored, None
         if isinstance(stored, Quantised):
             numbers, scale = stored.values, piece(stored.scale, i, 2, 1)[:, :, None]
         numbers = piece(numbers, i, 1, -1).reshape(x, block, kv, size).transpose(0, 2, 1, 3)
         return numbers.astype(q.dtype), scale
 
+    def scaled(a, scale):
+        return a if scale is None else a * scale
+
     def step(i, carry):
         top, total, out = carry
         (k, k_scale), (v, v_scale) = read_block(keys, i), read_block(values, i)
         mask = jax.lax.dynamic_slice_in_dim(view.mask, i * block, block, axis=2)[:, None, None]
-        scores = jnp.einsum("xkqh,xknh->xkqn", q, k, preferred_element_type=wide) * k_scale
+        scores = scaled(jnp.einsum("xkqh,xknh->xkqn", q, k, preferred_element_type=wide), k_scale)
         scores = jnp.where(mask, scores.reshape(x, kv, -1, y, block), -jnp.inf).reshape(x, kv, -1, block)
         new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
         shift = jnp.where(jnp.isfinite(new_top), new_top, 0)
         weights = jnp.exp(scores - shift[..., None])
         scale = jnp.exp(top - shift)
         total = total * scale + jnp.sum(weights, axis=-1)
-        add = jnp.einsum("xkqn,xknh->xkqh", (weights * v_scale).astype(q.dtype), v, preferred_element_type=wide)
+        add = jnp.einsum("xkqn,xknh->xkqh", scaled(weights, v_scale).astype(q.dtype), v, preferred_element_type=wide)
         return new_top, total, out * scale[..., None] + add
 
     shape = q.shape[:-1]

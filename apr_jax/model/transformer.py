@@ -355,7 +355,8 @@ class Transformer(nnx.Module):
         rows = jax.lax.dot_general(
             x.reshape(-1, x.shape[-1]), table.astype(x.dtype), sides, preferred_element_type=wide
         )
-        return (rows * scale).astype(wide).reshape(*x.shape[:-1], rows.shape[-1])
+        rows = rows if scale is None else (rows * scale).astype(wide)
+        return rows.reshape(*x.shape[:-1], rows.shape[-1])
 
 
 def rope_angles(positions: Int[Array, "*B"], config: ModelConfig, dtype: Any) -> Float[Array, "2 *B 1 h"]:
@@ -388,13 +389,14 @@ def _product(x: Float[Array, "*B n"], w: Any, wide: bool = False) -> Float[Array
     matrix = numbers.reshape(x.shape[-1], -1)
     dtype = jnp.promote_types(x.dtype, jnp.float32) if wide else None
     out = jnp.dot(x.reshape(-1, x.shape[-1]), matrix.astype(x.dtype), preferred_element_type=dtype)
-    return (out * scale).astype(out.dtype).reshape(*x.shape[:-1], matrix.shape[1])
+    out = out if scale is None else (out * scale).astype(out.dtype)
+    return out.reshape(*x.shape[:-1], matrix.shape[1])
 
 
-def _factors(x: Float[Array, "..."], w: Array | Quantised) -> tuple[Array, Array, Array | int]:
-    """The two factors of a product, and what scales each channel of it."""
+def _factors(x: Float[Array, "..."], w: Array | Quantised) -> tuple[Array, Array, Array | None]:
+    """The two factors of a product, and what scales each channel of it, if anything does."""
     if not isinstance(w, Quantised):
-        return x, w, 1
+        return x, w, None
     # Behind a barrier with x, because XLA would widen all weights before the loop and keep them: nothing would be saved.
     x, values = jax.lax.optimization_barrier((x, w.values))
     return x, values, w.scale.reshape(-1)

@@ -121,9 +121,11 @@ def _smollm2(scale: Scale, vocabularies: dict[str, int]) -> list[Row]:
 
 def _overhead(model: str, work: Threads, target: float | None) -> Row:
     name = f"thread_overhead_{model}_{work.problems}x{work.threads}"
+    work = dataclasses.replace(work, one_device=True)
     return _row(name, model, work, ENGINE, target, theirs=Bare(work), cost=True)
 
 
 def _wall(model: str, work: Threads, target: float | None) -> Row:
     name = f"of_bare_products_{model}_{work.problems}x{work.threads}"
+    work = dataclasses.replace(work, one_device=True)
     return _row(name, model, work, ENGINE, target, theirs=Products(work))

@@ -87,6 +87,7 @@ class Threads:
         prefix: tokens of a prefix.
         tokens_each: tokens that a thread generates. 1 times the fork alone.
         slots: slots of the project's pool; 0 means as many as it takes. Peers ignore it.
+        one_device: the project deals no problems over devices, as it is compared with something that cannot. Peers ignore it.
         vocabulary, seed: of the prefixes.
     """
 
@@ -96,6 +97,7 @@ class Threads:
     tokens_each: int
     vocabulary: int
     slots: int = 0
+    one_device: bool = False
     seed: int = 0
 
     @property

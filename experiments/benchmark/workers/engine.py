@@ -106,7 +106,7 @@ class Project:
         before = work.prefix - 2
         chunk = max(size for size in range(1, CHUNK + 1) if before % size == 0)
         room = work.prefix + RUN + work.threads * (multiple(work.tokens_each, RUN) + RUN)
-        mesh = self._mesh(work.problems)
+        mesh = sharding.make_mesh() if work.one_device else self._mesh(work.problems)
         each = work.problems // mesh.size
         sizes = Sizes(
             problems=each, lanes=work.threads, rows=each * work.threads, feed_tiles=min(each, 4), feed_chunk=chunk,
