@@ -5,12 +5,18 @@ a group share its scale, so they are taken with the int8 values and scaled after
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int8
+from jaxtyping import Array, Float, Int, Int8
 
 LARGEST = 127
+# Axes of the weights of products that a sum runs over; what is left are the channels, each with a scale in int8.
+SUMMED = {"embed": (1,), "out": (0, 1)} | dict.fromkeys(
+    ("head", "q", "k", "v", "qkv", "gate", "up", "gate_up", "down"), (0,)
+)
 
 
 @jax.tree_util.register_dataclass
@@ -37,3 +43,27 @@ def quantise(x: Float[Array, "..."], axes: tuple[int, ...]) -> Quantised:
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     scale = jnp.max(jnp.abs(wide), axis=axes, keepdims=True) / LARGEST
     return Quantised(jnp.round(wide / jnp.where(scale > 0, scale, 1)).astype(jnp.int8), scale)
+
+
+def logical_axes_in_int8(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Axes of parameters with those of the scales beside them: a scale is cut with its channel."""
+
+    def leaf(path: Any, axes: tuple) -> Any:
+        summed = SUMMED.get(path[-1].key)
+        return Quantised(axes, tuple(None if i in summed else axis for i, axis in enumerate(axes))) if summed else axes
+
+    return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def factors(x: Float[Array, "..."], w: Array | Quantised) -> tuple[Array, Array, Array | None]:
+    """The two factors of a product, and what scales each channel of it, if anything does."""
+    if not isinstance(w, Quantised):
+        return x, w, None
+    # Behind a barrier with x, because XLA would widen all weights before the loop and keep them: nothing would be saved.
+    x, values = jax.lax.optimization_barrier((x, w.values))
+    return x, values, w.scale.reshape(-1)
+
+
+def look_up(table: Any, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+    """Rows of an embedding table."""
+    return table.values[tokens] * table.scale[tokens] if isinstance(table, Quantised) else table[tokens]

@@ -21,17 +21,13 @@ from jaxtyping import Array, Float, Int, Key
 
 from apr_jax.model import rope as rotary
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.int8 import Quantised
+from apr_jax.model.int8 import SUMMED, factors, logical_axes_in_int8, look_up
 from apr_jax.model.int8 import quantise as rounded
 
 Params = Mapping[str, Any]
 # attend(q [*B, H, h], k [*B, K, h], v [*B, K, h], memory of the layer) -> (out [*B, H, h], memory of the layer).
 # q and k are normed and rotated; q is not scaled.
 Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
-# Axes of the weights of products that a sum runs over; what is left are the channels, each with a scale in int8.
-SUMMED = {"embed": (1,), "out": (0, 1)} | dict.fromkeys(
-    ("head", "q", "k", "v", "qkv", "gate", "up", "gate_up", "down"), (0,)
-)
 
 
 @jax.tree_util.register_dataclass
@@ -171,15 +167,7 @@ def logical_axes(config: ModelConfig, fused: bool = False) -> Mapping[str, Any]:
     }
     tree = {"embed": ("vocabulary", "width"), "layers": {str(i): block for i in range(config.layers)}, "norm": norm}
     tree = tree if config.tied else tree | {"head": ("width", "vocabulary")}
-    return _axes_of_quantised(tree) if config.int8_weights else tree
-
-
-def _axes_of_quantised(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    def leaf(path: Any, axes: tuple) -> Any:
-        summed = SUMMED.get(path[-1].key)
-        return Quantised(axes, tuple(None if i in summed else axis for i, axis in enumerate(axes))) if summed else axes
-
-    return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=lambda x: isinstance(x, tuple))
+    return logical_axes_in_int8(tree) if config.int8_weights else tree
 
 
 def init(config: ModelConfig, key: Key[Array, ""]) -> Model:
@@ -332,7 +320,7 @@ class Transformer(nnx.Module):
         self, tokens: Int[Array, "*B"], positions: Int[Array, "*B"], attend: Attend, memory: tuple, remat: bool
     ) -> tuple[Float[Array, "*B D"], tuple]:
         dtype = jnp.float64 if self.norm.scale[...].dtype == jnp.float64 else self.config.dtype
-        x = _rows(self.embed.get_value(), tokens).astype(dtype)
+        x = look_up(self.embed.get_value(), tokens).astype(dtype)
         rope = rope_angles(positions, self.config, x.dtype)
         # XLA:CPU would work cosines and sines out again in every layer, were they not behind a barrier.
         rope = jax.lax.optimization_barrier(rope) if self.fused else rope
@@ -350,7 +338,7 @@ class Transformer(nnx.Module):
         weight, axis = (self.embed, 1) if self.config.tied else (self.head, 0)
         if hasattr(weight.get_value(), "multiply"):
             return weight.get_value().multiply(x, wide=True)
-        x, table, scale = _factors(x, weight.get_value())
+        x, table, scale = factors(x, weight.get_value())
         sides = (((1,), (axis,)), ((), ()))
         rows = jax.lax.dot_general(
             x.reshape(-1, x.shape[-1]), table.astype(x.dtype), sides, preferred_element_type=wide
@@ -385,25 +373,12 @@ def _product(x: Float[Array, "*B n"], w: Any, wide: bool = False) -> Float[Array
     """
     if hasattr(w, "multiply"):
         return w.multiply(x, wide)
-    x, numbers, scale = _factors(x, w)
+    x, numbers, scale = factors(x, w)
     matrix = numbers.reshape(x.shape[-1], -1)
     dtype = jnp.promote_types(x.dtype, jnp.float32) if wide else None
     out = jnp.dot(x.reshape(-1, x.shape[-1]), matrix.astype(x.dtype), preferred_element_type=dtype)
     out = out if scale is None else (out * scale).astype(out.dtype)
     return out.reshape(*x.shape[:-1], matrix.shape[1])
-
-
-def _factors(x: Float[Array, "..."], w: Array | Quantised) -> tuple[Array, Array, Array | None]:
-    """The two factors of a product, and what scales each channel of it, if anything does."""
-    if not isinstance(w, Quantised):
-        return x, w, None
-    # Behind a barrier with x, because XLA would widen all weights before the loop and keep them: nothing would be saved.
-    x, values = jax.lax.optimization_barrier((x, w.values))
-    return x, values, w.scale.reshape(-1)
-
-
-def _rows(table: Any, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-    return table.values[tokens] * table.scale[tokens] if isinstance(table, Quantised) else table[tokens]
 
 
 def _zeros(shape: tuple[int, ...], config: ModelConfig) -> nnx.Param:

@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float, Int
 
-from apr_jax.model.int8 import Quantised
+from apr_jax.model.int8 import SUMMED, Quantised
 from apr_jax.model.transformer import Params
 
 TARGET = "apr_jax_product"
-SUMMED = {"qkv": 1, "out": 2, "gate_up": 1, "down": 1, "head": 1}  # how many axes are summed over, by weight
 COLUMNS = 16  # that lie together; columns and what is summed over come in twice as many
 
 
@@ -64,8 +63,8 @@ def pack(params: Params) -> Params:
     plain = lambda weight: not isinstance(weight, Quantised)
 
     def leaf(path: Any, weight: Any) -> Any:
-        summed = SUMMED.get(path[-1].key)
-        return packed(weight, summed) if summed and plain(weight) else weight
+        name = path[-1].key
+        return packed(weight, len(SUMMED[name])) if name in SUMMED and name != "embed" and plain(weight) else weight
 
     def every(params: Params) -> Params:
         params = jax.tree_util.tree_map_with_path(leaf, params, is_leaf=lambda x: not plain(x))
