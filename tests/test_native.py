@@ -81,13 +81,15 @@ def test_kernel_equals_plain_attention(processor, heads, kv_heads, size, tokens,
     assert not np.any(found[3]) and not np.any(found[0, 0])
 
 
-@pytest.mark.parametrize("rows", [1, 16, 33, 100])
+@pytest.mark.parametrize("rows, busy", [(1, 1), (16, 1), (33, 1), (33, 0.5), (100, 0.3), (100, 0)])
 @pytest.mark.parametrize("n, m", [(32, 32), (192, 96), (64, 4096)])
-def test_product_with_packed_weights(processor, rows, n, m):
+def test_product_with_packed_weights(processor, rows, busy, n, m):
+    """Rows that are zero, which are not multiplied, come out as zero."""
     if not ctypes.c_bool.in_dll(processor, "apr_jax_multiplies_bfloat16").value:
         pytest.skip("nothing is packed for such a processor")
     rng = np.random.default_rng(rows + n)
     x, weight = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((2, rows, n), (n, m)))
+    x = jnp.where(rng.random((2, rows, 1)) < busy, x, -0.0)
     expected = np.asarray(x, np.float64) @ np.asarray(weight, np.float64)
     packed = product.packed(weight.reshape(2, n // 2, m), 2)
     found = jax.jit(lambda x, packed: (packed.multiply(x, True), packed.multiply(x, False)))(x, packed)
@@ -120,6 +122,19 @@ def test_a_model_with_packed_weights(tied):
         return transformer.logits(model.graph, model.params, x)
 
     np.testing.assert_allclose(logits(packed), logits(model), atol=2e-3)
+
+
+def test_what_is_no_token_is_zero_throughout():
+    """So that its rows are not multiplied, and nobody else's logits depend on it."""
+    need_kernel()
+    config = dataclasses.replace(CONFIG, dtype="bfloat16", param_dtype="bfloat16")
+    model = native.prepare(transformer.fuse(transformer.init(config, jax.random.key(0))), jnp.bfloat16)
+    tokens, position = jnp.array([[5], [-1], [7], [-1]]), jnp.zeros((4, 1), jnp.int32)
+    attend = lambda q, k, v, memory: (jnp.where(tokens[..., None, None] < 0, 0, q), memory)
+    run = jax.jit(lambda tokens, position: transformer.hidden(model.graph, model.params, tokens, position, attend, (None,) * 2))
+    x, _ = run(tokens, position + 3)
+    assert not np.any(x[1]) and not np.any(x[3])
+    np.testing.assert_array_equal(x[::2], run(jnp.where(tokens < 0, 9, tokens), position + 3)[0][::2])
 
 
 def test_large_scores_do_not_overflow():

@@ -145,7 +145,8 @@ def look(
         at = jnp.minimum(tiles.problem, books.active.shape[0] - 1)
         words = jnp.broadcast_to(books.sees[at, tiles.thread][:, None], (*clock.shape, sizes.words))
         thread = jnp.broadcast_to(tiles.thread[:, None], clock.shape)
-        busy, slots = tiles.busy[:, None], Slots(slots.owner[at], slots.clock[at])
+        busy = jnp.arange(clock.shape[1]) < jnp.where(tiles.busy, tiles.count, 0)[:, None]
+        slots = Slots(slots.owner[at], slots.clock[at])
 
     def one(i, mask):
         piece = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * sizes.block, sizes.block, axis=1), slots)
@@ -172,7 +173,7 @@ def attention(view: View, tiles: Tiles, places: Places, block: int, kernel: bool
             spread = jnp.zeros((problems, lanes, *q.shape[2:]), q.dtype)
             spread = spread.at[tiles.problem, tiles.lane].set(q[:, 0], mode="drop")
             out = read(spread, keys, values, view, block, kernel)
-            out = out[jnp.minimum(tiles.problem, problems - 1), tiles.lane][:, None]
+            out = out.at[tiles.problem, tiles.lane].get(mode="fill", fill_value=0)[:, None]
         else:
             out = read(q, keys, values, view, block, kernel, tiles.problem)
         return out, (keys, values)

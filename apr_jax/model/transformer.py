@@ -194,7 +194,8 @@ def hidden(
     Args:
       graph: static half of the model.
       params: the other half.
-      tokens: token ids, with any leading axes: [A] or [A, 1] when decoding, [B, S] when training.
+      tokens: token ids, with any leading axes: [A] or [A, 1] when decoding, [B, S] when training. What is below 0 is no token:
+        without biases its row is zero throughout if `attend` gives zeros for it, and costs nothing where weights are packed.
       positions: positions of the tokens in their threads, of the same shape.
       attend: attention, see `Attend`; called once per layer, in order.
       memory: one item per layer, handed to `attend` and replaced by what it returns; use `(None,) * L` if it has none.
@@ -320,7 +321,7 @@ class Transformer(nnx.Module):
         self, tokens: Int[Array, "*B"], positions: Int[Array, "*B"], attend: Attend, memory: tuple, remat: bool
     ) -> tuple[Float[Array, "*B D"], tuple]:
         dtype = jnp.float64 if self.norm.scale[...].dtype == jnp.float64 else self.config.dtype
-        x = look_up(self.embed.get_value(), tokens).astype(dtype)
+        x = jnp.where(tokens[..., None] < 0, 0, look_up(self.embed.get_value(), tokens)).astype(dtype)
         rope = rope_angles(positions, self.config, x.dtype)
         # XLA:CPU would work cosines and sines out again in every layer, were they not behind a barrier.
         rope = jax.lax.optimization_barrier(rope) if self.fused else rope

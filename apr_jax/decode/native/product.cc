@@ -2,6 +2,8 @@
 // product, which takes longer than the product of a few rows. Weights of 16 columns lie together, as pairs of rows:
 // [n / 16, k / 2, 16, 2]. Sums are f32; each thread takes some columns for all rows, so that weights are read once.
 //
+// Rows that are zero, as those of idle lanes are, are not multiplied: a step costs what its busy rows cost.
+//
 // Letters: R rows, k numbers that are summed over, a multiple of 32, n columns, too.
 
 #include <algorithm>
@@ -44,26 +46,44 @@ inline void multiply(const bf16* x, const bf16* weights, int64_t rows, int64_t k
   }
 }
 
+// The rows that are not zero.
+std::vector<int64_t> rows_to_multiply(const bf16* x, int64_t R, int64_t k) {
+  std::vector<int64_t> result;
+  for (int64_t r = 0; r < R; ++r) {
+    const bf16* row = x + r * k;
+    if (std::any_of(row, row + k, [](bf16 number) { return number.bits << 1 & 0xffff; })) result.push_back(r);
+  }
+  return result;
+}
+
 template <typename To>
 void run(ffi::ThreadPool pool, const Job<To>& job) {
   const bool tiles = kHasTiles && tiles_allowed();
   const int64_t columns = std::max<int64_t>(kPair, job.n / kPieces / kPair * kPair);
-  deal(pool, (job.n + columns - 1) / columns, [job, tiles, columns](auto next) {
-    const int64_t whole = tiles && job.R % kLanes ? job.R / kMost * kMost : job.R, left = job.R - whole;
+  const std::vector<int64_t> rows = rows_to_multiply(job.x, job.R, job.k);
+  const int64_t some = rows.size();
+  // Tiles want a multiple of 16 rows. What lies as it is wanted is not copied.
+  const bool copied = some < job.R || (tiles && some % kLanes);
+  std::vector<bf16> copy(copied ? (some + kLanes - 1) / kLanes * kLanes * job.k : 0);
+  for (int64_t i = 0; copied && i < some; ++i) std::memcpy(&copy[i * job.k], job.x + rows[i] * job.k, job.k * sizeof(bf16));
+  const bf16* x = copied ? copy.data() : job.x;
+  // A thread that comes when all is done finds this frame gone: it must read nothing before it is given a piece.
+  deal(pool, (job.n + columns - 1) / columns, [job, tiles, columns, x, some, rows = rows.data()](auto next) {
     float sums[2 * kMost * kLanes];
-    std::vector<bf16> last((left + kLanes - 1) / kLanes * kLanes * job.k);  // the last rows, if they fill no tiles
-    std::memcpy(last.data(), job.x + whole * job.k, left * job.k * sizeof(bf16));
     Tiles shape(tiles);
     for (int64_t piece; (piece = next()) >= 0;) {
-      for (int64_t column = piece * columns; column < std::min(job.n, (piece + 1) * columns); column += kPair) {
-        auto some = [&](const bf16* x, int64_t first, int64_t rows) {
-          multiply(x, job.weights + column * job.k, rows, job.k, sums, tiles);
-          for (int64_t r = 0; r < rows; ++r)
+      const int64_t first = piece * columns, end = std::min(job.n, first + columns);
+      if (some < job.R)
+        for (int64_t r = 0; r < job.R; ++r) std::fill(job.out + r * job.n + first, job.out + r * job.n + end, To{});
+      for (int64_t column = first; column < end; column += kPair) {
+        for (int64_t from = 0; from < some; from += kMost) {
+          const int64_t count = std::min<int64_t>(kMost, some - from);
+          multiply(x + from * job.k, job.weights + column * job.k, count, job.k, sums, tiles);
+          for (int64_t i = 0; i < count; ++i)
             for (int side = 0; side < 2; ++side)
-              store(load(sums + (side * kMost + r) * kLanes), job.out + (first + r) * job.n + column + side * kLanes);
-        };
-        for (int64_t r = 0; r < whole; r += kMost) some(job.x + r * job.k, r, std::min<int64_t>(kMost, whole - r));
-        if (left) some(last.data(), whole, left);
+              store(load(sums + (side * kMost + i) * kLanes),
+                    job.out + rows[from + i] * job.n + column + side * kLanes);
+        }
       }
     }
   });
