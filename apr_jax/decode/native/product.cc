@@ -7,7 +7,10 @@
 // Letters: R rows, k numbers that are summed over, a multiple of 32, n columns, too.
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "deal.h"
@@ -18,9 +21,10 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-constexpr int kMost = 32;          // rows that are multiplied before the weights are read again
 constexpr int kPair = 2 * kLanes;  // columns
-constexpr int kVectors = 8;        // rows at a time where there are no tiles
+constexpr int kTileRows = 32;      // that are multiplied before the weights are read again, with tiles
+constexpr int kVectorRows = 14;    // the same without, at most: of 32 vectors 28 hold sums
+constexpr int kAhead = 1024;       // numbers by which memory is asked for weights before they are wanted
 constexpr int kPieces = 64;        // at most, of a product
 
 template <typename To>
@@ -30,58 +34,81 @@ struct Job {
   To* out;
 };
 
-// sums [2, 32, 16]: rows [rows, k] times twice 16 columns; rows are padded to a multiple of 16 where tiles are used.
-inline void multiply(const bf16* x, const bf16* weights, int64_t rows, int64_t k, float* sums, bool tiles) {
-  if (tiles) return multiply_rows(x, weights, rows, k, sums);
-  for (int64_t first = 0; first < rows; first += kVectors) {
-    Lanes part[2][kVectors] = {};
-    const bf16* row[kVectors];
-    for (int i = 0; i < kVectors; ++i) row[i] = x + std::min(first + i, rows - 1) * k;
-    for (int64_t d = 0; d < k; d += 2)
-      for (int i = 0; i < kVectors; ++i)
-        for (int side = 0; side < 2; ++side)
-          part[side][i] = pair(part[side][i], row[i] + d, weights + (side * k + d) * kLanes);
-    for (int side = 0; side < 2; ++side)
-      for (int i = 0; i < kVectors; ++i) store(part[side][i], sums + (side * kMost + first + i) * kLanes);
+// sums [2, 32, 16] of `count` rows [count, k] with twice 16 columns.
+template <int count>
+void multiply(const bf16* x, const bf16* weights, int64_t k, bool ahead, float* sums) {
+  const bf16* others = weights + k * kLanes;
+  Lanes one[count] = {}, other[count] = {};
+  for (int64_t d = 0; d < k; d += 2) {
+    if (ahead) {
+      __builtin_prefetch(weights + d * kLanes + kAhead);
+      __builtin_prefetch(others + d * kLanes + kAhead);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < count; ++i) {
+      one[i] = pair(one[i], x + i * k + d, weights + d * kLanes);
+      other[i] = pair(other[i], x + i * k + d, others + d * kLanes);
+    }
+  }
+  for (int i = 0; i < count; ++i) {
+    store(one[i], sums + i * kLanes);
+    store(other[i], sums + (kTileRows + i) * kLanes);
   }
 }
 
-// The rows that are not zero.
-std::vector<int64_t> rows_to_multiply(const bf16* x, int64_t R, int64_t k) {
-  std::vector<int64_t> result;
-  for (int64_t r = 0; r < R; ++r) {
-    const bf16* row = x + r * k;
-    if (std::any_of(row, row + k, [](bf16 number) { return number.bits << 1 & 0xffff; })) result.push_back(r);
-  }
-  return result;
+using Multiply = void (*)(const bf16*, const bf16*, int64_t, bool, float*);
+
+// By the number of rows, from 1 on.
+template <int... before>
+constexpr std::array<Multiply, sizeof...(before)> by_count(std::integer_sequence<int, before...>) {
+  return {multiply<before + 1>...};
+}
+constexpr auto kMultiply = by_count(std::make_integer_sequence<int, kVectorRows>());
+
+// All rows, those that are not zero first.
+struct Order {
+  std::vector<int64_t> rows;
+  int64_t busy;
+};
+
+Order busy_first(const bf16* x, int64_t R, int64_t k) {
+  std::vector<int64_t> rows(R);
+  std::iota(rows.begin(), rows.end(), 0);
+  const auto busy = std::stable_partition(rows.begin(), rows.end(), [x, k](int64_t r) {
+    return std::any_of(x + r * k, x + (r + 1) * k, [](bf16 number) { return (number.bits & 0x7fff) != 0; });
+  });
+  return {rows, busy - rows.begin()};
 }
 
 template <typename To>
 void run(ffi::ThreadPool pool, const Job<To>& job) {
   const bool tiles = kHasTiles && tiles_allowed();
   const int64_t columns = std::max<int64_t>(kPair, job.n / kPieces / kPair * kPair);
-  const std::vector<int64_t> rows = rows_to_multiply(job.x, job.R, job.k);
-  const int64_t some = rows.size();
+  const Order order = busy_first(job.x, job.R, job.k);
+  const int64_t *rows = order.rows.data(), busy = order.busy;
   // Tiles want a multiple of 16 rows. What lies as it is wanted is not copied.
-  const bool copied = some < job.R || (tiles && some % kLanes);
-  std::vector<bf16> copy(copied ? (some + kLanes - 1) / kLanes * kLanes * job.k : 0);
-  for (int64_t i = 0; copied && i < some; ++i) std::memcpy(&copy[i * job.k], job.x + rows[i] * job.k, job.k * sizeof(bf16));
+  const bool copied = busy < job.R || (tiles && busy % kLanes);
+  std::vector<bf16> copy(copied ? (busy + kLanes - 1) / kLanes * kLanes * job.k : 0);
+  for (int64_t i = 0; copied && i < busy; ++i) std::memcpy(&copy[i * job.k], job.x + rows[i] * job.k, job.k * sizeof(bf16));
   const bf16* x = copied ? copy.data() : job.x;
+  const int64_t passes = std::max<int64_t>(1, (busy + kVectorRows - 1) / kVectorRows);
+  const int64_t most = tiles ? kTileRows : (busy + passes - 1) / passes;
   // A thread that comes when all is done finds this frame gone: it must read nothing before it is given a piece.
-  deal(pool, (job.n + columns - 1) / columns, [job, tiles, columns, x, some, rows = rows.data()](auto next) {
-    float sums[2 * kMost * kLanes];
+  deal(pool, (job.n + columns - 1) / columns, [job, tiles, columns, x, rows, busy, most](auto next) {
+    float sums[2 * kTileRows * kLanes];
     Tiles shape(tiles);
     for (int64_t piece; (piece = next()) >= 0;) {
       const int64_t first = piece * columns, end = std::min(job.n, first + columns);
-      if (some < job.R)
-        for (int64_t r = 0; r < job.R; ++r) std::fill(job.out + r * job.n + first, job.out + r * job.n + end, To{});
+      for (int64_t i = busy; i < job.R; ++i) std::fill(job.out + rows[i] * job.n + first, job.out + rows[i] * job.n + end, To{});
       for (int64_t column = first; column < end; column += kPair) {
-        for (int64_t from = 0; from < some; from += kMost) {
-          const int64_t count = std::min<int64_t>(kMost, some - from);
-          multiply(x + from * job.k, job.weights + column * job.k, count, job.k, sums, tiles);
+        for (int64_t from = 0; from < busy; from += most) {
+          const int64_t count = std::min(most, busy - from);
+          const bf16 *left = x + from * job.k, *right = job.weights + column * job.k;
+          if (tiles) multiply_rows(left, right, count, job.k, sums);
+          else kMultiply[count - 1](left, right, job.k, !from, sums);
           for (int64_t i = 0; i < count; ++i)
             for (int side = 0; side < 2; ++side)
-              store(load(sums + (side * kMost + i) * kLanes),
+              store(load(sums + (side * kTileRows + i) * kLanes),
                     job.out + rows[from + i] * job.n + column + side * kLanes);
         }
       }
