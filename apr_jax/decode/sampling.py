@@ -85,17 +85,23 @@ def sample(
         Token, its log-probability under the model, its log-probability under the distribution it was drawn from (nats).
     """
     greedy = temperature <= 0
-    scaled = logits / jnp.where(greedy, 1, temperature).astype(logits.dtype)[:, None]
-    truncates = ~greedy & ((top_k > 0) | (top_p < 1))
-    keep = jax.lax.cond(
-        jnp.any(truncates),
-        lambda: _keep(scaled, top_k, top_p) | ~truncates[:, None],
-        lambda: jnp.ones(scaled.shape, bool),
-    )
-    weights = jnp.where(keep, jnp.exp(scaled - jnp.max(scaled, axis=-1, keepdims=True)), 0)
-    token = jnp.where(greedy, argmax(logits), _invert(weights, uniform))
-    logprob = _pick(jax.nn.log_softmax(logits), token)
-    behaviour = jnp.log(_pick(weights, token)) - jnp.log(jnp.sum(weights, axis=-1))
+
+    def draw() -> tuple[Array, Array]:
+        scaled = logits / jnp.where(greedy, 1, temperature).astype(logits.dtype)[:, None]
+        truncates = ~greedy & ((top_k > 0) | (top_p < 1))
+        keep = jax.lax.cond(
+            jnp.any(truncates),
+            lambda: _keep(scaled, top_k, top_p) | ~truncates[:, None],
+            lambda: jnp.ones(scaled.shape, bool),
+        )
+        weights = jnp.where(keep, jnp.exp(scaled - jnp.max(scaled, axis=-1, keepdims=True)), 0)
+        token = _invert(weights, uniform)
+        return token, jnp.log(_pick(weights, token)) - jnp.log(jnp.sum(weights, axis=-1))
+
+    nothing = jnp.zeros(greedy.shape, jnp.int32), jnp.zeros(greedy.shape, logits.dtype)
+    drawn, behaviour = jax.lax.cond(jnp.all(greedy), lambda: nothing, draw)
+    token = jnp.where(greedy, argmax(logits), drawn)
+    logprob = _pick(logits, token) - jax.nn.logsumexp(logits, axis=-1)
     return token, logprob, jnp.where(greedy, 0, behaviour)
 
 

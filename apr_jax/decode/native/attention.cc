@@ -4,8 +4,8 @@
 // that any of its tokens sees and goes through them tile by tile, asking memory for the next tile ahead of time. A tile is
 // read once for all tokens, and groups of 16 slots that a token does not see are skipped for it: what many threads see is
 // read once, and what one thread sees costs the others nothing. Softmax is that of FlashAttention (Dao et al. 2022,
-// section 3.1), in f32. Products are of one of three kinds, as the processor allows: of vectors in f32; keys as they lie, two
-// bfloat16 to a lane; or of bfloat16 tiles (tiles.h), where weights are rounded to bfloat16 too.
+// section 3.1), in f32. Products are of one of three kinds, as the processor allows: of vectors in f32; or, with weights rounded
+// to bfloat16, of pairs of bfloat16 (pairs.h), for which keys are turned so that a score is a lane, or of tiles (tiles.h).
 //
 // Letters: X problems that are asked about, Y tokens of each, H heads, K kv heads, h head size, P problems of the pool, N
 // slots. A row is one head of one token.
@@ -95,20 +95,27 @@ class Piece {
     if constexpr (kKind == Kind::kVectors)
       for (int64_t r = 0; r < all_; ++r)
         for (int64_t d = 0; d < h_; d += kLanes) store(load(query(r) + d), q_ + r * h_ + d);
-    if constexpr (kKind == Kind::kTiles) pair_queries(scratch);
+    if constexpr (kKind != Kind::kVectors) prepare_halves(scratch);
+    if constexpr (kKind == Kind::kTiles) pair_queries();
   }
 
   void run() {
     for (int64_t tile = 0; tile < tiles_; ++tile) {
       const int32_t* slot = seen_ + tile * kTile;
       if constexpr (kKind == Kind::kTiles) {
-        fetch_pairs(slot);
+        for (int64_t i = 0; i < kTile; ++i) std::memcpy(copied_ + i * h_, keys_ + slot[i] * width_, h_ * sizeof(bf16));
+        fetch_values(slot);
         ask(slot + kTile, tile + 1);
         for (int64_t r = 0; r < all_; r += kLanes) block(r, tile);
-      } else {
-        if (kKind == Kind::kVectors) fetch(keys_, slot);
+      } else if constexpr (kKind == Kind::kPairs) {
+        for (int64_t i = 0; i < kTile; i += kLanes) turn([&](int64_t j) { return keys_ + slot[i + j] * width_; }, h_, copied_ + i * h_);
+        fetch_values(slot);
         ask(slot + kTile, tile + 1);
-        each(tile, [&](auto count, int64_t r, uint64_t sees) { score<count.value>(r, sees, slot); });
+        each(tile, [&](auto count, int64_t r, uint64_t sees) { add_pairs<count.value>(r, sees); });
+      } else {
+        fetch(keys_, slot);
+        ask(slot + kTile, tile + 1);
+        each(tile, [&](auto count, int64_t r, uint64_t sees) { score<count.value>(r, sees); });
         fetch(values_, slot);
         each(tile, [&](auto count, int64_t r, uint64_t sees) { gather<count.value>(r, sees); });
       }
@@ -172,8 +179,8 @@ class Piece {
     if (tile >= tiles_) return;
     for (int64_t i = 0; i < kTile; ++i)
       for (int64_t d = 0; d < h_; d += 64 / sizeof(T)) {
-        __builtin_prefetch(keys_ + slot[i] * width_ + d);
-        __builtin_prefetch(values_ + slot[i] * width_ + d);
+        __builtin_prefetch(keys_ + slot[i] * width_ + d, 0, 2);
+        __builtin_prefetch(values_ + slot[i] * width_ + d, 0, 2);
       }
   }
 
@@ -200,25 +207,16 @@ class Piece {
   static bool group(uint64_t sees, int64_t i) { return sees >> i * kLanes & 0xffff; }
 
   template <int kCount>
-  void score(int64_t first, uint64_t sees, const int32_t* slot) {
+  void score(int64_t first, uint64_t sees) {
     float* weight = weight_ + first * kTile;
     for (int64_t n = 0; n < kTile; n += kKeys) {
       if (!group(sees, n / kLanes)) continue;
       Lanes part[kLanes] = {};  // of row q and key j: 4 q + j
-      if constexpr (kKind == Kind::kPairs) {
+      for (int64_t d = 0; d < h_; d += kLanes)
         for (int64_t j = 0; j < kKeys; ++j) {
-          const T* key = keys_ + slot[n + j] * width_;
-          for (int64_t d = 0; d < h_; d += 2 * kLanes)
-            for (int q = 0; q < kCount; ++q)
-              part[q * kKeys + j] = pairs(part[q * kKeys + j], query(first) + q * h_ + d, key + d);
+          const Lanes key = load(tile_ + (n + j) * h_ + d);
+          for (int q = 0; q < kCount; ++q) part[q * kKeys + j] += load(q_ + (first + q) * h_ + d) * key;
         }
-      } else {
-        for (int64_t d = 0; d < h_; d += kLanes)
-          for (int64_t j = 0; j < kKeys; ++j) {
-            const Lanes key = load(tile_ + (n + j) * h_ + d);
-            for (int q = 0; q < kCount; ++q) part[q * kKeys + j] += load(q_ + (first + q) * h_ + d) * key;
-          }
-      }
       float scores[kLanes];
       store(sums(part), scores);
       for (int q = 0; q < kCount; ++q) std::memcpy(weight + q * kTile + n, scores + q * kKeys, kKeys * sizeof(float));
@@ -276,13 +274,49 @@ class Piece {
     }
   }
 
-  // Queries in pairs, by blocks of 16 rows: [block, h / 2, row, 2].
-  void pair_queries(Scratch& scratch) {
+  // Scores, weights and sums of values of the rows of one token.
+  template <int kCount>
+  void add_pairs(int64_t first, uint64_t sees) {
+    for (int64_t i = 0; i < kGroups; ++i) {
+      if (!group(sees, i)) continue;
+      Lanes even[kCount] = {}, odd[kCount] = {};
+      for (int64_t d = 0; d < h_; d += 4)
+        for (int q = 0; q < kCount; ++q) {
+          const T *one = query(first) + q * h_ + d, *keys = copied_ + (i * h_ + d) * kLanes;
+          even[q] = pair(even[q], one, keys);
+          odd[q] = pair(odd[q], one + 2, keys + 2 * kLanes);
+        }
+      for (int q = 0; q < kCount; ++q) store(even[q] + odd[q], weight_ + (first + q) * kTile + i * kLanes);
+    }
+    for (int q = 0; q < kCount; ++q) soften(first + q, sees, rounded_ + (first + q) * kTile);
+    constexpr int kMost = 4;  // vectors of a row held in registers
+    for (int64_t begin = 0; begin < h_; begin += kMost * kLanes) {
+      float* to = out_ + first * h_ + begin;
+      Lanes held[kCount][kMost];
+      for (int q = 0; q < kCount; ++q)
+        for (int64_t d = 0; d < kMost; ++d) held[q][d] = load(to + q * h_ + d * kLanes);
+      for (int64_t i = 0; i < kGroups; ++i) {
+        if (!group(sees, i)) continue;
+        for (int64_t j = i * kLanes; j < (i + 1) * kLanes; j += 2)
+          for (int64_t d = 0; d < kMost; ++d)
+            for (int q = 0; q < kCount; ++q)
+              held[q][d] = pair(held[q][d], rounded_ + (first + q) * kTile + j, interleaved_ + j * h_ + 2 * (begin + d * kLanes));
+      }
+      for (int q = 0; q < kCount; ++q)
+        for (int64_t d = 0; d < kMost; ++d) store(held[q][d], to + q * h_ + d * kLanes);
+    }
+  }
+
+  void prepare_halves(Scratch& scratch) {
     scratch.halves.resize(all_ * (h_ + kTile) + 2 * kTile * h_);
     paired_ = scratch.halves.data();
     rounded_ = paired_ + all_ * h_;
     copied_ = rounded_ + all_ * kTile;
     interleaved_ = copied_ + kTile * h_;
+  }
+
+  // Queries in pairs, by blocks of 16 rows: [block, h / 2, row, 2].
+  void pair_queries() {
     std::fill(paired_, paired_ + all_ * (h_ + kTile), bf16{0});
     for (int64_t r = 0; r < tokens_ * rows_; ++r) {
       if (r % rows_ >= heads_) continue;
@@ -291,8 +325,7 @@ class Piece {
     }
   }
 
-  void fetch_pairs(const int32_t* slot) {
-    for (int64_t i = 0; i < kTile; ++i) std::memcpy(copied_ + i * h_, keys_ + slot[i] * width_, h_ * sizeof(bf16));
+  void fetch_values(const int32_t* slot) {
     for (int64_t i = 0; i < kTile; i += 2)
       interleave(values_ + slot[i] * width_, values_ + slot[i + 1] * width_, h_, interleaved_ + i * h_);
   }

@@ -15,7 +15,6 @@
 
 #include "deal.h"
 #include "tiles.h"
-#include "vectors.h"
 
 namespace ffi = xla::ffi;
 

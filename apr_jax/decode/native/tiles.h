@@ -6,7 +6,7 @@
 
 #pragma once
 
-#include "vectors.h"
+#include "pairs.h"
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
 
@@ -104,23 +104,6 @@ inline void add_values(const bf16* weights, const bf16* values, int64_t h, float
   }
 }
 
-// Two rows of numbers as one of pairs.
-inline void interleave(const bf16* a, const bf16* b, int64_t h, bf16* to) {
-  struct Order {
-    uint16_t low[32] = {}, high[32] = {};
-    constexpr Order() {
-      for (int i = 0; i < 32; ++i) low[i] = i / 2 + i % 2 * 32, high[i] = low[i] + 16;
-    }
-  };
-  static constexpr Order kOrder;
-  const __m512i low = _mm512_loadu_si512(kOrder.low), high = _mm512_loadu_si512(kOrder.high);
-  for (int64_t d = 0; d < h; d += 32) {
-    const __m512i x = _mm512_loadu_si512(a + d), y = _mm512_loadu_si512(b + d);
-    _mm512_storeu_si512(to + 2 * d, _mm512_permutex2var_epi16(x, low, y));
-    _mm512_storeu_si512(to + 2 * d + 32, _mm512_permutex2var_epi16(x, high, y));
-  }
-}
-
 // scores [16 keys, 16 queries], four columns from `query` on, as rows of 64 keys.
 inline void transpose(const float* scores, float* rows) {
   __m512 x[4];  // x[k]: columns of the keys k, 4 + k, 8 + k, 12 + k
@@ -157,7 +140,6 @@ struct Tiles {
 inline void multiply_rows(const bf16*, const bf16*, int64_t, int64_t, float*) {}
 inline void multiply_keys(const bf16*, const bf16*, int64_t, int, float*) {}
 inline void add_values(const bf16*, const bf16*, int64_t, float*) {}
-inline void interleave(const bf16*, const bf16*, int64_t, bf16*) {}
 inline void transpose(const float*, float*) {}
 
 }  // namespace

@@ -35,23 +35,6 @@ inline void store(Lanes x, bf16* to) {  // to nearest, ties to even; is never gi
   *reinterpret_cast<Halves*>(to) = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Halves);
 #endif
 }
-// Adds products of 32 numbers, two to a lane, where the processor can.
-#if defined(__AVX512BF16__)
-constexpr bool kHasPairs = true;
-inline Lanes pairs(Lanes sum, const bf16* a, const bf16* b) {
-  return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(a), (__m512bh)_mm512_loadu_si512(b));
-}
-// Adds products of one pair with each of 16 pairs.
-inline Lanes pair(Lanes sum, const bf16* one, const bf16* sixteen) {
-  int32_t both;
-  std::memcpy(&both, one, sizeof(both));
-  return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(both), (__m512bh)_mm512_loadu_si512(sixteen));
-}
-#else
-constexpr bool kHasPairs = false;
-inline Lanes pairs(Lanes sum, const bf16*, const bf16*) { return sum; }
-inline Lanes pair(Lanes sum, const bf16*, const bf16*) { return sum; }
-#endif
 inline Lanes all(float x) { return Lanes{} + x; }
 
 // exp of numbers up to 0 (polynomial of the Cephes library, relative error about 2e-7); below -87 it is that of -87.
