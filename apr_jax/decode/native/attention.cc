@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "deal.h"
+#include "seen.h"
 #include "tiles.h"
 #include "vectors.h"
 #include "xla/ffi/api/ffi.h"
@@ -25,8 +26,7 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-constexpr int kGroups = 4;          // groups of a tile
-constexpr int kTile = kGroups * kLanes;
+constexpr int kGroups = kTile / kLanes;
 constexpr int kBlock = 4;           // rows of a token that share what is loaded
 constexpr int kKeys = kLanes / kBlock;
 constexpr int kRows = 64;           // of a piece, about
@@ -46,23 +46,10 @@ struct Job {
 
 // What a thread keeps from piece to piece, so that memory is asked for once.
 struct Scratch {
-  std::vector<int32_t> seen;
-  std::vector<uint64_t> sees;
+  Seen seen;
   std::vector<float> numbers;
   std::vector<bf16> halves;
 };
-
-// The bits of `from` that `which` names, moved together.
-inline uint64_t compress(uint64_t from, uint64_t which) {
-#if defined(__BMI2__)
-  return _pext_u64(from, which);
-#else
-  uint64_t result = 0;
-  for (uint64_t bit = 1; which; which &= which - 1, bit <<= 1)
-    if (from & which & -which) result |= bit;
-  return result;
-#endif
-}
 
 enum class Kind { kVectors, kPairs, kTiles };
 
@@ -70,17 +57,16 @@ template <typename T, int kSize, Kind kKind>
 class Piece {
  public:
   Piece(const Job<T>& job, int64_t x, int64_t kv, int64_t first, int64_t end, Scratch& scratch)
-      : h_(kSize ? kSize : job.h), width_(job.K * h_), heads_(job.H / job.K), tokens_(end - first), N_(job.N),
+      : h_(kSize ? kSize : job.h), width_(job.K * h_), heads_(job.H / job.K), tokens_(end - first),
         rows_(kKind == Kind::kTiles ? round(heads_, kBlock) : heads_),
         all_(kKind == Kind::kTiles ? round(tokens_ * rows_, kLanes) : tokens_ * rows_),
-        scale_(1.0f / std::sqrt(static_cast<float>(h_))) {
+        scale_(1.0f / std::sqrt(static_cast<float>(h_))), seen_(scratch.seen) {
     asked_ = job.q + ((x * job.Y + first) * job.H + kv * heads_) * h_;
     stride_ = job.H * h_;
-    mask_ = job.mask + (x * job.Y + first) * N_;
-    const int64_t start = job.problem[x] * N_ * width_ + kv * h_;
+    const int64_t start = job.problem[x] * job.N * width_ + kv * h_;
     keys_ = job.keys + start;
     values_ = job.values + start;
-    list(job.fill, scratch);
+    scratch.seen.list(job.mask + (x * job.Y + first) * job.N, tokens_, job.N, job.fill);
     scratch.numbers.resize(all_ * (2 * h_ + kTile + 1 + kLanes) + kTile * std::max<int64_t>(h_, kLanes));
     q_ = scratch.numbers.data();
     out_ = q_ + all_ * h_;
@@ -100,15 +86,16 @@ class Piece {
   }
 
   void run() {
-    for (int64_t tile = 0; tile < tiles_; ++tile) {
-      const int32_t* slot = seen_ + tile * kTile;
+    for (int64_t tile = 0; tile < seen_.tiles; ++tile) {
+      const int32_t* slot = seen_.tile(tile);
       if constexpr (kKind == Kind::kTiles) {
         for (int64_t i = 0; i < kTile; ++i) std::memcpy(copied_ + i * h_, keys_ + slot[i] * width_, h_ * sizeof(bf16));
         fetch_values(slot);
         ask(slot + kTile, tile + 1);
         for (int64_t r = 0; r < all_; r += kLanes) block(r, tile);
       } else if constexpr (kKind == Kind::kPairs) {
-        for (int64_t i = 0; i < kTile; i += kLanes) turn([&](int64_t j) { return keys_ + slot[i + j] * width_; }, h_, copied_ + i * h_);
+        for (int64_t i = 0; i < kTile; i += kLanes)
+          turn([&](int64_t j) { return keys_ + slot[i + j] * width_; }, h_, copied_ + i * h_);
         fetch_values(slot);
         ask(slot + kTile, tile + 1);
         each(tile, [&](auto count, int64_t r, uint64_t sees) { add_pairs<count.value>(r, sees); });
@@ -136,47 +123,9 @@ class Piece {
 
   const T* query(int64_t r) const { return asked_ + r / rows_ * stride_ + r % rows_ * h_; }
 
-  // Which slots of a tile the token of a row sees, a bit a slot.
-  uint64_t sees(int64_t token, int64_t tile) const { return sees_[token * words_ + tile]; }
-
-  // Lists the slots that some token sees, in order, and which of them each token sees.
-  void list(int64_t fill, Scratch& scratch) {
-    words_ = fill / 64 + 2;
-    scratch.seen.resize(words_ * kTile);
-    seen_ = scratch.seen.data();
-    scratch.sees.assign(tokens_ * (words_ + 1), 0);
-    sees_ = scratch.sees.data();
-    uint64_t* now = sees_ + tokens_ * words_;
-    int64_t slots = 0;
-    for (int64_t n = 0; n < fill; n += 64) {
-      uint64_t any = 0;
-      for (int64_t y = 0; y < tokens_; ++y) any |= now[y] = bits(mask_ + y * N_ + n, std::min<int64_t>(64, fill - n));
-      for (int64_t y = 0; any && y < tokens_; ++y) {
-        const uint64_t own = compress(now[y], any);
-        uint64_t* to = sees_ + y * words_ + slots / 64;
-        to[0] |= own << slots % 64;
-        if (slots % 64) to[1] |= own >> (64 - slots % 64);
-      }
-      for (; any; any &= any - 1) seen_[slots++] = static_cast<int32_t>(n + __builtin_ctzll(any));
-    }
-    tiles_ = (slots + kTile - 1) / kTile;
-    std::fill(seen_ + slots, seen_ + tiles_ * kTile, slots ? seen_[slots - 1] : 0);  // read, and given no weight
-  }
-
-  // A bit for each of up to 64 bytes that are 0 or 1; `count` is a multiple of 8.
-  static uint64_t bits(const uint8_t* bytes, int64_t count) {
-    uint64_t result = 0;
-    for (int64_t i = 0; i < count; i += 8) {
-      uint64_t word;
-      std::memcpy(&word, bytes + i, 8);
-      result |= (word * 0x0102040810204080 >> 56) << i;
-    }
-    return result;
-  }
-
   // Asks memory for the keys and values of a tile.
   void ask(const int32_t* slot, int64_t tile) const {
-    if (tile >= tiles_) return;
+    if (tile >= seen_.tiles) return;
     for (int64_t i = 0; i < kTile; ++i)
       for (int64_t d = 0; d < h_; d += 64 / sizeof(T)) {
         __builtin_prefetch(keys_ + slot[i] * width_ + d, 0, 2);
@@ -193,7 +142,7 @@ class Piece {
   template <typename Work>
   void each(int64_t tile, const Work& work) {
     for (int64_t y = 0; y < tokens_; ++y) {
-      const uint64_t own = sees(y, tile);
+      const uint64_t own = seen_.by(y, tile);
       if (own == 0) continue;
       for (int64_t r = y * rows_, end = r + rows_; r < end; r += kBlock) {
         if (end - r >= 4) work(std::integral_constant<int, 4>(), r, own);
@@ -334,13 +283,13 @@ class Piece {
   void block(int64_t first, int64_t tile) {
     const int64_t from = first / rows_, to = std::min((first + kLanes - 1) / rows_ + 1, tokens_);
     uint64_t any = 0;
-    for (int64_t y = from; y < to; ++y) any |= sees(y, tile);
+    for (int64_t y = from; y < to; ++y) any |= seen_.by(y, tile);
     if (any == 0) return;
     int groups = 0;
     for (int i = 0; i < kGroups; ++i) groups |= group(any, i) << i;
     multiply_keys(copied_, paired_ + first * h_, h_, groups, tile_);
     for (int64_t r = first; r < first + kLanes; r += kBlock) {
-      const uint64_t own = r < tokens_ * rows_ ? sees(r / rows_, tile) : 0;
+      const uint64_t own = r < tokens_ * rows_ ? seen_.by(r / rows_, tile) : 0;
       if (own == 0) {
         std::fill(rounded_ + r * kTile, rounded_ + (r + kBlock) * kTile, bf16{0});
         continue;
@@ -353,16 +302,13 @@ class Piece {
     add_values(rounded_ + first * kTile, interleaved_, h_, out_ + first * h_);
   }
 
-  const int64_t h_, width_, heads_, tokens_, N_;
+  const int64_t h_, width_, heads_, tokens_;
   const int64_t rows_, all_;  // of a token, and in all; with tiles there are some that stand for nothing
   const float scale_;
+  const Seen& seen_;
   const T* asked_;   // the first query
   int64_t stride_;   // from a token's queries to the next one's
-  int64_t words_, tiles_;
-  const uint8_t* mask_;
   const T *keys_, *values_;
-  int32_t* seen_;
-  uint64_t* sees_;
   float *q_, *out_, *weight_, *tile_, *top_, *total_;
   bf16 *paired_, *rounded_, *copied_, *interleaved_;
 };
