@@ -124,7 +124,7 @@ def choose_sizes(
         prompt: tokens of the longest prompt.
         tokens: tokens that a thread is fed or samples, at most.
         threads: threads of a problem over its life.
-        lanes: threads of a problem that compute at once.
+        lanes: threads of a problem that compute at once; no fewer than `together` of the protocol.
         problems: the most that are wanted in flight per shard.
         run: slots of a run; 8 to 16 suits CPU, 128 TPU.
         int8_pool: keys and values in int8, see `Sizes`: about twice as many problems or slots.
