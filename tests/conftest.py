@@ -1,11 +1,19 @@
 """Tests run in 64-bit on four virtual CPU devices, and the shapes that signatures promise are checked."""
 
 import gc
+import importlib.metadata
+import os
 
-import hypothesis
-import jax
-import jaxtyping
-import pytest
+# Nearly all of the tests' time is compiling: programs that run for a moment need not be fast. Programs that tests start follow.
+FLAGS = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # others know no such flag, and end the process
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", FLAGS)
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_enable_x64", True)

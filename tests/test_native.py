@@ -131,7 +131,9 @@ def test_what_is_no_token_is_zero_throughout():
     model = native.prepare(transformer.fuse(transformer.init(config, jax.random.key(0))), jnp.bfloat16)
     tokens, position = jnp.array([[5], [-1], [7], [-1]]), jnp.zeros((4, 1), jnp.int32)
     attend = lambda q, k, v, memory: (jnp.where(tokens[..., None, None] < 0, 0, q), memory)
-    run = jax.jit(lambda tokens, position: transformer.hidden(model.graph, model.params, tokens, position, attend, (None,) * 2))
+    run = jax.jit(
+        lambda tokens, position: transformer.hidden(model.graph, model.params, tokens, position, attend, (None,) * 2)
+    )
     x, _ = run(tokens, position + 3)
     assert not np.any(x[1]) and not np.any(x[3])
     np.testing.assert_array_equal(x[::2], run(jnp.where(tokens < 0, 9, tokens), position + 3)[0][::2])

@@ -84,8 +84,8 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
         slots = pool.write(state.slots, tiles, places, clock)
         view = pool.look(placed, slots, tiles, clock, sizes, program.protocol.together > 0)
     attend = pool.attention(view, tiles, places, sizes.block, program.kernel)
-    placed_tokens = jnp.where(places.slot < sizes.slots, tokens, -1)
-    x, memory = transformer.hidden(program.graph, params, placed_tokens, position, attend, state.pool)
+    real = jnp.where(places.slot < sizes.slots, tokens, -1)  # what has no place is no token
+    x, memory = transformer.hidden(program.graph, params, real, position, attend, state.pool)
     with jax.named_scope("sample"):
         last = jnp.maximum(tiles.count - 1, 0)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
