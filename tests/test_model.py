@@ -142,7 +142,8 @@ def test_remat_changes_nothing():
         return jnp.sum(transformer.hidden(model.graph, params, tokens, tokens, attend, (None, None), remat)[0] ** 3)
 
     plain, again = (jax.jit(jax.grad(loss), static_argnums=1)(model.params, remat) for remat in (False, True))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), plain, again)
+    # Sums of numbers near 1 may come in another order, and cancel to a gradient of 1e-5.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), plain, again)
 
 
 def test_graph_is_static_and_params_are_plain():
