@@ -81,7 +81,7 @@ def test_kernel_equals_plain_attention(processor, heads, kv_heads, size, tokens,
     assert not np.any(found[3]) and not np.any(found[0, 0])
 
 
-@pytest.mark.parametrize("rows, busy", [(1, 1), (16, 1), (33, 1), (33, 0.5), (100, 0.3), (100, 0)])
+@pytest.mark.parametrize("rows, busy", [(1, 1), (16, 1), (33, 1), (100, 1), (33, 0.5), (100, 0.3), (100, 0)])
 @pytest.mark.parametrize("n, m", [(32, 32), (192, 96), (64, 4096)])
 def test_product_with_packed_weights(processor, rows, busy, n, m):
     """Rows that are zero, which are not multiplied, come out as zero."""

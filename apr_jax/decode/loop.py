@@ -84,7 +84,8 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
         slots = pool.write(state.slots, tiles, places, clock)
         view = pool.look(placed, slots, tiles, clock, sizes, program.protocol.together > 0)
     attend = pool.attention(view, tiles, places, sizes.block, program.kernel)
-    real = jnp.where(places.slot < sizes.slots, tokens, -1)  # what has no place is no token
+    placed_tokens = places.slot < sizes.slots  # the rest are none
+    real = jnp.where(placed_tokens, tokens, -1)
     x, memory = transformer.hidden(program.graph, params, real, position, attend, state.pool)
     with jax.named_scope("sample"):
         last = jnp.maximum(tiles.count - 1, 0)
@@ -101,7 +102,7 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
         feed_steps=state.counters.feed_steps + (chunk > 1),
         decode_steps=state.counters.decode_steps + (chunk == 1),
         decode_rows=state.counters.decode_rows + (jnp.sum(tiles.busy, dtype=jnp.int32) if chunk == 1 else 0),
-        fed=state.counters.fed + jnp.sum(places.slot < sizes.slots, dtype=jnp.int32),
+        fed=state.counters.fed + jnp.sum(placed_tokens, dtype=jnp.int32),
         sampled=state.counters.sampled + jnp.sum(drawn, dtype=jnp.int32),
     )
     return state.replace(

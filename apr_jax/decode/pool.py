@@ -145,7 +145,7 @@ def look(
         at = jnp.minimum(tiles.problem, books.active.shape[0] - 1)
         words = jnp.broadcast_to(books.sees[at, tiles.thread][:, None], (*clock.shape, sizes.words))
         thread = jnp.broadcast_to(tiles.thread[:, None], clock.shape)
-        busy = jnp.arange(clock.shape[1]) < jnp.where(tiles.busy, tiles.count, 0)[:, None]
+        busy = jnp.arange(clock.shape[1]) < tiles.count[:, None]
         slots = Slots(slots.owner[at], slots.clock[at])
 
     def one(i, mask):

@@ -17,9 +17,9 @@
 #include <vector>
 
 #include "deal.h"
+#include "pairs.h"
 #include "seen.h"
 #include "tiles.h"
-#include "vectors.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -74,7 +74,6 @@ class Piece {
     tile_ = weight_ + all_ * kTile;
     top_ = tile_ + kTile * std::max<int64_t>(h_, kLanes);
     total_ = top_ + all_;
-    std::fill(tile_, tile_ + kTile * h_, 0.0f);  // what stands behind the last slot gets the weight 0, and must be finite
     std::fill(out_, out_ + all_ * h_, 0.0f);
     std::fill(top_, top_ + all_, kNothing);
     std::fill(total_, total_ + all_ * kLanes, 0.0f);
@@ -98,7 +97,10 @@ class Piece {
           turn([&](int64_t j) { return keys_ + slot[i + j] * width_; }, h_, copied_ + i * h_);
         fetch_values(slot);
         ask(slot + kTile, tile + 1);
-        each(tile, [&](auto count, int64_t r, uint64_t sees) { add_pairs<count.value>(r, sees); });
+        each(tile, [&](auto count, int64_t r, uint64_t sees) {
+          score_pairs<count.value>(r, sees);
+          gather<count.value>(r, sees);
+        });
       } else {
         fetch(keys_, slot);
         ask(slot + kTile, tile + 1);
@@ -201,31 +203,9 @@ class Piece {
     store(added, total_ + r * kLanes);
   }
 
+  // The same scores as `score`, of pairs.
   template <int kCount>
-  void gather(int64_t r, uint64_t sees) {
-    constexpr int kMost = 4;  // vectors of a row held in registers
-    for (int64_t begin = 0; begin < h_; begin += kMost * kLanes) {
-      const int64_t some = kSize ? kMost : std::min<int64_t>(kMost, (h_ - begin) / kLanes);
-      float* to = out_ + r * h_ + begin;
-      Lanes held[kCount][kMost];
-      for (int q = 0; q < kCount; ++q)
-        for (int64_t d = 0; d < some; ++d) held[q][d] = load(to + q * h_ + d * kLanes);
-      for (int64_t j = 0; j < kTile; ++j) {
-        if (!group(sees, j / kLanes)) continue;
-        const float* weight = weight_ + r * kTile + j;
-        for (int64_t d = 0; d < some; ++d) {
-          const Lanes value = load(tile_ + j * h_ + begin + d * kLanes);
-          for (int q = 0; q < kCount; ++q) held[q][d] += weight[q * kTile] * value;
-        }
-      }
-      for (int q = 0; q < kCount; ++q)
-        for (int64_t d = 0; d < some; ++d) store(held[q][d], to + q * h_ + d * kLanes);
-    }
-  }
-
-  // Scores, weights and sums of values of the rows of one token.
-  template <int kCount>
-  void add_pairs(int64_t first, uint64_t sees) {
+  void score_pairs(int64_t first, uint64_t sees) {
     for (int64_t i = 0; i < kGroups; ++i) {
       if (!group(sees, i)) continue;
       Lanes even[kCount] = {}, odd[kCount] = {};
@@ -238,21 +218,38 @@ class Piece {
       for (int q = 0; q < kCount; ++q) store(even[q] + odd[q], weight_ + (first + q) * kTile + i * kLanes);
     }
     for (int q = 0; q < kCount; ++q) soften(first + q, sees, rounded_ + (first + q) * kTile);
+  }
+
+  // To vector d of the sums of each row: weights times values of slot j of the tile, or, of pairs, of two.
+  template <int kCount, int kMost>
+  void add(Lanes (&held)[kCount][kMost], int64_t d, int64_t r, int64_t j, int64_t column) const {
+    if constexpr (kKind == Kind::kPairs) {
+      const bf16 *weight = rounded_ + r * kTile + j, *value = interleaved_ + j * h_ + 2 * column;
+      for (int q = 0; q < kCount; ++q) held[q][d] = pair(held[q][d], weight + q * kTile, value);
+    } else {
+      const float* weight = weight_ + r * kTile + j;
+      const Lanes value = load(tile_ + j * h_ + column);
+      for (int q = 0; q < kCount; ++q) held[q][d] += weight[q * kTile] * value;
+    }
+  }
+
+  template <int kCount>
+  void gather(int64_t r, uint64_t sees) {
     constexpr int kMost = 4;  // vectors of a row held in registers
+    constexpr int kSlots = kKind == Kind::kPairs ? 2 : 1;  // of a product
     for (int64_t begin = 0; begin < h_; begin += kMost * kLanes) {
-      float* to = out_ + first * h_ + begin;
+      const int64_t some = kSize ? kMost : std::min<int64_t>(kMost, (h_ - begin) / kLanes);
+      float* to = out_ + r * h_ + begin;
       Lanes held[kCount][kMost];
       for (int q = 0; q < kCount; ++q)
-        for (int64_t d = 0; d < kMost; ++d) held[q][d] = load(to + q * h_ + d * kLanes);
+        for (int64_t d = 0; d < some; ++d) held[q][d] = load(to + q * h_ + d * kLanes);
       for (int64_t i = 0; i < kGroups; ++i) {
         if (!group(sees, i)) continue;
-        for (int64_t j = i * kLanes; j < (i + 1) * kLanes; j += 2)
-          for (int64_t d = 0; d < kMost; ++d)
-            for (int q = 0; q < kCount; ++q)
-              held[q][d] = pair(held[q][d], rounded_ + (first + q) * kTile + j, interleaved_ + j * h_ + 2 * (begin + d * kLanes));
+        for (int64_t j = i * kLanes; j < (i + 1) * kLanes; j += kSlots)
+          for (int64_t d = 0; d < some; ++d) add(held, d, r, j, begin + d * kLanes);
       }
       for (int q = 0; q < kCount; ++q)
-        for (int64_t d = 0; d < kMost; ++d) store(held[q][d], to + q * h_ + d * kLanes);
+        for (int64_t d = 0; d < some; ++d) store(held[q][d], to + q * h_ + d * kLanes);
     }
   }
 

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "deal.h"
+#include "pairs.h"
 #include "tiles.h"
 
 namespace ffi = xla::ffi;
