@@ -52,11 +52,12 @@ class FewPieces(Sizes):
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is compiled once; `live` and `races` as in `Programs`."""
+    """What is compiled once; the switches as in `Programs`."""
 
     sizes: Sizes
     live: bool = True
     races: bool = False
+    together: int = 0
 
 
 SETTINGS = {
@@ -91,6 +92,10 @@ SETTINGS = {
     "races, one row": Setting(
         Sizes(problems=1, lanes=1, rows=1, feed_tiles=1, feed_chunk=2, feed_threshold=1, run=4, log_run=8, **HOLD), races=True
     ),
+    "together": Setting(
+        Sizes(problems=3, lanes=8, rows=24, feed_tiles=2, feed_chunk=8, feed_threshold=2, run=8, log_run=4, **HOLD),
+        races=True, together=8,
+    ),
 }  # fmt: skip
 
 
@@ -124,7 +129,8 @@ def model() -> transformer.Model:
 
 @functools.cache
 def engine(setting: str) -> Engine:
-    return Engine(model(), Programs(SETTINGS[setting].live, SETTINGS[setting].races), SETTINGS[setting].sizes)
+    chosen = SETTINGS[setting]
+    return Engine(model(), Programs(chosen.live, chosen.races, chosen.together), chosen.sizes)
 
 
 def draw_case(number: int, count: int, names: Sequence[str] = tuple(SETTINGS)) -> Case:
@@ -164,7 +170,7 @@ def run_case(case: Case) -> tuple[list[str], collections.Counter]:
     forward = reference_model.transformer(model().params, CONFIG)
     faults, features = [], collections.Counter()
     for problem, body in case.problems:
-        expected = program_oracle.run(forward, problem, body, case.seed)
+        expected = program_oracle.run(forward, problem, body, case.seed, together=SETTINGS[case.setting].together > 0)
         features.update(set(program_oracle.features(body, expected)) | {f"ended {found[problem.id].stop.name}"})
         try:
             program_oracle.check(found[problem.id], expected, SETTINGS[case.setting].sizes)

@@ -53,23 +53,30 @@ class _Line(Line):
 class _World(World):
     """A world that also counts what a join needs."""
 
-    def __init__(self, *arguments: Any):
+    def __init__(self, together: bool, *arguments: Any):
         super().__init__(*arguments)
-        self.lines, self.decisions = [], []
+        self.together, self.lines, self.decisions = together, [], []
         self.pieces, self.held = 1, {(): False}
 
     def play(self, line: _Line, fed: Sequence[int]) -> Iterator:
         return _play(self, line, fed)
 
 
-def run(forward: Forward, problem: Any, body: Body, seed: int, rng: np.random.Generator | None = None) -> Expected:
-    """Interpret one problem, whose prompt ends with the numbers of `body`; see `oracle.run`."""
+def run(
+    forward: Forward,
+    problem: Any,
+    body: Body,
+    seed: int,
+    rng: np.random.Generator | None = None,
+    together: bool = False,
+) -> Expected:
+    """Interpret one problem, whose prompt ends with the numbers of `body`; see `oracle.run`. `together`: see `Programs`."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), problem.id), problem.sample)
     choose = lambda thread, logits, uniform, problem: draw(logits, uniform, problem)  # noqa: E731
-    world, root = _World(forward, problem, choose), Thread((), None, key)
+    world, root = _World(together, forward, problem, choose), Thread((), None, key)
     world.add(_Line(_Child(root, body)), [int(token) for token in problem.prompt[: -programs.NUMBERS]])
     world.loop(rng)
-    return Expected(oracle._record(root, problem), world.pieces, world.held)
+    return Expected(oracle._record(root, problem, together), world.pieces, world.held)
 
 
 def _play(world: _World, line: _Line, fed: Sequence[int]) -> Iterator:
@@ -83,6 +90,7 @@ def _play(world: _World, line: _Line, fed: Sequence[int]) -> Iterator:
             if unfed is not None:
                 yield []
                 line.thread.feed(unfed)
+                yield from line.meet()
             unfed = world.sample(line)
             left -= unfed.token >= programs.FIRST_EVENT
             if left and world.spent(line.thread):
@@ -97,6 +105,7 @@ def _play(world: _World, line: _Line, fed: Sequence[int]) -> Iterator:
             if now.flush and unfed is not None:
                 yield []
                 line.thread.feed(unfed)
+                yield from line.meet()
                 unfed = None
             opened += _open(line.thread, now)
             if not opened:
@@ -116,6 +125,7 @@ def _play(world: _World, line: _Line, fed: Sequence[int]) -> Iterator:
         if message and unfed is not None:
             yield []
             line.thread.feed(unfed)
+            yield from line.meet()
             unfed = None
         yield from line.feed(message)
     if line.group and line.group.first and not line.group.over:
@@ -151,7 +161,7 @@ def _fork_and_join(world: _World, line: _Line, children: Sequence[_Child], now: 
     if now.race or live:
         group = Group(line, born, now.first, now.shared)
         for child in born:
-            child.group = group
+            child.group, child.together = group, live and world.together
     quoted = [entry.token for entry in thread.entries[max(len(thread.entries) - now.quote, 0) :]]
     for child in born:
         begin = child.thread.path[-1] % programs.HEADERS
@@ -255,7 +265,10 @@ def check_beginning(transcript: Transcript, right: Transcript) -> None:
     np.testing.assert_array_equal(same[got.predictor[drawn]], log.predictor[same][drawn], err_msg=f"predictor, {where}")
     for name in ("logprob", "behaviour_logprob"):
         np.testing.assert_allclose(getattr(got, name), getattr(log, name)[same], rtol=0, atol=1e-9, err_msg=where)
-    saw, should = oracle.visible(got, transcript.sees)[fed], oracle.visible(log, right.sees)[same[fed]]
+    saw, should = (
+        oracle.visible(got, transcript.sees, right.together)[fed],
+        oracle.visible(log, right.sees, right.together)[same[fed]],
+    )
     np.testing.assert_array_equal(saw, should[:, same], err_msg=f"what was seen, problem {transcript.problem}")
     assert (saw.sum(axis=1) == should.sum(axis=1)).all(), f"problem {transcript.problem}: a row saw less than it should"
 

@@ -25,12 +25,14 @@ _CHILDREN = len(programs.OPERANDS)
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """Without `live` no program may fork live children, without `races` none may race, go on or be split."""
+    """Without `live` no program may fork live children, without `races` none may race, go on or be split.
+
+    With `together` live siblings, so many at most, see each other's tokens of the same clock.
+    """
 
     live: bool = True
     races: bool = False
-
-    together = 0
+    together: int = 0
 
     templates = programs.TEMPLATES
 

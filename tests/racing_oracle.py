@@ -71,9 +71,14 @@ class Line:
         return not (self.ended or self.decides or self.waits)
 
     @property
+    def stands_at(self) -> int:
+        """The clock of what it decides: a thread that was not fed anything yet is as late as what it goes on from."""
+        return max(self.thread.clock, self.thread.floor)
+
+    @property
     def next_clock(self) -> float:
         """Half a clock less while it waits for those that go with it."""
-        return 1 + max(self.thread.clock, self.thread.floor) - self.looks / 2
+        return 1 + self.stands_at - self.looks / 2
 
     def with_descendants(self) -> list["Line"]:
         return [self, *(line for child in self.children for line in child.with_descendants())]
@@ -159,7 +164,7 @@ class Group:
 
     def bound(self) -> float:
         """The largest clock that may be fed before a decision."""
-        decisions = [line.thread.clock for line in self.members if line.decides]
+        decisions = [line.stands_at for line in self.members if line.decides]
         return min([float("inf"), *decisions, *filter(None, [self.used_up()])])
 
 
@@ -223,7 +228,7 @@ class World(oracle.World):
         for line in self.lines:
             if line.decides and not line.ended:
                 level = len(line.parent.thread.path) if line.parent else -1
-                found.append(((line.thread.clock, level, 0, line.thread.path), line, line.groups()))
+                found.append(((line.stands_at, level, 0, line.thread.path), line, line.groups()))
         for group in {id(line.group): line.group for line in self.lines if line.group}.values():
             if group.used_up() and group.boss.waits:
                 path = group.boss.thread.path

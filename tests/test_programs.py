@@ -32,12 +32,14 @@ def test_the_loop_runs_programs_as_the_interpreter_does(setting):
     assert fuzz_programs.engine(setting).traces == 1
 
 
+def problem(number, body, **fields):
+    prompt = fuzz_programs.with_program([1, 2, 3], body)
+    return Problem(number, prompt, **{"temperature": 1.0, "max_tokens": 48, **fields})
+
+
 def interpret(body, seed=0, **fields):
-    problem = Problem(
-        0, fuzz_programs.with_program([1, 2, 3], body), **{"temperature": 1.0, "max_tokens": 48, **fields}
-    )
     forward = reference_model.transformer(fuzz_programs.model().params, fuzz_programs.CONFIG)
-    return program_oracle.run(forward, problem, body, seed)
+    return program_oracle.run(forward, problem(0, body, **fields), body, seed)
 
 
 @pytest.mark.parametrize("number", [1, 6])
@@ -72,6 +74,15 @@ def test_a_program_by_hand():
     assert transcript.tokens(0)[3:-1][:7].tolist() == [result, *told, result, header[1], footer, footer]
     assert transcript.sees.astype(int).tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
     assert {thread.stop for thread in transcript.threads} == {Stop.END}
+
+
+def test_a_join_does_not_bring_back_what_a_line_forgot():
+    """A live sibling saw it; the parent that stitches both lines does not (found by `make fuzz`)."""
+    turns = (Instruction(1, Action.TURN, keeps=False), END)
+    body = (Instruction(1, Action.FORK, ((END,), turns), Context.LIVE, join=Join.STITCH), END)
+    case = fuzz_programs.Case("races", 3, tuple((problem(i, body, child_max_tokens=0), body) for i in range(8)))
+    assert interpret(body).transcript.sees[:, 2].tolist() == [False, True, True, False]
+    assert fuzz_programs.run_case(case)[0] == []
 
 
 def test_cases_have_what_the_comparison_is_about():

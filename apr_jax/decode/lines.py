@@ -3,8 +3,10 @@
 Everything is written for one problem, from and to its book. Axes: M threads.
 """
 
+import functools
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, UInt32
 
@@ -26,11 +28,15 @@ def unfinished(book: Book) -> Bool[Array, "M"]:
 
 
 def joined_row(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> UInt32[Array, "words"]:
-    """What `parent` sees with the chosen children's lines: them and what was stitched into them, but not their live siblings."""
+    """What `parent` sees with the chosen children's lines: them and what was stitched into them, but not their live siblings.
+
+    What a line forgot stays forgotten, though a live sibling has seen it.
+    """
     threads = book.threads
-    kin = jnp.any(chosen[None, :] & (threads.ordinal[:, None] == threads.ordinal[None, :]), axis=1)
-    siblings = books.bits(book, books.family(book, parent) & (threads.group == parent) & ~kin)
-    return book.sees[parent] | (books.union(book.sees, chosen) & ~siblings)
+    live = books.family(book, parent) & (threads.group == parent)
+    siblings = live[None, :] & (threads.ordinal[:, None] != threads.ordinal[None, :])  # [child, sibling]
+    lines = book.sees & ~jax.vmap(functools.partial(books.bits, book))(siblings)
+    return book.sees[parent] | books.union(lines, chosen)
 
 
 def stitch(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> Book:
