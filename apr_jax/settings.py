@@ -10,8 +10,9 @@ program with code 2.
 """
 
 import dataclasses
+import importlib.machinery
+import importlib.util
 import json
-import runpy
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,10 +38,14 @@ def load(path: str | Path) -> Any:
     """
     if not Path(path).is_file():
         raise ValueError(f"--config {path}: there is no such file; give a Python file with a function config()")
-    names = runpy.run_path(str(path))
-    if "config" not in names:
+    name = f"config file {Path(path).resolve()}"
+    loader = importlib.machinery.SourceFileLoader(name, str(path))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    sys.modules[name] = module  # where what reads the classes defined in the file looks for them
+    loader.exec_module(module)
+    if not hasattr(module, "config"):
         raise ValueError(f"--config {path}: the file has no function config(); it should return a frozen dataclass")
-    config = names["config"]()
+    config = module.config()
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise ValueError(f"--config {path}: config() returned {type(config).__name__}, not an instance of a dataclass")
     return config

@@ -7,8 +7,8 @@
 
 The folder of the results holds summary.json, config.json, report.md, samples.md (one transcript a method, to be read),
 transcripts_METHOD.jsonl (+ .npz), two plots, threads_METHOD.png (one problem that forked, solved if any was) and timeline.html.
-Ctrl-C ends it with exit code 130; the methods that are finished by then are written as always, what is finished of the last is in
-transcripts_METHOD_interrupted.jsonl.
+Ctrl-C ends it with exit code 130; the methods that are finished by then are written as always. What was decoded is kept in
+rollouts/ as soon as a method is done or was ended: the same command with `--resume True` decodes only what is missing.
 """
 
 import dataclasses
@@ -27,7 +27,8 @@ import tyro
 from apr_jax import settings
 from apr_jax.decode import Progress
 from apr_jax.decode import transcript as transcripts
-from apr_jax.evaluate import methods, outcomes, picture, plots, report, samples, timeline
+from apr_jax.evaluate import kept, methods, outcomes, picture, plots, report, samples, timeline
+from apr_jax.evaluate.kept import Asked, Kept
 from apr_jax.evaluate.methods import Interrupted, MethodConfig, Result, Rollout, RolloutConfig
 from apr_jax.interrupt import Interrupt
 from apr_jax.tasks.task import Task
@@ -47,6 +48,7 @@ class EvaluateConfig:
         only: names of the methods to run; empty: all.
         shown: questions of each method on the timeline page.
         output: folder of the results.
+        resume: go on with what an earlier run, the same but for its methods, has left in `output`.
     """
 
     methods: Mapping[str, MethodConfig]
@@ -56,6 +58,7 @@ class EvaluateConfig:
     only: tuple[str, ...] = ()
     shown: int = 8
     output: str = "results/demo"
+    resume: bool = False
 
     def __post_init__(self):
         for name in self.only:
@@ -63,8 +66,16 @@ class EvaluateConfig:
                 raise ValueError(f"only: {name!r} is not one of the methods {', '.join(self.methods)}")
 
 
-def roll_out(task: Task, questions: Sequence, config: RolloutConfig, words: TextCodec, seed: int, name: str) -> Rollout:
-    """Decode with a progress bar, until Ctrl-C.
+def roll_out(
+    task: Task,
+    questions: Sequence,
+    config: RolloutConfig,
+    words: TextCodec,
+    seed: int,
+    name: str,
+    earlier: Kept | None = None,
+) -> Rollout:
+    """Decode what was not decoded `earlier` with a progress bar, until Ctrl-C.
 
     Raises:
         Interrupted: before all were decoded.
@@ -78,12 +89,13 @@ def roll_out(task: Task, questions: Sequence, config: RolloutConfig, words: Text
     )
     console = rich.console.Console(stderr=True)
     with rich.progress.Progress(*columns, console=console) as bar, Interrupt() as interrupt:
-        shown = bar.add_task(name, total=len(questions), state="compiling")
+        before = len(earlier.finished) if earlier else 0
+        shown = bar.add_task(name, total=len(questions), completed=before, state="compiling")
 
         def watch(progress):
-            bar.update(shown, completed=progress.finished, state=describe(progress))
+            bar.update(shown, completed=before + progress.finished, state=describe(progress))
 
-        return methods.roll_out(task, questions, config, words, seed, watch, lambda: interrupt.requested)
+        return methods.roll_out(task, questions, config, words, seed, watch, lambda: interrupt.requested, earlier)
 
 
 def describe(progress: Progress) -> str:
@@ -103,9 +115,8 @@ def run(config: EvaluateConfig) -> dict[str, Result]:
         method = config.methods[name]
         if method.rollout not in rollouts:
             try:
-                rollouts[method.rollout] = roll_out(config.task, questions, method.rollout, words, config.seed, name)
-            except Interrupted as interrupted:
-                keep(config, questions, interrupted, name)
+                rollouts[method.rollout] = roll_out_and_keep(config, questions, words, name)
+            except Interrupted:
                 if results:
                     write(config, questions, results)
                 raise
@@ -114,13 +125,20 @@ def run(config: EvaluateConfig) -> dict[str, Result]:
     return results
 
 
-def keep(config: EvaluateConfig, questions: Sequence, interrupted: Interrupted, name: str) -> None:
-    """Write the transcripts of a rollout that was ended early."""
-    Path(config.output).mkdir(parents=True, exist_ok=True)
-    numbers = sorted(interrupted.finished)
-    extra = [{**config.task.about(questions[number]), "method": name} for number in numbers]
-    path = Path(config.output) / f"transcripts_{name}_interrupted.jsonl"
-    transcripts.write(path, [interrupted.finished[number] for number in numbers], interrupted.words.decode, extra)
+def roll_out_and_keep(config: EvaluateConfig, questions: Sequence, words: TextCodec, name: str) -> Rollout:
+    """The rollout of a method, kept on disk whether it was finished or ended early; see `roll_out`."""
+    rollout, folder = config.methods[name].rollout, Path(config.output) / "rollouts"
+    asked, about = Asked(rollout, config.task, config.tokenizer, config.seed), list(map(config.task.about, questions))
+    earlier = kept.read(folder, name, asked, about) if config.resume else None
+    try:
+        done = roll_out(config.task, questions, rollout, words, config.seed, name, earlier)
+    except Interrupted as interrupted:
+        kept.write(folder, name, asked, interrupted.kept, about, interrupted.words)
+        raise
+    kept.write(
+        folder, name, asked, Kept(dict(enumerate(done.transcripts)), done.progress, done.traces), about, done.words
+    )
+    return done
 
 
 def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Result]) -> None:
@@ -166,7 +184,7 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, FileNotFoundError) as error:
         settings.fail(str(error))
     except Interrupted as interrupted:
-        print(f"interrupted: {interrupted}; their transcripts are in {config.output}", file=sys.stderr)
+        print(f"interrupted: {interrupted}; --resume True goes on with what is in {config.output}", file=sys.stderr)
         return 130
     entries = {name: result.entry for name, result in results.items()}
     console = rich.console.Console()

@@ -83,6 +83,21 @@ class Progress:
         """Steps of the shard with the most over the mean: 1 is even, 1.5 means that a third of the shards' time is idle."""
         return max(self.shard_steps) * len(self.shard_steps) / max(sum(self.shard_steps), 1)
 
+    def after(self, earlier: "Progress") -> "Progress":
+        """Of two runs on as many shards, the second of what the first had left, together."""
+        sums = {
+            name: getattr(self, name) + getattr(earlier, name)
+            for name in ("finished", "sampled", "fed", "feed_steps", "decode_steps", "seconds")
+        }
+        rows = self.occupancy * self.decode_steps + earlier.occupancy * earlier.decode_steps
+        return Progress(
+            problems=earlier.problems,
+            occupancy=rows / max(sums["decode_steps"], 1),
+            shard_steps=tuple(map(sum, zip(self.shard_steps, earlier.shard_steps, strict=True))),
+            stops=collections.Counter(self.stops) + collections.Counter(earlier.stops),
+            **sums,
+        )
+
 
 class Engine:
     """A program compiled for one model, protocol and sizes, to be run on any number of problems.

@@ -79,7 +79,7 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
         if program.protocol.live:
             table = dataclasses.replace(table, depth=jnp.maximum(table.depth, schedule.heard(table)))
         threads = jax.tree.map(lambda field: field[at, tiles.thread], table)
-        offset = jnp.arange(chunk)[None, :]
+        offset = jnp.arange(chunk, dtype=jnp.int32)[None, :]
         position, clock = threads.position[:, None] + offset, threads.clock[:, None] + 1 + offset
         slots = pool.write(state.slots, tiles, places, clock)
         view = pool.look(placed, slots, tiles, clock, sizes, program.protocol.together > 0)

@@ -153,7 +153,7 @@ def place(books: Book, tiles: Tiles, chunk: int, sizes: Sizes) -> tuple[Book, Pl
     threads = books.threads
     problems = threads.status.shape[0]
     at = jnp.minimum(tiles.problem, problems - 1)
-    step = jnp.arange(chunk)[None, :]
+    step = jnp.arange(chunk, dtype=jnp.int32)[None, :]
     fed, length = threads.fed[at, tiles.thread], threads.length[at, tiles.thread]
     unfed = threads.unfed[at, tiles.thread].astype(jnp.int32)
     appended = jnp.maximum(tiles.count - unfed, 0) + tiles.draws

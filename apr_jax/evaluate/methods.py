@@ -6,7 +6,7 @@ once, and their wall time stands with each of the methods.
 
 import dataclasses
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from apr_jax.decode import Engine, Problem, Progress, Sizes, Transcript
 from apr_jax.evaluate import metrics, select
+from apr_jax.evaluate.kept import Kept
 from apr_jax.evaluate.outcomes import Outcome, outcome, summary
 from apr_jax.model import io
 from apr_jax.model.pretrained import load_pretrained, with_control_words
@@ -217,14 +218,11 @@ def requests(task: Task, questions: Sequence, config: RolloutConfig, words: Text
 
 
 class Interrupted(Exception):
-    """A rollout ended early; `finished` has the transcripts of the questions that were done, by their numbers.
+    """A rollout ended early; `kept` is what was done, `words` the tokenizer that reads it."""
 
-    `words` is the tokenizer that reads them.
-    """
-
-    def __init__(self, finished: Mapping[int, Transcript], questions: int, words: TextCodec):
-        super().__init__(f"{len(finished)} of {questions} questions are finished")
-        self.finished, self.words = finished, words
+    def __init__(self, kept: Kept, questions: int, words: TextCodec):
+        super().__init__(f"{len(kept.finished)} of {questions} questions are finished")
+        self.kept, self.words = kept, words
 
 
 def roll_out(
@@ -235,13 +233,37 @@ def roll_out(
     seed: int,
     watch: Callable[[Progress], None],
     stop: Callable[[], bool] | None = None,
+    earlier: Kept | None = None,
 ) -> Rollout:
-    """Decode all questions and judge what was answered.
+    """Decode all questions, but those that were decoded `earlier`, and judge what was answered.
 
     Raises:
         Interrupted: `stop` said so before all were decoded.
     """
     asked = requests(task, questions, config, words)
+    if earlier and len(earlier.finished) == len(questions):
+        kept, words = earlier, config.control.spoken(words)
+    else:
+        kept, words = _decode(
+            [p for p in asked if not earlier or p.id not in earlier.finished], config, words, seed, watch, stop
+        )
+        kept = kept.after(earlier)
+        if len(kept.finished) < len(questions):
+            raise Interrupted(kept, len(questions), words)
+    transcripts = [kept.finished[i] for i in range(len(questions))]
+    answers = read(put(task, config), questions, transcripts, words, config)
+    return Rollout(transcripts, answers, words, kept.progress, kept.traces)
+
+
+def _decode(
+    asked: Sequence[Problem],
+    config: RolloutConfig,
+    words: TextCodec,
+    seed: int,
+    watch: Callable[[Progress], None],
+    stop: Callable[[], bool] | None,
+) -> tuple[Kept, TextCodec]:
+    """Decode what is asked, until `stop` says so; with the tokenizer that reads it."""
     engine, words = make_engine(config, words)
     last: list[Progress] = []
 
@@ -250,11 +272,7 @@ def roll_out(
         watch(progress)
 
     found = {t.problem: t for t in engine.decode(asked, seed, slice_steps=200, watch=look, stop=stop)}
-    if len(found) < len(questions):
-        raise Interrupted(found, len(questions), words)
-    transcripts = [found[i] for i in range(len(questions))]
-    answers = read(put(task, config), questions, transcripts, words, config)
-    return Rollout(transcripts, answers, words, last[0], engine.traces)
+    return Kept(found, last[0], engine.traces), words
 
 
 def read(

@@ -1,0 +1,123 @@
+"""An evaluation that Ctrl-C ended, and the same command again: what was finished is kept and the rest is decoded."""
+
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import vocabularies
+from apr_jax.decode import transcript as transcripts
+from apr_jax.evaluate import outcomes
+from apr_jax.model import io, transformer
+from apr_jax.model.config import ModelConfig
+from experiments import evaluate
+
+QUESTIONS = 5
+# A task that interrupts its own process as the second method begins.
+CONFIG = """
+import dataclasses, os, signal
+from apr_jax.decode import Sizes
+from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
+from apr_jax.tasks.language.mathematics import Mathematics
+from experiments.evaluate import EvaluateConfig
+
+FOLDER, CALLS = {folder!r}, []
+SIZES = dict(problems=1, prompt=64, slots=512, log=512, queue=8, outbox=4, feed_tiles=2, feed_chunk=16, attention_block=256)
+ONE = RolloutConfig(FOLDER + "/model", "sequential", end="", max_tokens=8, sizes=Sizes(lanes=1, rows=1, threads=1, **SIZES))
+MANY = RolloutConfig(
+    FOLDER + "/model", "samples", samples=3, temperature=1.0, end="<|im_end|>", max_tokens=96,
+    sizes=Sizes(lanes=3, rows=3, threads=4, **SIZES),
+)
+
+@dataclasses.dataclass(frozen=True)
+class Stopping(Mathematics):
+    stop_at: int = dataclasses.field(default=0, metadata={{"free": True}})
+
+    def prompt(self, question, words):
+        CALLS.append(question)
+        if len(CALLS) == self.stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().prompt(question, words)
+
+def config():
+    return EvaluateConfig(
+        methods={{"sequential": MethodConfig(ONE), "self_consistency": MethodConfig(MANY, "majority")}},
+        task=Stopping(problems_file=FOLDER + "/questions.jsonl"),
+        tokenizer=FOLDER + "/words",
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random model, questions, an evaluation that was never ended, and one that was."""
+    folder = tmp_path_factory.mktemp("resume")
+    words = vocabularies.byte_level()
+    words.save(folder / "words")
+    config = ModelConfig(vocabulary=words.size, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=16)
+    io.save(folder / "model", transformer.init(config, jax.random.key(0)), config)
+    write_questions(folder, 7)
+    (folder / "config.py").write_text(CONFIG.format(folder=str(folder)))
+    assert start(folder, "whole").returncode == 0
+    ended = start(folder, "ended", "--stop-at", str(QUESTIONS + 1))
+    assert ended.returncode == 130, ended.stderr
+    assert re.search(r"interrupted: [1-4] of 5 questions are finished; --resume True", ended.stderr)
+    return folder
+
+
+def write_questions(folder, factor):
+    rows = [{"question": f"What is {i} * {factor}?", "answer": factor * i} for i in range(QUESTIONS)]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def arguments(folder, output, *options):
+    return ["--config", str(folder / "config.py"), "--output", str(folder / output), *options]
+
+
+def start(folder, output, *options):
+    command = [sys.executable, "-m", "experiments.evaluate", *arguments(folder, output, *options)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=540)
+
+
+def test_what_is_finished_is_written_and_the_rest_is_decoded(folder):
+    summary = outcomes.read_summary(folder / "ended" / "summary.json")
+    assert list(summary["methods"]) == ["sequential"]
+    kept = {t.problem: t for t, _ in transcripts.read(folder / "ended" / "rollouts" / "self_consistency.jsonl")}
+    assert 0 < len(kept) < QUESTIONS
+
+    again = start(folder, "ended", "--resume", "True")
+    assert again.returncode == 0, again.stderr
+    found = {name: outcomes.read_summary(folder / name / "summary.json")["methods"] for name in ("ended", "whole")}
+    for method in ("sequential", "self_consistency"):
+        pairs = [transcripts.read(folder / name / f"transcripts_{method}.jsonl") for name in ("ended", "whole")]
+        for (resumed, line), (whole, right) in zip(*pairs, strict=True):
+            np.testing.assert_array_equal(resumed.log.token, whole.log.token)
+            assert line == right
+        for fact in ("accuracy", "generated_tokens", "critical_path", "stop_reasons"):
+            assert found["ended"][method][fact] == found["whole"][method][fact]
+    record = json.loads((folder / "ended" / "rollouts" / "self_consistency.json").read_text())
+    assert record["progress"]["problems"] == record["progress"]["finished"] == QUESTIONS
+
+    once_more = start(folder, "ended", "--resume", "True", "--only", "self_consistency")
+    assert once_more.returncode == 0, once_more.stderr
+    last = outcomes.read_summary(folder / "ended" / "summary.json")["methods"]["self_consistency"]
+    assert last == found["ended"]["self_consistency"]  # nothing was decoded, so no time was added
+
+
+@pytest.mark.parametrize("change", ["an option", "the questions"])
+def test_what_belongs_to_another_evaluation_is_refused(folder, change, capsys):
+    options, message = ["--resume", "True"], r"resume: question 1 is not the one that .*sequential\.jsonl has"
+    if change == "an option":
+        options += ["--methods.sequential.rollout.max-tokens", "9"]
+        message = r"resume: .*sequential\.json was made with another configuration \(rollout\.max_tokens: .*8.*9"
+    else:
+        write_questions(folder, 8)
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(arguments(folder, "whole", *options))
+    write_questions(folder, 7)
+    assert stopped.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
