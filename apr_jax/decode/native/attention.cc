@@ -32,6 +32,7 @@ constexpr int kKeys = kLanes / kBlock;
 constexpr int kRows = 64;           // of a piece, about
 constexpr int kPieces = 4;          // that each thread should find at least
 constexpr float kNothing = -1e30f;  // score of what is not seen
+constexpr float kLog2E = 1.44269504f;
 
 template <typename T>
 struct Job {
@@ -60,7 +61,7 @@ class Piece {
       : h_(kSize ? kSize : job.h), width_(job.K * h_), heads_(job.H / job.K), tokens_(end - first),
         rows_(kKind == Kind::kTiles ? round(heads_, kBlock) : heads_),
         all_(kKind == Kind::kTiles ? round(tokens_ * rows_, kLanes) : tokens_ * rows_),
-        scale_(1.0f / std::sqrt(static_cast<float>(h_))), seen_(scratch.seen) {
+        scale_((kKind == Kind::kVectors ? 1.0f : kLog2E) / std::sqrt(static_cast<float>(h_))), seen_(scratch.seen) {
     asked_ = job.q + ((x * job.Y + first) * job.H + kv * heads_) * h_;
     stride_ = job.H * h_;
     const int64_t start = job.problem[x] * job.N * width_ + kv * h_;
@@ -89,24 +90,26 @@ class Piece {
       const int32_t* slot = seen_.tile(tile);
       if constexpr (kKind == Kind::kTiles) {
         for (int64_t i = 0; i < kTile; ++i) std::memcpy(copied_ + i * h_, keys_ + slot[i] * width_, h_ * sizeof(bf16));
-        fetch_values(slot);
+        fetch_values(slot, 0, kTile);
         ask(slot + kTile, tile + 1);
         for (int64_t r = 0; r < all_; r += kLanes) block(r, tile);
       } else if constexpr (kKind == Kind::kPairs) {
-        for (int64_t i = 0; i < kTile; i += kLanes)
-          turn([&](int64_t j) { return keys_ + slot[i + j] * width_; }, h_, copied_ + i * h_);
-        fetch_values(slot);
+        const int shared = groups_of_several(tile);
+        for (int64_t i = 0; i < kGroups; ++i) {
+          turn([&](int64_t j) { return keys_ + slot[i * kLanes + j] * width_; }, h_, copied_ + i * kLanes * h_);
+          if (shared >> i & 1) fetch_values(slot, i * kLanes, (i + 1) * kLanes);
+        }
         ask(slot + kTile, tile + 1);
         each(tile, [&](auto count, int64_t r, uint64_t sees) {
           score_pairs<count.value>(r, sees);
-          gather<count.value>(r, sees);
+          gather<count.value>(r, sees, shared, slot);
         });
       } else {
         fetch(keys_, slot);
         ask(slot + kTile, tile + 1);
         each(tile, [&](auto count, int64_t r, uint64_t sees) { score<count.value>(r, sees); });
         fetch(values_, slot);
-        each(tile, [&](auto count, int64_t r, uint64_t sees) { gather<count.value>(r, sees); });
+        each(tile, [&](auto count, int64_t r, uint64_t sees) { gather<count.value>(r, sees, -1, slot); });
       }
     }
   }
@@ -157,6 +160,19 @@ class Piece {
 
   static bool group(uint64_t sees, int64_t i) { return sees >> i * kLanes & 0xffff; }
 
+  // The groups of a tile, a bit each, that more than one token sees. The values of others are interleaved as they are used.
+  int groups_of_several(int64_t tile) const {
+    int some = 0, several = 0;
+    for (int64_t y = 0; y < tokens_; ++y) {
+      const uint64_t own = seen_.by(y, tile);
+      int groups = 0;
+      for (int64_t i = 0; i < kGroups; ++i) groups |= group(own, i) << i;
+      several |= some & groups;
+      some |= groups;
+    }
+    return several;
+  }
+
   template <int kCount>
   void score(int64_t first, uint64_t sees) {
     float* weight = weight_ + first * kTile;
@@ -175,6 +191,12 @@ class Piece {
     for (int q = 0; q < kCount; ++q) soften(first + q, sees, weight + q * kTile);
   }
 
+  // The exponential of a difference of scores, which are multiples of log 2 where weights are rounded to bfloat16.
+  static Lanes power(Lanes x) {
+    if constexpr (kKind == Kind::kVectors) return exponential(x);
+    else return power_of_two(x);
+  }
+
   // Scores of a row to weights, which are added to its total; its sum of values so far is brought to the same scale.
   template <typename To>
   void soften(int64_t r, uint64_t sees, To* to) {
@@ -189,14 +211,14 @@ class Piece {
     const float now = largest(best);
     Lanes added = load(total_ + r * kLanes);
     if (now > top_[r]) {
-      const Lanes shrink = exponential(all(top_[r] - now));
+      const Lanes shrink = power(all(top_[r] - now));
       added *= shrink;
       for (int64_t d = 0; d < h_; d += kLanes) store(load(out_ + r * h_ + d) * shrink, out_ + r * h_ + d);
       top_[r] = now;
     }
     for (int64_t i = 0; i < kGroups; ++i) {
       Lanes one = {};
-      if (group(sees, i)) one = value[i] > kNothing ? exponential(value[i] - now) : one;
+      if (group(sees, i)) one = value[i] > kNothing ? power(value[i] - now) : one;
       added += one;
       store(one, to + i * kLanes);
     }
@@ -208,16 +230,26 @@ class Piece {
   void score_pairs(int64_t first, uint64_t sees) {
     for (int64_t i = 0; i < kGroups; ++i) {
       if (!group(sees, i)) continue;
-      Lanes even[kCount] = {}, odd[kCount] = {};
-      for (int64_t d = 0; d < h_; d += 4)
-        for (int q = 0; q < kCount; ++q) {
-          const T *one = query(first) + q * h_ + d, *keys = copied_ + (i * h_ + d) * kLanes;
-          even[q] = pair(even[q], one, keys);
-          odd[q] = pair(odd[q], one + 2, keys + 2 * kLanes);
-        }
-      for (int q = 0; q < kCount; ++q) store(even[q] + odd[q], weight_ + (first + q) * kTile + i * kLanes);
+      Lanes part[kCount][4] = {};  // of four keys each, in four parts
+      const bf16* keys = copied_ + i * kLanes * h_;
+      for (int64_t d = 0; d < h_; d += 2 * kLanes, keys += 2 * kLanes * kLanes)
+        add_scores<0>(part, query(first) + d, keys);
+      for (int q = 0; q < kCount; ++q) {
+        const Lanes(&p)[4] = part[q];
+        store(fold<4>(fold<8>(p[0], p[2]), fold<8>(p[1], p[3])), weight_ + (first + q) * kTile + i * kLanes);
+      }
     }
     for (int q = 0; q < kCount; ++q) soften(first + q, sees, rounded_ + (first + q) * kTile);
+  }
+
+  // Products of 32 numbers of some queries with vector c and those behind it of each four keys that were turned.
+  template <int c, int kCount>
+  void add_scores(Lanes (&part)[kCount][4], const T* queries, const bf16* keys) const {
+    for (int g = 0; g < 4; ++g) {
+      const Sixteen key = sixteen(keys + (4 * g + c) * 2 * kLanes);
+      for (int q = 0; q < kCount; ++q) part[q][g] = pair(part[q][g], spread<c>(sixteen(queries + q * h_)), key);
+    }
+    if constexpr (c < 3) add_scores<c + 1>(part, queries, keys);
   }
 
   // To vector d of the sums of each row: weights times values of slot j of the tile, or, of pairs, of two.
@@ -225,7 +257,7 @@ class Piece {
   void add(Lanes (&held)[kCount][kMost], int64_t d, int64_t r, int64_t j, int64_t column) const {
     if constexpr (kKind == Kind::kPairs) {
       const bf16 *weight = rounded_ + r * kTile + j, *value = interleaved_ + j * h_ + 2 * column;
-      for (int q = 0; q < kCount; ++q) held[q][d] = pair(held[q][d], weight + q * kTile, value);
+      for (int q = 0; q < kCount; ++q) held[q][d] = pair(held[q][d], alike(weight + q * kTile), sixteen(value));
     } else {
       const float* weight = weight_ + r * kTile + j;
       const Lanes value = load(tile_ + j * h_ + column);
@@ -233,8 +265,9 @@ class Piece {
     }
   }
 
+  // Adds a tile's values to the sums of some rows; `fetched`: the groups that `fetch_values` has interleaved, if there are pairs.
   template <int kCount>
-  void gather(int64_t r, uint64_t sees) {
+  void gather(int64_t r, uint64_t sees, int fetched, const int32_t* slot) {
     constexpr int kMost = 4;  // vectors of a row held in registers
     constexpr int kSlots = kKind == Kind::kPairs ? 2 : 1;  // of a product
     for (int64_t begin = 0; begin < h_; begin += kMost * kLanes) {
@@ -245,8 +278,16 @@ class Piece {
         for (int64_t d = 0; d < some; ++d) held[q][d] = load(to + q * h_ + d * kLanes);
       for (int64_t i = 0; i < kGroups; ++i) {
         if (!group(sees, i)) continue;
-        for (int64_t j = i * kLanes; j < (i + 1) * kLanes; j += kSlots)
-          for (int64_t d = 0; d < some; ++d) add(held, d, r, j, begin + d * kLanes);
+        for (int64_t j = i * kLanes; j < (i + 1) * kLanes; j += kSlots) {
+          if (fetched >> i & 1) {
+            for (int64_t d = 0; d < some; ++d) add(held, d, r, j, begin + d * kLanes);
+          } else if constexpr (kKind == Kind::kPairs) {
+            const T* value = values_ + begin;
+            interleave(value + slot[j] * width_, value + slot[j + 1] * width_, kMost * kLanes, [&](int64_t d, Sixteen both) {
+              for (int q = 0; q < kCount; ++q) held[q][d] = pair(held[q][d], alike(rounded_ + (r + q) * kTile + j), both);
+            });
+          }
+        }
       }
       for (int q = 0; q < kCount; ++q)
         for (int64_t d = 0; d < some; ++d) store(held[q][d], to + q * h_ + d * kLanes);
@@ -271,9 +312,11 @@ class Piece {
     }
   }
 
-  void fetch_values(const int32_t* slot) {
-    for (int64_t i = 0; i < kTile; i += 2)
-      interleave(values_ + slot[i] * width_, values_ + slot[i + 1] * width_, h_, interleaved_ + i * h_);
+  void fetch_values(const int32_t* slot, int64_t first, int64_t end) {
+    for (int64_t i = first; i < end; i += 2)
+      interleave(values_ + slot[i] * width_, values_ + slot[i + 1] * width_, h_, [&](int64_t d, Sixteen both) {
+        std::memcpy(interleaved_ + i * h_ + 2 * kLanes * d, &both, sizeof(both));
+      });
   }
 
   // 16 rows of one or several tokens against a tile.

@@ -6,19 +6,29 @@
 
 namespace {
 
+using Sixteen = Words;  // pairs
+
 #if defined(__AVX512BF16__)
 
 constexpr bool kHasPairs = true;
 
-// Adds products of one pair with each of 16 pairs.
-inline Lanes pair(Lanes sum, const bf16* one, const bf16* sixteen) {
+inline Sixteen sixteen(const bf16* from) { return (Sixteen)_mm512_loadu_si512(from); }
+
+// A pair, sixteen times.
+inline Sixteen alike(const bf16* one) {
   int32_t both;
   std::memcpy(&both, one, sizeof(both));
-  return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(both), (__m512bh)_mm512_loadu_si512(sixteen));
+  return (Sixteen)_mm512_set1_epi32(both);
 }
 
-// Two rows of numbers as one of pairs.
-inline void interleave(const bf16* a, const bf16* b, int64_t h, bf16* to) {
+// Adds products of 16 pairs with 16 pairs.
+inline Lanes pair(Lanes sum, Sixteen a, Sixteen b) {
+  return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+
+// Calls use(which vector of 16, the 16 pairs) with two rows of numbers as one of pairs.
+template <typename Use>
+inline void interleave(const bf16* a, const bf16* b, int64_t h, const Use& use) {
   struct Order {
     uint16_t low[32] = {}, high[32] = {};
     constexpr Order() {
@@ -29,45 +39,56 @@ inline void interleave(const bf16* a, const bf16* b, int64_t h, bf16* to) {
   const __m512i low = _mm512_loadu_si512(kOrder.low), high = _mm512_loadu_si512(kOrder.high);
   for (int64_t d = 0; d < h; d += 32) {
     const __m512i x = _mm512_loadu_si512(a + d), y = _mm512_loadu_si512(b + d);
-    _mm512_storeu_si512(to + 2 * d, _mm512_permutex2var_epi16(x, low, y));
-    _mm512_storeu_si512(to + 2 * d + 32, _mm512_permutex2var_epi16(x, high, y));
+    use(d / kLanes, (Sixteen)_mm512_permutex2var_epi16(x, low, y));
+    use(d / kLanes + 1, (Sixteen)_mm512_permutex2var_epi16(x, high, y));
   }
 }
 
-// 16 rows of h numbers, h a multiple of 32, as h / 2 rows of 16 pairs; row(i) tells where a row lies.
+// 16 rows of h numbers, h a multiple of 32, as vectors of pairs [h / 32, 4, 4]: of rows 4 g to 4 g + 3, vector c of g holds pairs
+// c, 4 + c, 8 + c and 12 + c of 32 numbers. row(i) tells where a row lies.
 template <typename Row>
 inline void turn(const Row& row, int64_t h, bf16* to) {
-  for (int64_t d = 0; d < h; d += 32) {
-    __m512i x[16], y[16];
-    for (int i = 0; i < 16; ++i) x[i] = _mm512_loadu_si512(row(i) + d);
-    for (int i = 0; i < 16; i += 2) {
-      y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-      y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+  for (int64_t d = 0; d < h; d += 32)
+    for (int64_t g = 0; g < kLanes; g += 4, to += 8 * kLanes) {
+      __m512i x[4];
+      for (int i = 0; i < 4; ++i) x[i] = _mm512_loadu_si512(row(g + i) + d);
+      const __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
+      const __m512i c = _mm512_unpacklo_epi32(x[2], x[3]), e = _mm512_unpackhi_epi32(x[2], x[3]);
+      _mm512_storeu_si512(to, _mm512_unpacklo_epi64(a, c));
+      _mm512_storeu_si512(to + 2 * kLanes, _mm512_unpackhi_epi64(a, c));
+      _mm512_storeu_si512(to + 4 * kLanes, _mm512_unpacklo_epi64(b, e));
+      _mm512_storeu_si512(to + 6 * kLanes, _mm512_unpackhi_epi64(b, e));
     }
-    for (int i = 0; i < 16; i += 4) {  // x[i + c]: of four rows, pairs c, 4 + c, 8 + c and 12 + c
-      for (int c = 0; c < 2; ++c) {
-        x[i + 2 * c] = _mm512_unpacklo_epi64(y[i + c], y[i + c + 2]);
-        x[i + 2 * c + 1] = _mm512_unpackhi_epi64(y[i + c], y[i + c + 2]);
-      }
-    }
-    for (int c = 0; c < 4; ++c) {
-      const auto collect = [&](__m512i a, __m512i b, int64_t pair) {
-        _mm512_storeu_si512(to + (d / 2 + pair) * 2 * kLanes, _mm512_shuffle_i32x4(a, b, 0x88));
-        _mm512_storeu_si512(to + (d / 2 + pair + 8) * 2 * kLanes, _mm512_shuffle_i32x4(a, b, 0xdd));
-      };
-      collect(_mm512_shuffle_i32x4(x[c], x[4 + c], 0x88), _mm512_shuffle_i32x4(x[8 + c], x[12 + c], 0x88), c);
-      collect(_mm512_shuffle_i32x4(x[c], x[4 + c], 0xdd), _mm512_shuffle_i32x4(x[8 + c], x[12 + c], 0xdd), c + 4);
-    }
-  }
+}
+
+// Of 16 pairs, pairs c, 4 + c, 8 + c and 12 + c, four times each: what vector c of `turn` is multiplied by.
+template <int c>
+inline Sixteen spread(Sixteen x) {
+  return (Sixteen)_mm512_shuffle_epi32((__m512i)x, static_cast<_MM_PERM_ENUM>(c * 0x55));
+}
+
+// 2 to the power of numbers up to 0, relative error 3e-6: a polynomial of the fraction, scaled by the whole.
+inline Lanes power_of_two(Lanes x) {
+  const Lanes r = (Lanes)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF);
+  Lanes p = r * 0.0135341203f + 0.0520114787f;
+  p = p * r + 0.2414428f;
+  p = p * r + 0.693003833f;
+  return (Lanes)_mm512_scalef_ps((__m512)(p * r + 1.00000262f), (__m512)x);
 }
 
 #else
 
 constexpr bool kHasPairs = false;
-inline Lanes pair(Lanes sum, const bf16*, const bf16*) { return sum; }
-inline void interleave(const bf16*, const bf16*, int64_t, bf16*) {}
+inline Sixteen sixteen(const bf16*) { return Sixteen{}; }
+inline Sixteen alike(const bf16*) { return Sixteen{}; }
+inline Lanes pair(Lanes sum, Sixteen, Sixteen) { return sum; }
+template <typename Use>
+inline void interleave(const bf16*, const bf16*, int64_t, const Use&) {}
 template <typename Row>
 inline void turn(const Row&, int64_t, bf16*) {}
+template <int c>
+inline Sixteen spread(Sixteen x) { return x; }
+inline Lanes power_of_two(Lanes x) { return x; }
 
 #endif
 

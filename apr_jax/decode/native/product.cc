@@ -46,8 +46,8 @@ void multiply(const bf16* x, const bf16* weights, int64_t k, bool ahead, float* 
     }
 #pragma GCC unroll 16
     for (int i = 0; i < count; ++i) {
-      one[i] = pair(one[i], x + i * k + d, weights + d * kLanes);
-      other[i] = pair(other[i], x + i * k + d, others + d * kLanes);
+      one[i] = pair(one[i], alike(x + i * k + d), sixteen(weights + d * kLanes));
+      other[i] = pair(other[i], alike(x + i * k + d), sixteen(others + d * kLanes));
     }
   }
   for (int i = 0; i < count; ++i) {

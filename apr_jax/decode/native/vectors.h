@@ -50,27 +50,24 @@ inline Lanes exponential(Lanes x) {
   return (p * r * r + r + 1.0f) * (Lanes)((__builtin_convertvector(n, Words) + 127) << 23);
 }
 
-// The sum of each of 16 vectors, as one vector: neighbours are folded into one, four times over.
+// Two vectors as one: lanes that lie kApart from each other are added, of a where that bit of the lane's number is 0, else of b.
+// What stays in its lane is blended, which is cheaper than moving it.
+template <int kApart>
+inline Lanes fold(Lanes a, Lanes b) {
+  Words of_b, comes;
+  for (int i = 0; i < kLanes; ++i) {
+    of_b[i] = i & kApart ? -1 : 0;
+    comes[i] = i & kApart ? kLanes + i - kApart : i + kApart;
+  }
+  return (of_b ? b : a) + __builtin_shuffle(a, b, comes);
+}
+
+// The sum of each of 16 vectors, as one vector.
 inline Lanes sums(Lanes* v) {
-#define PICK(a, b, ...) __builtin_shuffle(a, b, Words{__VA_ARGS__})
-  for (int i = 0; i < 8; ++i) {
-    const Lanes a = v[2 * i], b = v[2 * i + 1];
-    v[i] = PICK(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-           PICK(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-  }
-  for (int i = 0; i < 4; ++i) {
-    const Lanes a = v[2 * i], b = v[2 * i + 1];
-    v[i] = PICK(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
-           PICK(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-  }
-  for (int i = 0; i < 2; ++i) {
-    const Lanes a = v[2 * i], b = v[2 * i + 1];
-    v[i] = PICK(a, b, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
-           PICK(a, b, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
-  }
-  return PICK(v[0], v[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-         PICK(v[0], v[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-#undef PICK
+  for (int i = 0; i < 8; ++i) v[i] = fold<8>(v[i], v[i + 8]);
+  for (int i = 0; i < 4; ++i) v[i] = fold<4>(v[i], v[i + 4]);
+  for (int i = 0; i < 2; ++i) v[i] = fold<2>(v[i], v[i + 2]);
+  return fold<1>(v[0], v[1]);
 }
 
 inline float sum(Lanes x) {
