@@ -91,7 +91,10 @@ class Piece {
       if constexpr (kKind == Kind::kTiles) {
         for (int64_t i = 0; i < kTile; ++i) std::memcpy(copied_ + i * h_, keys_ + slot[i] * width_, h_ * sizeof(bf16));
         fetch_values(slot, 0, kTile);
-        ask(slot + kTile, tile + 1);
+        if (tile + 1 < seen_.tiles) {
+          ask(keys_, slot + kTile, kTile);
+          ask(values_, slot + kTile, kTile);
+        }
         for (int64_t r = 0; r < all_; r += kLanes) block(r, tile);
       } else if constexpr (kKind == Kind::kPairs) {
         const int shared = groups_of_several(tile);
@@ -99,17 +102,23 @@ class Piece {
           turn([&](int64_t j) { return keys_ + slot[i * kLanes + j] * width_; }, h_, copied_ + i * kLanes * h_);
           if (shared >> i & 1) fetch_values(slot, i * kLanes, (i + 1) * kLanes);
         }
-        ask(slot + kTile, tile + 1);
-        each(tile, [&](auto count, int64_t r, uint64_t sees) {
+        each(tile, [&](auto count, int64_t r, uint64_t sees, const int32_t* next, int64_t some) {
+          ask(keys_, next, some);
           score_pairs<count.value>(r, sees);
+          ask(values_, next, some);
           gather<count.value>(r, sees, shared, slot);
         });
       } else {
         fetch(keys_, slot);
-        ask(slot + kTile, tile + 1);
-        each(tile, [&](auto count, int64_t r, uint64_t sees) { score<count.value>(r, sees); });
+        each(tile, [&](auto count, int64_t r, uint64_t sees, const int32_t* next, int64_t some) {
+          ask(keys_, next, some);
+          score<count.value>(r, sees);
+        });
         fetch(values_, slot);
-        each(tile, [&](auto count, int64_t r, uint64_t sees) { gather<count.value>(r, sees, -1, slot); });
+        each(tile, [&](auto count, int64_t r, uint64_t sees, const int32_t* next, int64_t some) {
+          ask(values_, next, some);
+          gather<count.value>(r, sees, -1, slot);
+        });
       }
     }
   }
@@ -128,14 +137,10 @@ class Piece {
 
   const T* query(int64_t r) const { return asked_ + r / rows_ * stride_ + r % rows_ * h_; }
 
-  // Asks memory for the keys and values of a tile.
-  void ask(const int32_t* slot, int64_t tile) const {
-    if (tile >= seen_.tiles) return;
-    for (int64_t i = 0; i < kTile; ++i)
-      for (int64_t d = 0; d < h_; d += 64 / sizeof(T)) {
-        __builtin_prefetch(keys_ + slot[i] * width_ + d, 0, 2);
-        __builtin_prefetch(values_ + slot[i] * width_ + d, 0, 2);
-      }
+  // Asks memory for the keys or the values of some slots.
+  void ask(const T* from, const int32_t* slot, int64_t some) const {
+    for (int64_t i = 0; i < some; ++i)
+      for (int64_t d = 0; d < h_; d += 64 / sizeof(T)) __builtin_prefetch(from + slot[i] * width_ + d, 0, 2);
   }
 
   void fetch(const T* from, const int32_t* slot) {
@@ -143,17 +148,25 @@ class Piece {
       for (int64_t d = 0; d < h_; d += kLanes) store(load(from + slot[i] * width_ + d), tile_ + i * h_ + d);
   }
 
-  // Calls work(how many, the first, what it sees) for blocks of at most 4 rows of one token, if that sees anything of the tile.
+  // Calls work(how many, the first, what it sees, slots, how many) for blocks of at most 4 rows of one token, if that sees
+  // anything of the tile. The slots are those of the next tile, a share each: a processor waits for few reads at a time, so
+  // what is asked for at once is not computed beside.
   template <typename Work>
   void each(int64_t tile, const Work& work) {
+    int64_t blocks = 0;
+    for (int64_t y = 0; y < tokens_; ++y) blocks += seen_.by(y, tile) ? (rows_ + kBlock - 1) / kBlock : 0;
+    const int32_t *next = seen_.tile(tile + 1), *last = tile + 1 < seen_.tiles ? next + kTile : next;
+    const int64_t share = (kTile + blocks - 1) / blocks;
     for (int64_t y = 0; y < tokens_; ++y) {
       const uint64_t own = seen_.by(y, tile);
       if (own == 0) continue;
       for (int64_t r = y * rows_, end = r + rows_; r < end; r += kBlock) {
-        if (end - r >= 4) work(std::integral_constant<int, 4>(), r, own);
-        else if (end - r == 3) work(std::integral_constant<int, 3>(), r, own);
-        else if (end - r == 2) work(std::integral_constant<int, 2>(), r, own);
-        else work(std::integral_constant<int, 1>(), r, own);
+        const int64_t some = std::min<int64_t>(share, last - next);
+        if (end - r >= 4) work(std::integral_constant<int, 4>(), r, own, next, some);
+        else if (end - r == 3) work(std::integral_constant<int, 3>(), r, own, next, some);
+        else if (end - r == 2) work(std::integral_constant<int, 2>(), r, own, next, some);
+        else work(std::integral_constant<int, 1>(), r, own, next, some);
+        next += some;
       }
     }
   }
@@ -200,12 +213,10 @@ class Piece {
   // Scores of a row to weights, which are added to its total; its sum of values so far is brought to the same scale.
   template <typename To>
   void soften(int64_t r, uint64_t sees, To* to) {
-    const Words kBit = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
     const float* score = weight_ + r * kTile;
     Lanes value[kGroups], best = all(top_[r]);
     for (int64_t i = 0; i < kGroups; ++i) {
-      const Words own = kBit & static_cast<int32_t>(sees >> i * kLanes & 0xffff);
-      value[i] = own != 0 ? load(score + i * kLanes) * scale_ : all(kNothing);
+      value[i] = select(sees >> i * kLanes & 0xffff, load(score + i * kLanes) * scale_, all(kNothing));
       best = value[i] > best ? value[i] : best;
     }
     const float now = largest(best);
@@ -218,7 +229,7 @@ class Piece {
     }
     for (int64_t i = 0; i < kGroups; ++i) {
       Lanes one = {};
-      if (group(sees, i)) one = value[i] > kNothing ? power(value[i] - now) : one;
+      if (group(sees, i)) one = select(sees >> i * kLanes & 0xffff, power(value[i] - now), one);
       added += one;
       store(one, to + i * kLanes);
     }

@@ -17,6 +17,10 @@ constexpr int kTile = 64;  // slots; a bit each is a word
 
 // A bit for each of up to 64 bytes that are 0 or 1; `count` is a multiple of 8.
 inline uint64_t bits(const uint8_t* bytes, int64_t count) {
+#if defined(__AVX512BW__)
+  const __m512i all = _mm512_maskz_loadu_epi8(~uint64_t{0} >> (64 - count), bytes);
+  return _mm512_test_epi8_mask(all, all);
+#else
   uint64_t result = 0;
   for (int64_t i = 0; i < count; i += 8) {
     uint64_t word;
@@ -24,6 +28,7 @@ inline uint64_t bits(const uint8_t* bytes, int64_t count) {
     result |= (word * 0x0102040810204080 >> 56) << i;
   }
   return result;
+#endif
 }
 
 // The bits of `from` that `which` names, moved together.

@@ -37,6 +37,16 @@ inline void store(Lanes x, bf16* to) {  // to nearest, ties to even; is never gi
 }
 inline Lanes all(float x) { return Lanes{} + x; }
 
+// a in the lanes whose bits are set, else b.
+inline Lanes select(uint32_t bits, Lanes a, Lanes b) {
+#if defined(__AVX512F__)
+  return (Lanes)_mm512_mask_blend_ps(static_cast<__mmask16>(bits), (__m512)b, (__m512)a);
+#else
+  const Words kBit = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+  return (kBit & static_cast<int32_t>(bits)) != 0 ? a : b;
+#endif
+}
+
 // exp of numbers up to 0 (polynomial of the Cephes library, relative error about 2e-7); below -87 it is that of -87.
 inline Lanes exponential(Lanes x) {
   x = x < -87.0f ? all(-87.0f) : x;
