@@ -92,6 +92,13 @@ SETTINGS = {
     "races, one row": Setting(
         Sizes(problems=1, lanes=1, rows=1, feed_tiles=1, feed_chunk=2, feed_threshold=1, run=4, log_run=8, **HOLD), races=True
     ),
+    "races, small tables": Setting(
+        FewPieces(
+            problems=3, lanes=2, rows=5, feed_tiles=1, feed_chunk=8, feed_threshold=4, run=1, log_run=8,
+            threads=9, slots=512, log=160, attention_block=128, **COMMON,
+        ),
+        races=True,
+    ),
     "together": Setting(
         Sizes(problems=3, lanes=8, rows=24, feed_tiles=2, feed_chunk=8, feed_threshold=2, run=8, log_run=4, **HOLD),
         races=True, together=8,

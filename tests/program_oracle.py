@@ -243,17 +243,17 @@ def check_pool(transcript: Transcript, expected: Expected, sizes: Sizes) -> None
 
 
 def check_beginning(transcript: Transcript, right: Transcript) -> None:
-    """Assert that every thread of a problem that was stopped is a beginning of what it should have become."""
-    place = {thread.path: i for i, thread in enumerate(right.threads)}
-    got, log, number = transcript.log, right.log, []
-    for i, thread in enumerate(transcript.threads):
-        where = f"problem {transcript.problem}, thread {thread.path}"
-        assert thread.stop in (Stop.KILLED, Stop.DROPPED, right.threads[place[thread.path]].stop), (
-            f"{where}: {thread.stop.name}, right is {right.threads[place[thread.path]].stop.name}"
+    """Assert that every line of a problem that was stopped is a beginning of what it should have become."""
+    stops = {(thread.path, thread.segment): thread.stop for thread in right.threads}
+    got, log, where = transcript.log, right.log, f"problem {transcript.problem}"
+    for thread in transcript.threads:
+        stop = stops[thread.path, thread.segment]
+        assert thread.stop in (Stop.KILLED, Stop.DROPPED, stop), (
+            f"{where}, thread {thread.path}: {thread.stop.name}, right is {stop.name}"
         )
-        begun = np.flatnonzero(got.thread == i)
-        number += np.flatnonzero(log.thread == place[thread.path])[: len(begun)].tolist()
-    same = np.array(number, int)
+    same, whole = np.full(len(got), -1), _lines(right)
+    for path, begun in _lines(transcript).items():
+        same[begun] = whole[path][: len(begun)]
     fed = got.clock >= 0
     for name in ("token", "source"):
         np.testing.assert_array_equal(getattr(got, name), getattr(log, name)[same], err_msg=f"{name}, {where}")
@@ -271,6 +271,17 @@ def check_beginning(transcript: Transcript, right: Transcript) -> None:
     )
     np.testing.assert_array_equal(saw, should[:, same], err_msg=f"what was seen, problem {transcript.problem}")
     assert (saw.sum(axis=1) == should.sum(axis=1)).all(), f"problem {transcript.problem}: a row saw less than it should"
+
+
+def _lines(transcript: Transcript) -> dict[tuple[int, ...], list[int]]:
+    """The entries of each line in the order in which it wrote them, whatever was split off since; by the line's path."""
+    threads, lines = transcript.threads, transcript.lines
+    entries: dict[tuple[int, ...], list[int]] = {}
+    cut = [thread.stop == Stop.SPLIT for thread in threads]
+    segment = [threads[thread.parent if cut[i] else i].segment for i, thread in enumerate(threads)]
+    for i in sorted(range(len(threads)), key=lambda i: (segment[i], cut[i])):
+        entries.setdefault(threads[lines[i]].path, []).extend(np.flatnonzero(transcript.log.thread == i))
+    return entries
 
 
 def _fed(transcript: Transcript) -> np.ndarray:

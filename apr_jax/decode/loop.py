@@ -234,6 +234,7 @@ def handle(program: Program, state: State) -> State:
         after = jax.tree.map(lambda field: field[jnp.arange(thread.shape[0]), last], held.threads)
         spent = (
             (kind > 0)
+            & (held.stop == Stop.RUNNING)
             & (after.status == READY)
             & (after.generated >= jax.vmap(Book.budget)(held, after.level))
             & after.samples
