@@ -34,12 +34,14 @@ def decoded(layers: int, stitch: bool, **sizes):
     return (jax.tree.map(np.asarray, model.params), config), [found[i] for i in range(len(problems))]
 
 
-def check_greedy(model, context, generated) -> None:
-    """Each generated token is the likeliest one after (token, position) pairs that grow by it."""
-    context = list(context)
-    for token in generated:
-        logits = reference_model.all_logits(*model, *np.array(context).T)[-1]
+def check_greedy(model, context, transcript, thread) -> None:
+    """Each token that the thread generated is the likeliest one after (token, position) pairs that grow by it, and as likely."""
+    context, log = list(context), transcript.log
+    mine = log.sampled & (log.thread == thread)
+    for token, logprob in zip(log.token[mine], log.logprob[mine], strict=True):
+        logits = reference_model.all_logits(*model, *np.array(context).T)[-1].astype(np.float64)
         assert logits[token] > np.max(logits) - 1e-4
+        assert logprob == pytest.approx(logits[token] - np.logaddexp.reduce(logits), abs=1e-4)
         context.append((int(token), max(position for _, position in context) + 1))
 
 
@@ -59,17 +61,20 @@ def test_threads_see_what_the_script_says(stitch, sizes):
         parts = [transcript.generated(i) for i in range(len(transcript.threads))]
         assert [len(part) for part in parts] == [after, alone, *lengths]
         context = [(token, place) for place, token in enumerate(prompt)]
-        check_greedy(model, context, parts[1])
+        check_greedy(model, context, transcript, 1)
         context = grown(context, parts[1])
-        for header, part in enumerate(parts[2:]):
-            check_greedy(model, grown(context, [header]), part)
+        for header in range(len(lengths)):
+            check_greedy(model, grown(context, [header]), transcript, 2 + header)
         fork = len(context)
         for header, part in enumerate(parts[2:]):
             unfed = part[:-1] if stitch else part
             context = grown(context, [header, *unfed], fork if stitch else None)
         if stitch:
             context = grown(context, [part[-1] for part in parts[2:]])
-        check_greedy(model, context, parts[0])
+        check_greedy(model, context, transcript, 0)
+        # A thread sees no other of its fork.
+        assert (transcript.sees[2:, 2:] == np.eye(len(lengths), dtype=bool)).all() and transcript.sees[2:, :2].all()
+        assert transcript.sees[0].sum() == (len(parts) if stitch else 3)
         # Nothing is fed but the prompt, the headers, what was not fed yet, and what is encoded again.
         joined = len(lengths) if stitch else 1 + sum(1 + length for length in lengths[1:])
         assert np.sum(transcript.log.source == Source.FED) == len(prompt) + len(lengths) + 1 + joined

@@ -132,8 +132,9 @@ class Scripted:
         length = lengths[jnp.clip(place, 0, lengths.shape[0] - 1)]
         # A thread may sample its budget: one that is to sample fewer is taken to have sampled the rest.
         book = book.replace(threads=book.threads.where(born, generated=book.budgets[1] - length))
-        # A finished thread that nobody sees loses its slots: who is to go on from it sees it from the start, and waits.
-        row = book.sees[parent] | books.bits(book, born & self._kept(book, parent))
-        book = book.replace(sees=jnp.where((number == parent)[:, None], row, book.sees))
         book = protocol.say(book, number, (kind,), number, (start + place,), (1,), born)
-        return books.commit(book, parent, shares=True)
+        book = books.commit(book, parent, shares=True)
+        # A finished thread that nobody sees loses its slots: who is to go on from it sees it from the start, and waits. Set after
+        # the threads have taken over what their parent sees, or they would see each other.
+        row = book.sees[parent] | books.bits(book, born & self._kept(book, parent))
+        return book.replace(sees=jnp.where((number == parent)[:, None], row, book.sees))

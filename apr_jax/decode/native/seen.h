@@ -43,6 +43,22 @@ inline uint64_t compress(uint64_t from, uint64_t which) {
 #endif
 }
 
+// The numbers of the bits that are set, from `first` on; returns how many. Up to 15 numbers behind the last are written, too.
+inline int64_t numbers(uint64_t bits, int32_t first, int32_t* to) {
+  const int32_t* start = to;
+#if defined(__AVX512F__)
+  const __m512i sixteen = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  for (; bits; bits >>= 16, first += 16) {
+    const auto some = static_cast<__mmask16>(bits);
+    _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(some, _mm512_add_epi32(sixteen, _mm512_set1_epi32(first))));
+    to += __builtin_popcount(some);
+  }
+#else
+  for (; bits; bits &= bits - 1) *to++ = first + __builtin_ctzll(bits);
+#endif
+  return to - start;
+}
+
 struct Seen {
   int64_t tiles;
 
@@ -67,7 +83,7 @@ struct Seen {
         to[0] |= own << count % kTile;
         if (count % kTile) to[1] |= own >> (kTile - count % kTile);
       }
-      for (; any; any &= any - 1) slots_[count++] = static_cast<int32_t>(n + __builtin_ctzll(any));
+      count += numbers(any, static_cast<int32_t>(n), slots_.data() + count);
     }
     tiles = (count + kTile - 1) / kTile;
     // What stands behind the last slot is read, and given no weight.
