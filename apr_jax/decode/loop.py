@@ -195,7 +195,7 @@ def advance(
     threads = dataclasses.replace(threads, **{name: write(name, new) for name, new in values.items()})
 
     max_tokens = placed.budgets[jnp.minimum(tiles.problem, sizes.problems - 1), jnp.minimum(old.level, 1)]
-    event = jnp.where(drawn, program.protocol.event(token), 0)
+    event = jnp.where(drawn, program.protocol.event(token).astype(jnp.int32), 0)
     event = jnp.where(drawn & (event == 0) & (generated >= max_tokens), program.length, event)
     dry = good & ~old.samples & (old.waiting + unfed == tiles.count)
     event = jnp.where(dry, program.drained, event)

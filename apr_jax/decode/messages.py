@@ -37,7 +37,9 @@ def compose(
     )  # tokens before the thread's message
     offset = before - first[to]
     fields = (("kind", kind), ("thread", thread), ("start", start), ("offset", offset), ("length", length))
-    pieces = books.Pieces(**{name: getattr(book.pieces, name).at[place].set(new, mode="drop") for name, new in fields})
+    pieces = books.Pieces(
+        **{name: getattr(book.pieces, name).at[place].set(new.astype(jnp.int32), mode="drop") for name, new in fields}
+    )
     addressed = jnp.any(mine, axis=1)
     threads = book.threads.where(
         addressed,
