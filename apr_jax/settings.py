@@ -10,10 +10,9 @@ program with code 2.
 """
 
 import dataclasses
-import importlib.machinery
-import importlib.util
 import json
 import sys
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,11 +37,10 @@ def load(path: str | Path) -> Any:
     """
     if not Path(path).is_file():
         raise ValueError(f"--config {path}: there is no such file; give a Python file with a function config()")
-    name = f"config file {Path(path).resolve()}"
-    loader = importlib.machinery.SourceFileLoader(name, str(path))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
-    sys.modules[name] = module  # where what reads the classes defined in the file looks for them
-    loader.exec_module(module)
+    module = types.ModuleType(f"config file {Path(path).resolve()}".replace(".", "_"))
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where what reads the classes defined in the file looks for them
+    exec(compile(Path(path).read_bytes(), str(path), "exec"), module.__dict__)
     if not hasattr(module, "config"):
         raise ValueError(f"--config {path}: the file has no function config(); it should return a frozen dataclass")
     config = module.config()

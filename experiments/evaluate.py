@@ -109,13 +109,15 @@ def run(config: EvaluateConfig) -> dict[str, Result]:
     """Run every method; rollouts that agree are decoded once."""
     questions = config.task.questions(config.seed)
     words = load(config.tokenizer)
+    earlier = begin(config, questions, words)
+    settings.save(config, config.output)
     rollouts: dict[RolloutConfig, Rollout] = {}
     results = {}
     for name in config.only or config.methods:
         method = config.methods[name]
         if method.rollout not in rollouts:
             try:
-                rollouts[method.rollout] = roll_out_and_keep(config, questions, words, name)
+                rollouts[method.rollout] = roll_out_and_keep(config, questions, words, method.rollout, earlier)
             except Interrupted:
                 if results:
                     write(config, questions, results)
@@ -125,19 +127,50 @@ def run(config: EvaluateConfig) -> dict[str, Result]:
     return results
 
 
-def roll_out_and_keep(config: EvaluateConfig, questions: Sequence, words: TextCodec, name: str) -> Rollout:
-    """The rollout of a method, kept on disk whether it was finished or ended early; see `roll_out`."""
-    rollout, folder = config.methods[name].rollout, Path(config.output) / "rollouts"
-    asked, about = Asked(rollout, config.task, config.tokenizer, config.seed), list(map(config.task.about, questions))
-    earlier = kept.read(folder, name, asked, about) if config.resume else None
+def file_name(config: EvaluateConfig, rollout: RolloutConfig) -> str:
+    """Under which name a rollout is kept: that of the first method that is read off it, whichever are run."""
+    return next(name for name, method in config.methods.items() if method.rollout == rollout)
+
+
+def asked(config: EvaluateConfig, rollout: RolloutConfig) -> Asked:
+    return Asked(rollout, config.task, config.tokenizer, config.seed)
+
+
+def begin(config: EvaluateConfig, questions: Sequence, words: TextCodec) -> Mapping[RolloutConfig, Kept | None]:
+    """What is kept of each rollout that is wanted, before anything is decoded; without `resume` it is discarded.
+
+    Raises:
+        ValueError: it belongs to another evaluation, or a question cannot be asked.
+    """
+    folder, found = Path(config.output) / "rollouts", {}
+    for rollout in dict.fromkeys(config.methods[name].rollout for name in config.only or config.methods):
+        prompts = [problem.prompt for problem in methods.requests(config.task, questions, rollout, words)]
+        name = file_name(config, rollout)
+        found[rollout] = kept.read(folder, name, asked(config, rollout), prompts) if config.resume else None
+    if not config.resume:
+        for rollout in found:
+            kept.discard(folder, file_name(config, rollout))
+    return found
+
+
+def roll_out_and_keep(
+    config: EvaluateConfig,
+    questions: Sequence,
+    words: TextCodec,
+    rollout: RolloutConfig,
+    earlier: Mapping[RolloutConfig, Kept | None],
+) -> Rollout:
+    """A rollout, kept on disk whether it was finished or ended early; see `roll_out`."""
+    name, before = file_name(config, rollout), earlier[rollout]
+    keep = functools.partial(kept.write, Path(config.output) / "rollouts", name, asked(config, rollout))
+    about = list(map(config.task.about, questions))
     try:
-        done = roll_out(config.task, questions, rollout, words, config.seed, name, earlier)
+        done = roll_out(config.task, questions, rollout, words, config.seed, name, before)
     except Interrupted as interrupted:
-        kept.write(folder, name, asked, interrupted.kept, about, interrupted.words)
+        keep(interrupted.kept, about, interrupted.words)
         raise
-    kept.write(
-        folder, name, asked, Kept(dict(enumerate(done.transcripts)), done.progress, done.traces), about, done.words
-    )
+    if before is None or len(before.finished) < len(questions):
+        keep(Kept(dict(enumerate(done.transcripts)), done.progress, done.traces), about, done.words)
     return done
 
 
@@ -177,7 +210,6 @@ def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Res
 def main(argv: Sequence[str]) -> int:
     config = settings.parse(argv, "configs/demo.py")
     print(settings.describe(config), flush=True)
-    settings.save(config, config.output)
     start = time.monotonic()
     try:
         results = run(config)

@@ -253,6 +253,7 @@ def check_beginning(transcript: Transcript, right: Transcript) -> None:
         )
     same, whole = np.full(len(got), -1), _lines(right)
     for path, begun in _lines(transcript).items():
+        assert len(begun) <= len(whole[path]), f"{where}, line {path}: longer than it should become"
         same[begun] = whole[path][: len(begun)]
     fed = got.clock >= 0
     for name in ("token", "source"):

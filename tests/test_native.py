@@ -23,7 +23,12 @@ CONFIG = ModelConfig(vocabulary=64, width=64, layers=2, heads=4, kv_heads=2, hea
 
 
 # Instructions that are left out, so that what other processors do is seen on this one too.
-PROCESSORS = {"this": (), "no tiles": ("-mno-amx-bf16",), "no bfloat16": ("-mno-amx-bf16", "-mno-avx512bf16")}
+PROCESSORS = {
+    "this": (),
+    "no tiles": ("-mno-amx-bf16",),
+    "no bfloat16": ("-mno-amx-bf16", "-mno-avx512bf16"),
+    "no 512 bits": ("-mno-amx-bf16", "-mno-avx512f", "-mno-bmi2"),
+}
 
 
 def need_kernel() -> ctypes.CDLL:

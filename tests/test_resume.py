@@ -17,6 +17,7 @@ from apr_jax.model.config import ModelConfig
 from experiments import evaluate
 
 QUESTIONS = 5
+SECOND = str(3 * QUESTIONS + 1)  # all prompts are made for both rollouts before any is decoded, then for each
 # A task that interrupts its own process as the second method begins.
 CONFIG = """
 import dataclasses, os, signal
@@ -45,7 +46,11 @@ class Stopping(Mathematics):
 
 def config():
     return EvaluateConfig(
-        methods={{"sequential": MethodConfig(ONE), "self_consistency": MethodConfig(MANY, "majority")}},
+        methods={{
+            "sequential": MethodConfig(ONE),
+            "self_consistency": MethodConfig(MANY, "majority"),
+            "best_of_n": MethodConfig(MANY, "logprob"),
+        }},
         task=Stopping(problems_file=FOLDER + "/questions.jsonl"),
         tokenizer=FOLDER + "/words",
     )
@@ -63,7 +68,7 @@ def folder(tmp_path_factory):
     write_questions(folder, 7)
     (folder / "config.py").write_text(CONFIG.format(folder=str(folder)))
     assert start(folder, "whole").returncode == 0
-    ended = start(folder, "ended", "--stop-at", str(QUESTIONS + 1))
+    ended = start(folder, "ended", "--stop-at", SECOND)
     assert ended.returncode == 130, ended.stderr
     assert re.search(r"interrupted: [1-4] of 5 questions are finished; --resume True", ended.stderr)
     return folder
@@ -102,10 +107,11 @@ def test_what_is_finished_is_written_and_the_rest_is_decoded(folder):
     record = json.loads((folder / "ended" / "rollouts" / "self_consistency.json").read_text())
     assert record["progress"]["problems"] == record["progress"]["finished"] == QUESTIONS
 
-    once_more = start(folder, "ended", "--resume", "True", "--only", "self_consistency")
+    # Another rule for the same samples: nothing is decoded, so no time is added.
+    once_more = start(folder, "ended", "--resume", "True", "--only", "best_of_n")
     assert once_more.returncode == 0, once_more.stderr
-    last = outcomes.read_summary(folder / "ended" / "summary.json")["methods"]["self_consistency"]
-    assert last == found["ended"]["self_consistency"]  # nothing was decoded, so no time was added
+    last = outcomes.read_summary(folder / "ended" / "summary.json")["methods"]["best_of_n"]
+    assert last["wall_s"] == found["ended"]["self_consistency"]["wall_s"]
 
 
 @pytest.mark.parametrize("change", ["an option", "the questions"])
@@ -114,10 +120,20 @@ def test_what_belongs_to_another_evaluation_is_refused(folder, change, capsys):
     if change == "an option":
         options += ["--methods.sequential.rollout.max-tokens", "9"]
         message = r"resume: .*sequential\.json was made with another configuration \(rollout\.max_tokens: .*8.*9"
-    else:
-        write_questions(folder, 8)
-    with pytest.raises(SystemExit) as stopped:
-        evaluate.main(arguments(folder, "whole", *options))
-    write_questions(folder, 7)
+    before = (folder / "whole" / "config.json").read_text()
+    write_questions(folder, 7 if change == "an option" else 8)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            evaluate.main(arguments(folder, "whole", *options))
+    finally:
+        write_questions(folder, 7)
     assert stopped.value.code == 2
     assert re.search(message, capsys.readouterr().err)
+    assert (folder / "whole" / "config.json").read_text() == before
+
+
+def test_without_resume_nothing_old_is_kept(folder):
+    """What an earlier run left is not taken for what this one decodes, even if this one is ended."""
+    ended = start(folder, "ended", "--stop-at", SECOND)
+    assert ended.returncode == 130, ended.stderr
+    assert 0 < len(list(transcripts.read(folder / "ended" / "rollouts" / "self_consistency.jsonl"))) < QUESTIONS

@@ -84,7 +84,13 @@ class Progress:
         return max(self.shard_steps) * len(self.shard_steps) / max(sum(self.shard_steps), 1)
 
     def after(self, earlier: "Progress") -> "Progress":
-        """Of two runs on as many shards, the second of what the first had left, together."""
+        """Of two runs, the second of what the first had left, together.
+
+        Raises:
+            ValueError: they ran on different numbers of shards.
+        """
+        if len(self.shard_steps) != len(earlier.shard_steps):
+            raise ValueError(f"progress of {len(earlier.shard_steps)} shards cannot go on with {len(self.shard_steps)}")
         sums = {
             name: getattr(self, name) + getattr(earlier, name)
             for name in ("finished", "sampled", "fed", "feed_steps", "decode_steps", "seconds")

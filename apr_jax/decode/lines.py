@@ -3,10 +3,8 @@
 Everything is written for one problem, from and to its book. Axes: M threads.
 """
 
-import functools
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, UInt32
 
@@ -34,9 +32,10 @@ def joined_row(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> 
     """
     threads = book.threads
     live = books.family(book, parent) & (threads.group == parent)
-    siblings = live[None, :] & (threads.ordinal[:, None] != threads.ordinal[None, :])  # [child, sibling]
-    lines = book.sees & ~jax.vmap(functools.partial(books.bits, book))(siblings)
-    return book.sees[parent] | books.union(lines, chosen)
+    sees = books.has(book.sees, books.numbers(book))  # [child, thread]
+    same = threads.ordinal[:, None] == threads.ordinal[None, :]
+    kept = jnp.any(chosen[:, None] & same & sees, axis=0)
+    return book.sees[parent] | (books.union(book.sees, chosen) & ~books.bits(book, live & ~kept))
 
 
 def stitch(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> Book:

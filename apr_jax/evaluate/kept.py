@@ -8,9 +8,12 @@ others do not count.
 import dataclasses
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from apr_jax import settings
 from apr_jax.decode import Progress, Stop, Transcript
@@ -66,18 +69,27 @@ def write(folder: Path, name: str, asked: Asked, kept: Kept, about: Sequence[Map
     folder.mkdir(parents=True, exist_ok=True)
     numbers = sorted(kept.finished)
     facts = [{**about[number], "method": name} for number in numbers]
-    (folder / f"{name}.json").unlink(missing_ok=True)
-    transcripts.write(folder / f"{name}.jsonl", [kept.finished[number] for number in numbers], words.decode, facts)
     progress = dataclasses.asdict(kept.progress)
     progress["stops"] = {stop.name.lower(): count for stop, count in kept.progress.stops.items()}
     record = {"asked": settings.to_dict(asked), "traces": kept.traces, "progress": progress}
-    part = folder / f"{name}.json.part"
-    part.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(part, folder / f"{name}.json")
+    with tempfile.TemporaryDirectory(dir=folder) as new:  # what was kept before stays until all of it is there
+        transcripts.write(Path(new) / f"{name}.jsonl", [kept.finished[n] for n in numbers], words.decode, facts)
+        (Path(new) / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+        discard(folder, name)
+        for end in ("jsonl", "npz", "json"):
+            os.replace(Path(new) / f"{name}.{end}", folder / f"{name}.{end}")
 
 
-def read(folder: Path, name: str, asked: Asked, about: Sequence[Mapping]) -> Kept | None:
+def discard(folder: Path, name: str) -> None:
+    """What was kept of a rollout counts no longer."""
+    (folder / f"{name}.json").unlink(missing_ok=True)
+
+
+def read(folder: Path, name: str, asked: Asked, prompts: Sequence[np.ndarray]) -> Kept | None:
     """What was kept of a rollout; None if nothing was.
+
+    Args:
+        prompts: token ids of each question, as the rollout is to be fed them.
 
     Raises:
         ValueError: it was asked otherwise, or other questions: the files do not belong to this evaluation.
@@ -89,14 +101,20 @@ def read(folder: Path, name: str, asked: Asked, about: Sequence[Mapping]) -> Kep
     advice = "leave out --resume, which decodes anew, or write to another --output"
     if other := settings.differences(asked, record["asked"]):
         raise ValueError(f"resume: {file} was made with another configuration ({'; '.join(other)}); {advice}")
-    finished = {}
-    for transcript, line in transcripts.read(file.with_suffix(".jsonl")):
-        number = transcript.problem
-        if number >= len(about) or line["question"] != about[number]["question"]:
+    if record["progress"]["problems"] != len(prompts):
+        raise ValueError(
+            f"resume: {file} is of {record['progress']['problems']} questions, not of {len(prompts)}; {advice}"
+        )
+    finished = {transcript.problem: transcript for transcript, _ in transcripts.read(file.with_suffix(".jsonl"))}
+    for number, transcript in finished.items():
+        fed, prompt = (
+            transcript.tokens(0),
+            prompts[number],
+        )  # where several threads answer, the root is not fed the last token
+        if not np.array_equal(fed[: len(prompt)], prompt[: len(fed)]):
             raise ValueError(
-                f"resume: question {number + 1} is not the one that {file.with_suffix('.jsonl')} has; {advice}"
+                f"resume: question {number + 1} is not the one that {file.with_suffix('.jsonl')} has, or is put otherwise; {advice}"
             )
-        finished[number] = transcript
     progress = record["progress"] | {"shard_steps": tuple(record["progress"]["shard_steps"])}
     progress["stops"] = {Stop[stop.upper()]: count for stop, count in progress["stops"].items()}
     return Kept(finished, Progress(**progress), record["traces"])
