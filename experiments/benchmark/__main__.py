@@ -203,9 +203,9 @@ def measure_alone(config: BenchmarkConfig, bench: Bench, model: str) -> dict:
         for prefix, job in jobs.items()
         if found[job]
     }
-    many = ForkJoin(
-        8 if config.reduced else 500, 2 if config.reduced else 32, vocabulary, share=config.scale.share, seed=1
-    )
+    problems, in_flight = (8, 2) if config.reduced else (500, 32)
+    # A row for each problem: enough wait for one that none is idle.
+    many = ForkJoin(problems, in_flight, vocabulary, share=config.scale.share, seed=1, rows=1.0)
     busy = bench.run(Job(ENGINE, many))
     occupancy = {"lane_occupancy": busy.extra["occupancy"] if busy else None}
     fixed = {"lane_occupancy_of_fixed_batches": fixed_batches(many)}

@@ -23,6 +23,8 @@ class ForkJoin:
             ThreadWeaver's client does); "stitch": it sees what the threads saw and wrote, and nothing is fed again.
         share: of all scripted lengths; 1 is the workload of the benchmark.
         vocabulary, seed: of prompts and lengths.
+        rows: of the project's decode steps, for each problem in flight. Idle rows cost little, so that the fastest number keeps
+            problems from waiting; with fewer all are busy.
     """
 
     problems: int
@@ -31,6 +33,7 @@ class ForkJoin:
     join: str = "reencode"
     share: float = 1.0
     seed: int = 0
+    rows: float = 2.5
 
     def __post_init__(self):
         if self.join not in ("reencode", "stitch"):

@@ -73,9 +73,10 @@ class Project:
         mesh = self._mesh(work.in_flight)
         in_flight, queue = work.in_flight // mesh.size, -(-len(problems) // mesh.size)
         sizes = Sizes(
-            problems=in_flight, lanes=most, rows=min(in_flight * 5 // 2 + 1, in_flight * most), feed_tiles=1, feed_chunk=CHUNK,
-            feed_threshold=most, threads=protocol.threads, slots=multiple(room, BLOCK), run=RUN, log=multiple(room, RUN),
-            log_run=RUN, queue=queue, prompt=len(problems[0].prompt), outbox=queue, attention_block=BLOCK,
+            problems=in_flight, lanes=most, rows=min(int(in_flight * work.rows) + 1, in_flight * most), feed_tiles=1,
+            feed_chunk=CHUNK, feed_threshold=most, threads=protocol.threads, slots=multiple(room, BLOCK), run=RUN,
+            log=multiple(room, RUN), log_run=RUN, queue=queue, prompt=len(problems[0].prompt), outbox=queue,
+            attention_block=BLOCK,
         )  # fmt: skip
         engine = Engine(self.model, protocol, sizes, mesh)
 
