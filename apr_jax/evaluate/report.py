@@ -11,7 +11,6 @@ from apr_jax.evaluate.outcomes import Outcome, accuracy_within, read_summary
 # Names of methods in tables, plots and pages; a method that is not listed is shown under its own name.
 TITLES = {
     "apr": "APR (spawn and join)",
-    "sequential": "sequential (one thread)",
     "self_consistency": "self-consistency",
     "best_of_n": "best-of-N",
 }
