@@ -16,7 +16,7 @@ import functools
 import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -66,16 +66,8 @@ class EvaluateConfig:
                 raise ValueError(f"only: {name!r} is not one of the methods {', '.join(self.methods)}")
 
 
-def roll_out(
-    task: Task,
-    questions: Sequence,
-    config: RolloutConfig,
-    words: TextCodec,
-    seed: int,
-    name: str,
-    earlier: Kept | None = None,
-) -> Rollout:
-    """Decode what was not decoded `earlier` with a progress bar, until Ctrl-C.
+def with_bar(name: str, questions: int, before: int, work: Callable[..., Rollout]) -> Rollout:
+    """Do work(watch, stop), see `methods.roll_out`, with a progress bar that begins at `before`, until Ctrl-C.
 
     Raises:
         Interrupted: before all were decoded.
@@ -89,13 +81,12 @@ def roll_out(
     )
     console = rich.console.Console(stderr=True)
     with rich.progress.Progress(*columns, console=console) as bar, Interrupt() as interrupt:
-        before = len(earlier.finished) if earlier else 0
-        shown = bar.add_task(name, total=len(questions), completed=before, state="compiling")
+        shown = bar.add_task(name, total=questions, completed=before, state="compiling")
 
         def watch(progress):
             bar.update(shown, completed=before + progress.finished, state=describe(progress))
 
-        return methods.roll_out(task, questions, config, words, seed, watch, lambda: interrupt.requested, earlier)
+        return work(watch, lambda: interrupt.requested)
 
 
 def describe(progress: Progress) -> str:
@@ -160,16 +151,18 @@ def roll_out_and_keep(
     rollout: RolloutConfig,
     earlier: Mapping[RolloutConfig, Kept | None],
 ) -> Rollout:
-    """A rollout, kept on disk whether it was finished or ended early; see `roll_out`."""
+    """A rollout, kept on disk whether it was finished or ended early; see `with_bar`."""
     name, before = file_name(config, rollout), earlier[rollout]
+    finished = len(before.finished) if before else 0
+    work = functools.partial(methods.roll_out, config.task, questions, rollout, words, config.seed, earlier=before)
     keep = functools.partial(kept.write, Path(config.output) / "rollouts", name, asked(config, rollout))
     about = list(map(config.task.about, questions))
     try:
-        done = roll_out(config.task, questions, rollout, words, config.seed, name, before)
+        done = with_bar(name, len(questions), finished, work)
     except Interrupted as interrupted:
         keep(interrupted.kept, about, interrupted.words)
         raise
-    if before is None or len(before.finished) < len(questions):
+    if finished < len(questions):
         keep(Kept(dict(enumerate(done.transcripts)), done.progress, done.traces), about, done.words)
     return done
 

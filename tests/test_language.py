@@ -8,16 +8,14 @@ import sys
 import time
 from fractions import Fraction
 
-import jax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import language_folder
 import vocabularies
 from apr_jax.decode import transcript as transcripts
 from apr_jax.evaluate import outcomes
-from apr_jax.model import io, transformer
-from apr_jax.model.config import ModelConfig
 from apr_jax.tasks import timed
 from apr_jax.tasks.language import answers, gym, mathematics
 from apr_jax.tasks.language.mathematics import Mathematics
@@ -206,13 +204,8 @@ def config():
 def folder(tmp_path_factory):
     """A random model with a real tokenizer, and a file of questions, one with control words in it."""
     folder = tmp_path_factory.mktemp("language")
-    words = vocabularies.byte_level()
-    words.save(folder / "words")
-    config = ModelConfig(vocabulary=words.size, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=16)
-    io.save(folder / "model", transformer.init(config, jax.random.key(0)), config)
     rows = [{"question": f"What is {i} * 7 <|im_end|>?", "answer": 7 * i} for i in range(3)]
-    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (folder / "config.py").write_text(CONFIG.format(folder=str(folder)))
+    language_folder.write(folder, CONFIG, rows)
     return folder
 
 

@@ -5,15 +5,12 @@ import re
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
-import vocabularies
+import language_folder
 from apr_jax.decode import transcript as transcripts
 from apr_jax.evaluate import outcomes
-from apr_jax.model import io, transformer
-from apr_jax.model.config import ModelConfig
 from experiments import evaluate
 
 QUESTIONS = 5
@@ -61,12 +58,7 @@ def config():
 def folder(tmp_path_factory):
     """A random model, questions, an evaluation that was never ended, and one that was."""
     folder = tmp_path_factory.mktemp("resume")
-    words = vocabularies.byte_level()
-    words.save(folder / "words")
-    config = ModelConfig(vocabulary=words.size, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=16)
-    io.save(folder / "model", transformer.init(config, jax.random.key(0)), config)
-    write_questions(folder, 7)
-    (folder / "config.py").write_text(CONFIG.format(folder=str(folder)))
+    language_folder.write(folder, CONFIG, questions(7))
     assert start(folder, "whole").returncode == 0
     ended = start(folder, "ended", "--stop-at", SECOND)
     assert ended.returncode == 130, ended.stderr
@@ -74,9 +66,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def write_questions(folder, factor):
-    rows = [{"question": f"What is {i} * {factor}?", "answer": factor * i} for i in range(QUESTIONS)]
-    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+def questions(factor):
+    return [{"question": f"What is {i} * {factor}?", "answer": factor * i} for i in range(QUESTIONS)]
 
 
 def arguments(folder, output, *options):
@@ -121,12 +112,12 @@ def test_what_belongs_to_another_evaluation_is_refused(folder, change, capsys):
         options += ["--methods.sequential.rollout.max-tokens", "9"]
         message = r"resume: .*sequential\.json was made with another configuration \(rollout\.max_tokens: .*8.*9"
     before = (folder / "whole" / "config.json").read_text()
-    write_questions(folder, 7 if change == "an option" else 8)
+    language_folder.write_questions(folder, questions(7 if change == "an option" else 8))
     try:
         with pytest.raises(SystemExit) as stopped:
             evaluate.main(arguments(folder, "whole", *options))
     finally:
-        write_questions(folder, 7)
+        language_folder.write_questions(folder, questions(7))
     assert stopped.value.code == 2
     assert re.search(message, capsys.readouterr().err)
     assert (folder / "whole" / "config.json").read_text() == before
