@@ -52,8 +52,12 @@ class Program:
         return len(self.protocol.handlers) + 1
 
     @property
-    def length(self) -> int:
+    def broken(self) -> int:
         return len(self.protocol.handlers) + 2
+
+    @property
+    def length(self) -> int:
+        return len(self.protocol.handlers) + 3
 
     @property
     def groups(self) -> bool:
@@ -88,6 +92,7 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
     real = jnp.where(placed_tokens, tokens, -1)
     x, memory = transformer.hidden(program.graph, params, real, position, attend, state.pool)
     with jax.named_scope("sample"):
+        finite = jnp.all(jnp.isfinite(x) | ~placed_tokens[..., None], axis=(1, 2))
         last = jnp.maximum(tiles.count - 1, 0)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
         logits = transformer.logits(program.graph, params, x)
@@ -96,7 +101,8 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
     with jax.named_scope("record"):
         drawn = places.drawn < sizes.log
         log = record(state.log, tiles, places, (tokens, position, clock), threads, (token, logprob, behaviour))
-        new_threads, events = advance(program, placed, tiles, places, threads, token, drawn)
+        finite &= ~drawn | jnp.isfinite(logprob)
+        new_threads, events = advance(program, placed, tiles, places, threads, token, drawn, finite)
     counters = dataclasses.replace(
         state.counters,
         feed_steps=state.counters.feed_steps + (chunk > 1),
@@ -159,9 +165,21 @@ def record(log: LogArrays, tiles, places, fed, threads, drawn) -> LogArrays:
 
 
 def advance(
-    program: Program, placed: Book, tiles, places, old: books.Threads, token: Int[Array, "B"], drawn: Bool[Array, "B"]
+    program: Program,
+    placed: Book,
+    tiles,
+    places,
+    old: books.Threads,
+    token: Int[Array, "B"],
+    drawn: Bool[Array, "B"],
+    finite: Bool[Array, "B"],
 ) -> tuple[books.Threads, Int[Array, "P M"]]:
-    """The thread table after the step, and the events it brought: Int [P, M]."""
+    """The thread table after the step, and the events it brought: Int [P, M].
+
+    Args:
+        drawn: a token was sampled.
+        finite: neither the tile's hidden states nor its logits hold NaN or infinity.
+    """
     sizes = program.sizes
     good = places.slot[:, 0] < sizes.slots
     row = jnp.where(good, tiles.problem, sizes.problems)
@@ -199,6 +217,7 @@ def advance(
     event = jnp.where(drawn & (event == 0) & (generated >= max_tokens), program.length, event)
     dry = good & ~old.samples & (old.waiting + unfed == tiles.count)
     event = jnp.where(dry, program.drained, event)
+    event = jnp.where(good & ~finite, program.broken, event)
     events = jnp.zeros(threads.status.shape, jnp.int32).at[row, tiles.thread].set(event, mode="drop")
     return threads, events
 
@@ -262,6 +281,10 @@ def _handlers(program: Program):
     def spent(book, thread):
         return books.close(book, thread, jnp.int32(Stop.LENGTH))
 
+    def broken(book, thread):
+        """The problem ends: what the other threads still do would be an answer of a model that is not sound."""
+        return books.finish(book, thread, jnp.int32(Stop.NOT_FINITE)).halt(jnp.bool(True), Stop.NOT_FINITE)
+
     def join(book, thread):
         return lines.resume(protocol.joined(book, thread), thread)
 
@@ -272,7 +295,7 @@ def _handlers(program: Program):
         return races.event(book, thread, protocol.decided)
 
     decisions = (races.win, races.exhaust, event) if protocol.races else ()
-    return (*protocol.handlers, drained, spent, join, *decisions)
+    return (*protocol.handlers, drained, broken, spent, join, *decisions)
 
 
 def _apply(handler, mask: Bool[Array, "P"], held: Book, thread: Int[Array, "P"]) -> Book:

@@ -62,8 +62,13 @@ def empty(sizes: Sizes, heads: int, size: int, dtype: Any) -> Stored:
 
 
 def put(stored: Stored, new: Float[Array, "B C K h"], row: Int[Array, "B C"], slot: Int[Array, "B C"]) -> Stored:
-    """Store the keys or the values of a step; slot N is nowhere."""
+    """Store the keys or the values of a step; slot N is nowhere.
+
+    What is not finite is stored as 0: its problem ends with this step (Stop.NOT_FINITE), but the next problem of the place has
+    the slot in its pool, and a masked NaN would still be one in the sums.
+    """
     heads, flat = new.shape[-2], (*row.shape, -1)
+    new = jnp.where(jnp.isfinite(new), new, 0)
     if not isinstance(stored, Quantised):
         stored = stored.at[row, slot].set(new.reshape(flat).astype(stored.dtype), mode="drop")
         return sharding.hold(stored, heads)

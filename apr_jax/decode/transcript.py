@@ -41,6 +41,7 @@ class Stop(enum.IntEnum):
     SHARED = 11  # the budget that it shared with others is used up
     SPLIT = 12  # not a thread that ran: tokens that were split off from their thread, its parent in this record
     LANES_FULL = 13  # more live threads than may feed the same clock in one step
+    NOT_FINITE = 14  # the model gave NaN or infinity
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Choosing one of several samples of a problem. Samples without a valid answer are never chosen."""
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -31,9 +32,13 @@ def majority(samples: Sequence[Sample]) -> int | None:
 
 
 def by_logprob(samples: Sequence[Sample]) -> int | None:
-    """Number of the sample whose tokens were likeliest on average (best-of-N), None if none has a valid answer."""
+    """Number of the sample whose tokens were likeliest on average (best-of-N), None if none has a valid answer.
+
+    NaN, the mean of nothing or of what was not finite, is likelier than nothing.
+    """
+    likelihood = lambda i: -math.inf if math.isnan(samples[i].logprob) else samples[i].logprob
     valid = _valid(samples)
-    return max(valid, key=lambda i: (samples[i].logprob, -i)) if valid else None
+    return max(valid, key=lambda i: (likelihood(i), -i)) if valid else None
 
 
 def by_verifier(samples: Sequence[Sample]) -> int | None:
