@@ -20,6 +20,8 @@ EMPTY, OPENED, READY, WAITING, FINISHED, DECIDING = range(6)
 TEMPLATE, PROMPT, SPAN = range(3)
 
 NOBODY = -1
+# The random generator, whatever `jax_default_prng_impl` says: keys are kept as their two words.
+RANDOM = "threefry2x32"
 
 
 def pytree(cls):
@@ -245,7 +247,7 @@ def empty(sizes: Sizes) -> Book:
 
 def fold(key: UInt32[Array, "2"], number: Int[Array, ""]) -> UInt32[Array, "2"]:
     """`jax.random.fold_in` on raw key data."""
-    return jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(key), number))
+    return jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(key, impl=RANDOM), number))
 
 
 def one_bit(number: Int[Array, ""], words: int) -> UInt32[Array, "words"]:
@@ -281,7 +283,7 @@ def open_child(book: Book, parent: Int[Array, ""]) -> Book:
     threads = threads.where(new, temperature=mother.temperature, top_k=mother.top_k, top_p=mother.top_p)
     threads = threads.where(numbers(book) == parent, opened=mother.opened + 1)
     sees = jnp.where(new[:, None], one_bit(book.used, book.sees.shape[1]), book.sees)
-    return book.replace(threads=threads, sees=sees, used=book.used + ~full).halt(full, Stop.THREADS_FULL)
+    return book.replace(threads=threads, sees=sees, used=book.used + jnp.where(full, 0, 1)).halt(full, Stop.THREADS_FULL)
 
 
 def family(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
@@ -317,7 +319,7 @@ def commit(book: Book, parent: Int[Array, ""], shares: bool, live: bool = False)
     row = book.sees
     if shares:
         threads = threads.where(born, position=mother.position)
-        row = row | book.sees[parent]
+        row = row | book.sees[parent][None]
     if live:
         threads = threads.where(born, group=parent, arena=outermost(book, parent))
         row = row | union(row, born)

@@ -17,39 +17,15 @@ import numpy as np
 from apr_jax import sharding
 from apr_jax.decode import memory, native
 from apr_jax.decode import state as states
-from apr_jax.decode.book import FINISHED, OPENED
+from apr_jax.decode.book import FINISHED, OPENED, RANDOM
 from apr_jax.decode.loop import Program
 from apr_jax.decode.placement import Placement
+from apr_jax.decode.problem import Problem, check, whole
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.state import State
-from apr_jax.decode.transcript import Log, Stop, ThreadRecord, Transcript, peak_context
+from apr_jax.decode.transcript import Log, Source, Stop, ThreadRecord, Transcript, peak_context
 from apr_jax.model import transformer
 from apr_jax.model.transformer import Model
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """What is to be decoded.
-
-    Attributes:
-        id: the caller's number of the problem; part of the key of its random draws.
-        prompt: Int [n], token ids, at least one.
-        sample: the caller's number of the sample; part of the key too.
-        temperature: 0 is greedy.
-        top_k: keep that many tokens, 0 is off.
-        top_p: keep that share of the probability, 1 is off.
-        max_tokens: tokens that each thread may generate.
-        child_max_tokens: the same for all threads but the root, 0: max_tokens.
-    """
-
-    id: int
-    prompt: np.ndarray
-    sample: int = 0
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    max_tokens: int = 512
-    child_max_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +139,9 @@ class Engine:
         return self._run
 
     def create(self, seed: int) -> State:
-        """An empty state, born in its place on the mesh."""
-        return self._create(np.asarray(jax.random.key_data(jax.random.key(seed))))
+        """An empty state, born in its place on the mesh; `seed` is a whole number of 32 bits."""
+        seed = whole("seed", seed)
+        return self._create(np.asarray(jax.random.key_data(jax.random.key(seed, impl=RANDOM))))
 
     def load(self, state: State, problems: Sequence[Problem]) -> State:
         """Put problems into the queue, which must be spent; at most Q per shard are taken, dealt over the shards."""
@@ -294,30 +271,6 @@ def decode(
     return [found[problem.id, problem.sample] for problem in problems]
 
 
-def check(problem: Problem, vocabulary: int, sizes: Sizes) -> None:
-    """Refuse a problem that cannot be decoded as it is, with the field, its value and what is allowed."""
-    prompt = np.asarray(problem.prompt)
-    name = f"problem {problem.id}"
-    if prompt.ndim != 1 or not len(prompt):
-        raise ValueError(f"{name}: prompt of shape {prompt.shape}; a list of at least one token id is needed")
-    if len(prompt) > sizes.prompt:
-        raise ValueError(f"{name}: prompt of {len(prompt)} tokens; sizes.prompt = {sizes.prompt} is the most, raise it")
-    if prompt.min() < 0 or prompt.max() >= vocabulary:
-        raise ValueError(f"{name}: token ids {prompt.min()} .. {prompt.max()}; allowed are 0 .. {vocabulary - 1}")
-    if problem.max_tokens < 1:
-        raise ValueError(f"{name}: max_tokens = {problem.max_tokens}; at least 1 is needed")
-    if problem.child_max_tokens < 0:
-        raise ValueError(
-            f"{name}: child_max_tokens = {problem.child_max_tokens}; 0 (like max_tokens) or more is needed"
-        )
-    if problem.temperature < 0:
-        raise ValueError(f"{name}: temperature = {problem.temperature}; 0 (greedy) or more is needed")
-    if not 0 < problem.top_p <= 1:
-        raise ValueError(f"{name}: top_p = {problem.top_p}; must be above 0 and at most 1 (1 is off)")
-    if problem.top_k < 0:
-        raise ValueError(f"{name}: top_k = {problem.top_k}; 0 (off) or more is needed")
-
-
 def _activation_dtype(model: Model):
     wide = model.params["norm"]["scale"].dtype == jnp.float64
     return jnp.float64 if wide else jnp.dtype(model.config.dtype)
@@ -338,7 +291,8 @@ def _transcript(
     entries = np.concatenate([_entries(book, i, sizes) for i in order])
     number = np.full(sizes.log + 1, -1)
     number[entries] = np.arange(len(entries))
-    queued, fed, logprob = log.queued[:, entries], log.fed[:, entries], log.logprob[:, entries]
+    queued, fed = log.queued[:, entries], log.fed[:, entries]
+    logprob = np.where(queued[1] == Source.SAMPLED, log.logprob[:, entries], np.nan)
     thread = np.concatenate([np.full(book["thread_length"][i], renamed[i]) for i in order])
     words = book["sees"][order]
     sees = (words[:, [i // 32 for i in order]] >> np.array([i % 32 for i in order], np.uint32)) & 1

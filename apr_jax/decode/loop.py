@@ -105,8 +105,8 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
         new_threads, events = advance(program, placed, tiles, places, threads, token, drawn, finite)
     counters = dataclasses.replace(
         state.counters,
-        feed_steps=state.counters.feed_steps + (chunk > 1),
-        decode_steps=state.counters.decode_steps + (chunk == 1),
+        feed_steps=state.counters.feed_steps + int(chunk > 1),
+        decode_steps=state.counters.decode_steps + int(chunk == 1),
         decode_rows=state.counters.decode_rows + (jnp.sum(tiles.busy, dtype=jnp.int32) if chunk == 1 else 0),
         fed=state.counters.fed + jnp.sum(placed_tokens, dtype=jnp.int32),
         sampled=state.counters.sampled + jnp.sum(drawn, dtype=jnp.int32),
@@ -134,7 +134,7 @@ def _uniform(threads: books.Threads) -> Array:
     """One uniform a tile, from the thread's own key and the number of the draw."""
 
     def draw(key, number):
-        return jax.random.uniform(jax.random.wrap_key_data(books.fold(key, number)), dtype=jnp.float32)
+        return jax.random.uniform(jax.random.wrap_key_data(books.fold(key, number), impl=books.RANDOM), dtype=jnp.float32)
 
     return jax.vmap(draw)(threads.draw_key, threads.generated)
 
@@ -185,7 +185,8 @@ def advance(
     row = jnp.where(good, tiles.problem, sizes.problems)
     unfed = old.unfed.astype(jnp.int32)
     said = tiles.count - unfed
-    generated = old.generated + drawn
+    sampled = drawn.astype(jnp.int32)
+    generated = old.generated + sampled
     last = jnp.maximum(tiles.count - 1, 0)[:, None]
     pick = lambda values: jnp.take_along_axis(values, last, axis=1)[:, 0]
     last_message = jnp.where(said > 0, pick(places.entry), -1)
@@ -194,7 +195,7 @@ def advance(
         "fed": old.fed + tiles.count,
         "position": old.position + tiles.count,
         "clock": old.clock + tiles.count,
-        "depth": old.depth + drawn,
+        "depth": old.depth + sampled,
         "told": placed.threads.depth[tiles.problem, tiles.thread],
         "told_before": old.told,
         "generated": generated,
@@ -203,7 +204,7 @@ def advance(
         "entry": jnp.where(drawn, places.drawn, old.entry),
         "cursor": old.cursor + said,
         "waiting": old.waiting - said,
-        "length": old.length + said + drawn,
+        "length": old.length + said + sampled,
         "slot_run": pick(places.slot) // sizes.run,
         "log_run": jnp.where(entry >= 0, entry // sizes.log_run, old.log_run),
         "last": pick(places.entry),

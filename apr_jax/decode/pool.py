@@ -130,9 +130,8 @@ def visible(
         shifted = words[:, :, word, None] >> (owner % 32).astype(jnp.uint32)
         bits = jnp.where(owner // 32 == word, shifted, bits)
     own = owner == thread[:, :, None]
-    return (
-        (bits & 1).astype(bool) & (owner != NOBODY) & (slots.clock[:, None, :] < clock[:, :, None] + (own | together))
-    )
+    earlier = slots.clock[:, None, :] < clock[:, :, None] + (own | together).astype(clock.dtype)
+    return (bits & 1).astype(bool) & (owner != NOBODY) & earlier
 
 
 def look(
@@ -150,7 +149,7 @@ def look(
         at = jnp.minimum(tiles.problem, books.active.shape[0] - 1)
         words = jnp.broadcast_to(books.sees[at, tiles.thread][:, None], (*clock.shape, sizes.words))
         thread = jnp.broadcast_to(tiles.thread[:, None], clock.shape)
-        busy = jnp.arange(clock.shape[1]) < tiles.count[:, None]
+        busy = jnp.arange(clock.shape[1])[None] < tiles.count[:, None]
         slots = Slots(slots.owner[at], slots.clock[at])
 
     def one(i, mask):

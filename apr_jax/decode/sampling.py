@@ -9,6 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 _BISECTIONS = 48
+# Below this temperature sampling is greedy. A logit in f32 is known to about 1e-6: divided by less than this, differences
+# that are only rounding would decide the draw, and would do so anew in every program that XLA fuses in another way.
+COLDEST = 1e-5
 
 
 def _blocks(vocabulary: int) -> int:
@@ -77,24 +80,25 @@ def sample(
     Args:
         logits: in f32 (f64 in exact tests).
         uniform: one number in [0, 1) a row.
-        temperature: 0 means greedy.
+        temperature: below `COLDEST` means greedy.
         top_k: keep that many tokens; 0 means off.
         top_p: keep that share of the mass; 1 means off. Applied after `top_k`, on what it left.
 
     Returns:
         Token, its log-probability under the model, its log-probability under the distribution it was drawn from (nats).
     """
-    greedy = temperature <= 0
+    greedy = temperature < COLDEST
 
     def draw() -> tuple[Array, Array]:
-        scaled = logits / jnp.where(greedy, 1, temperature).astype(logits.dtype)[:, None]
+        # The best token is at 0 exactly, however the division is rounded.
+        scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / jnp.where(greedy, 1, temperature).astype(logits.dtype)[:, None]
         truncates = ~greedy & ((top_k > 0) | (top_p < 1))
         keep = jax.lax.cond(
             jnp.any(truncates),
             lambda: _keep(scaled, top_k, top_p) | ~truncates[:, None],
             lambda: jnp.ones(scaled.shape, bool),
         )
-        weights = jnp.where(keep, jnp.exp(scaled - jnp.max(scaled, axis=-1, keepdims=True)), 0)
+        weights = jnp.where(keep, jnp.exp(scaled), 0)
         token = _invert(weights, uniform)
         return token, jnp.log(_pick(weights, token)) - jnp.log(jnp.sum(weights, axis=-1))
 

@@ -64,7 +64,7 @@ class Places:
 
 def waiting(threads: Threads) -> Int[Array, "P M"]:
     """Tokens that each thread has yet to feed, the unfed sampled one included."""
-    return threads.waiting + threads.unfed
+    return threads.waiting + threads.unfed.astype(jnp.int32)
 
 
 def runnable(books: Book, groups: bool, together: bool = False) -> Bool[Array, "P M"]:
@@ -156,7 +156,7 @@ def place(books: Book, tiles: Tiles, chunk: int, sizes: Sizes) -> tuple[Book, Pl
     step = jnp.arange(chunk, dtype=jnp.int32)[None, :]
     fed, length = threads.fed[at, tiles.thread], threads.length[at, tiles.thread]
     unfed = threads.unfed[at, tiles.thread].astype(jnp.int32)
-    appended = jnp.maximum(tiles.count - unfed, 0) + tiles.draws
+    appended = jnp.maximum(tiles.count - unfed, 0) + tiles.draws.astype(jnp.int32)
 
     new_runs, new_log_runs = -(-chunk // sizes.run), -(-(chunk + 1) // sizes.log_run)  # of one tile, at most
     most = min(sizes.lanes, tiles.busy.shape[0]) * new_runs

@@ -27,7 +27,8 @@ class LogArrays:
     Attributes:
         queued: Int [P, 4, T]: token, source, predictor, depth; written when the token is sampled or fed.
         fed: Int [P, 3, T]: index, position, clock; written when the token is fed, -1 before.
-        logprob: Float [P, 2, T]: under the model, under the distribution drawn from; NaN for tokens not sampled.
+        logprob: Float [P, 2, T]: under the model, under the distribution drawn from; anything for tokens not sampled (no NaN,
+            which `jax_debug_nans` would take for a fault).
     """
 
     queued: Int[Array, "P 4 T"]
@@ -118,7 +119,7 @@ def _empty_log(rows: int, entries: int, wide: jnp.dtype) -> LogArrays:
     return LogArrays(
         queued=jnp.zeros((rows, 4, entries), jnp.int32),
         fed=jnp.full((rows, 3, entries), -1, jnp.int32),
-        logprob=jnp.full((rows, 2, entries), jnp.nan, wide),
+        logprob=jnp.zeros((rows, 2, entries), wide),
     )
 
 
@@ -210,13 +211,10 @@ def refill(state: State, protocol: Any, sizes: Sizes) -> State:
 
     entered = jax.vmap(begin)(row, enters, state.books)
     owner = jnp.where(enters[:, None], books.NOBODY, state.slots.owner)
-    log = state.log
-    # Entries never fed must read -1, tokens not sampled NaN.
-    fed = jnp.where(enters[:, None, None], -1, log.fed)
-    logprob = jnp.where(enters[:, None, None], jnp.nan, log.logprob)
+    fed = jnp.where(enters[:, None, None], -1, state.log.fed)  # entries never fed must read -1
     return state.replace(
         books=entered,
         slots=dataclasses.replace(state.slots, owner=owner),
-        log=dataclasses.replace(log, fed=fed, logprob=logprob),
+        log=dataclasses.replace(state.log, fed=fed),
         queue=dataclasses.replace(queue, next=queue.next + jnp.sum(enters, dtype=jnp.int32)),
     )

@@ -229,7 +229,8 @@ class Norm(nnx.Module):
     def __call__(self, x: Float[Array, "*B n"]) -> Float[Array, "*B n"]:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return (wide * self.scale[...].astype(wide.dtype)).astype(x.dtype)
+        scale = jnp.expand_dims(self.scale[...], range(x.ndim - 1))
+        return (wide * scale.astype(wide.dtype)).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -352,7 +353,8 @@ def rope_angles(positions: Int[Array, "*B"], config: ModelConfig, dtype: Any) ->
     """Cosine and sine of the rotary angles, in f32 (f64 if `dtype` is f64); the two halves of a head share theirs."""
     wide = jnp.promote_types(dtype, jnp.float32)
     frequency = rotary.frequencies(config.rope_theta, config.head_dim, config.rope)
-    angle = positions[..., None, None].astype(wide) * jnp.asarray(np.tile(frequency, 2), wide)
+    frequency = jnp.expand_dims(jnp.asarray(np.tile(frequency, 2), wide), range(positions.ndim + 1))
+    angle = positions[..., None, None].astype(wide) * frequency
     turns = jnp.stack([jnp.cos(angle), jnp.sin(angle)])
     return turns if config.rope.magnitude == 1 else turns * config.rope.magnitude
 
