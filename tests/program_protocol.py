@@ -34,6 +34,7 @@ class Programs:
     races: bool = False
     together: int = 0
 
+    threads = 1
     templates = programs.TEMPLATES
 
     @property

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from apr_jax.decode import Engine, Problem, Sizes
+from apr_jax.decode.loop import fit
 from apr_jax.decode.problem import check
 from apr_jax.model import io, transformer
 from apr_jax.model.config import ModelConfig
-from apr_jax.protocols import Sequential
+from apr_jax.protocols import Samples, Scripted, Sequential, SpawnJoin
 from apr_jax.tasks.countdown import SHIPPED
 from apr_jax.tokenizer import Tokenizer
 
@@ -72,3 +73,23 @@ def test_the_coldest_temperatures_are_greedy(rows):
     found = {t.problem: t for t in engine.decode(problems)}
     for number, temperature in enumerate(temperatures):
         np.testing.assert_array_equal(found[number].log.token, found[0].log.token, str(temperature))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "sizes", "message"),
+    [
+        (
+            Samples(count=8, end=1),
+            dict(threads=4),
+            "sizes.threads = 4: Samples opens 9 threads, so at least 9 are needed",
+        ),
+        (Samples(count=8, end=1), dict(threads=9, slots=128, run=16), "sizes.slots = 128: .* at least 144 are needed"),
+        (Samples(count=8, end=1), dict(threads=9, log=128, log_run=16), "sizes.log = 128: .* at least 144 are needed"),
+        (SpawnJoin(2, 3, 4, 5, 6, 7), dict(threads=1), "sizes.threads = 1: SpawnJoin opens 2 threads"),
+        (Scripted(most=3), dict(threads=4), "sizes.threads = 4: Scripted opens 5 threads"),
+    ],
+)
+def test_sizes_in_which_a_method_cannot_work_are_refused(protocol, sizes, message):
+    """They used to decode, and every problem ended with no answer."""
+    with pytest.raises(ValueError, match=message):
+        fit(protocol, Sizes(**{"attention_block": 64} | sizes))

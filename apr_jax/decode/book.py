@@ -283,7 +283,9 @@ def open_child(book: Book, parent: Int[Array, ""]) -> Book:
     threads = threads.where(new, temperature=mother.temperature, top_k=mother.top_k, top_p=mother.top_p)
     threads = threads.where(numbers(book) == parent, opened=mother.opened + 1)
     sees = jnp.where(new[:, None], one_bit(book.used, book.sees.shape[1]), book.sees)
-    return book.replace(threads=threads, sees=sees, used=book.used + jnp.where(full, 0, 1)).halt(full, Stop.THREADS_FULL)
+    return book.replace(threads=threads, sees=sees, used=book.used + jnp.where(full, 0, 1)).halt(
+        full, Stop.THREADS_FULL
+    )
 
 
 def family(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:

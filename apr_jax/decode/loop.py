@@ -39,12 +39,7 @@ class Program:
     kernel: bool = False
 
     def __post_init__(self):
-        sizes, together = self.sizes, self.protocol.together
-        if together > min(sizes.lanes, sizes.rows // sizes.problems):
-            raise ValueError(
-                f"sizes.lanes = {sizes.lanes}, sizes.rows = {sizes.rows}: up to {together} threads of a problem go together, so "
-                f"lanes must be at least {together} and rows at least problems x {together} = {sizes.problems * together}"
-            )
+        fit(self.protocol, self.sizes)
 
     # Events of the loop itself; those of the protocol are 1 .. len(handlers).
     @property
@@ -70,6 +65,26 @@ class Program:
             nothing = jnp.zeros_like(held.stop)
             return nothing, nothing
         return jax.vmap(races.due)(held)
+
+
+def fit(protocol: Any, sizes: Sizes) -> None:
+    """Refuse sizes under which no problem of the protocol could come to its end.
+
+    Raises:
+        ValueError: with the size, its value and the least that would do.
+    """
+    name, least, together = type(protocol).__name__, protocol.threads, protocol.together
+    holds = {"threads": (sizes.threads, 1), "slots": (sizes.runs, sizes.run), "log": (sizes.log_runs, sizes.log_run)}
+    for size, (most, unit) in holds.items():  # a thread has a run of slots and a run of the log at least
+        if most < least:
+            raise ValueError(
+                f"sizes.{size} = {getattr(sizes, size)}: {name} opens {least} threads, so at least {least * unit} are needed"
+            )
+    if together > min(sizes.lanes, sizes.rows // sizes.problems):
+        raise ValueError(
+            f"sizes.lanes = {sizes.lanes}, sizes.rows = {sizes.rows}: up to {together} threads of a problem go together, so "
+            f"lanes must be at least {together} and rows at least problems x {together} = {sizes.problems * together}"
+        )
 
 
 def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chunk: int) -> State:
@@ -134,7 +149,9 @@ def _uniform(threads: books.Threads) -> Array:
     """One uniform a tile, from the thread's own key and the number of the draw."""
 
     def draw(key, number):
-        return jax.random.uniform(jax.random.wrap_key_data(books.fold(key, number), impl=books.RANDOM), dtype=jnp.float32)
+        return jax.random.uniform(
+            jax.random.wrap_key_data(books.fold(key, number), impl=books.RANDOM), dtype=jnp.float32
+        )
 
     return jax.vmap(draw)(threads.draw_key, threads.generated)
 

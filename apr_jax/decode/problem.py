@@ -90,12 +90,11 @@ def check(problem: Problem, vocabulary: int, sizes: Sizes) -> None:
         raise ValueError(f"{name}: prompt of shape {prompt.shape}; a list of at least one token id is needed")
     if not np.issubdtype(prompt.dtype, np.integer):
         raise ValueError(f"{name}: prompt of {prompt.dtype}; token ids are whole numbers")
-    for size, kept in (("prompt", 0), ("slots", 0), ("log", 1)):  # the log also holds what is sampled
-        if len(prompt) + kept > getattr(sizes, size):
-            raise ValueError(
-                f"{name}: prompt of {len(prompt)} tokens; sizes.{size} = {getattr(sizes, size)} holds {getattr(sizes, size) - kept}, "
-                "raise it"
-            )
+    holds = {"prompt": sizes.prompt, "slots": sizes.slots, "log": sizes.log - 1}  # the log also holds what is sampled
+    for size, most in holds.items():
+        if len(prompt) > most:
+            value = getattr(sizes, size)
+            raise ValueError(f"{name}: prompt of {len(prompt)} tokens; sizes.{size} = {value} holds {most}, raise it")
     if prompt.min() < 0 or prompt.max() >= vocabulary:
         raise ValueError(f"{name}: token ids {prompt.min()} .. {prompt.max()}; allowed are 0 .. {vocabulary - 1}")
     check_sampling(problem, f"{name}: ")

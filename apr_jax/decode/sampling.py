@@ -91,7 +91,9 @@ def sample(
 
     def draw() -> tuple[Array, Array]:
         # The best token is at 0 exactly, however the division is rounded.
-        scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / jnp.where(greedy, 1, temperature).astype(logits.dtype)[:, None]
+        scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / jnp.where(greedy, 1, temperature).astype(
+            logits.dtype
+        )[:, None]
         truncates = ~greedy & ((top_k > 0) | (top_p < 1))
         keep = jax.lax.cond(
             jnp.any(truncates),

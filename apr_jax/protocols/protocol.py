@@ -21,6 +21,9 @@ Handler = Callable[[Book, Int[Array, ""]], Book]
 class Protocol(Interface):
     """The methods that the loop calls; `thread` is always the number of the thread concerned."""
 
+    threads: int
+    """Threads that a problem opens at least, the root included; one that may fork needs room for a child."""
+
     live: bool
     """Whether threads may see others that still run."""
 

@@ -45,6 +45,10 @@ class Samples:
         forked = self.drained(book, root)
         return books.choose(book.prompt_length == 1, forked, book)
 
+    @property
+    def threads(self) -> int:
+        return 1 + self.count
+
     def event(self, token: Int[Array, "B"]) -> Int[Array, "B"]:
         return (token == self.end).astype(jnp.int32)
 

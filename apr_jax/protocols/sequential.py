@@ -16,6 +16,7 @@ class Sequential:
 
     end: int
 
+    threads = 1
     live = False
     races = False
     splits = False

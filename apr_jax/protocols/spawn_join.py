@@ -58,6 +58,7 @@ class SpawnJoin:
     returns: Returns = "message"
     together: int = 0
 
+    threads = 2
     races = False
     splits = False
 
