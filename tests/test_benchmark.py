@@ -116,6 +116,23 @@ def test_a_peer_that_is_not_installed_is_unavailable(tmp_path):
         remote.load(tmp_path, OPTIONS)
 
 
+@pytest.mark.parametrize(
+    ("ends", "reason"),
+    [
+        ("kill -SEGV $$", r"^killed by SIGSEGV; the last line of log: sched_reserve: reserving ...$"),
+        ("exit 3", r"^ended with code 3; the last line of log: sched_reserve: reserving ...$"),
+    ],
+)
+def test_a_peer_that_dies_is_reported_by_signal_or_code(tmp_path, ends, reason):
+    """Its last line alone says nothing where it was a line of its log."""
+    peer = tmp_path / "python"
+    peer.write_text(f"#!/bin/sh\nread request\necho 'sched_reserve: reserving ...' >&2\n{ends}\n")
+    peer.chmod(0o755)
+    remote = Remote("llamacpp", str(peer), 1, tmp_path / "log")
+    with pytest.raises(Unavailable, match=reason):
+        remote.load(tmp_path, OPTIONS)
+
+
 def test_the_project_answers_as_a_worker(tmp_path):
     weights.write(tmp_path / "weights", SMALL, seed=0)
     remote = Remote("engine", sys.executable, 1, tmp_path / "log")

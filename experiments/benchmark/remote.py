@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ class Remote:
         return json.loads(answer)
 
     def _death(self) -> Unavailable:
-        self.process.wait()
+        code = self.process.wait()
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return Unavailable(lines[-1] if lines else f"ended with code {self.process.returncode}")
+        return Unavailable(f"{how}; the last line of {self.log.name}: {lines[-1]}" if lines else how)
