@@ -26,21 +26,22 @@ class Remote:
         interpreter: the Python that runs it.
         cores: threads of computation.
         log: file that gets its standard error.
+        root: the project as which it runs; another checkout, to compare commits.
 
     Raises:
         Unavailable: there is no such interpreter.
     """
 
-    def __init__(self, name: str, interpreter: str, cores: int, log: Path):
+    def __init__(self, name: str, interpreter: str, cores: int, log: Path, root: Path = ROOT):
         self.name, self.log = name, log
         command = [interpreter, "-m", f"experiments.benchmark.workers.{name}"]
         # Weights are local; without these, libraries would ask a hub about them.
-        environment = {**os.environ, "OMP_NUM_THREADS": str(cores), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(cores), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(root)}
         try:
             with log.open("w") as errors:
                 self.process = subprocess.Popen(
                     command,
-                    cwd=ROOT,
+                    cwd=root,
                     env=environment,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
