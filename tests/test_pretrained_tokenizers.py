@@ -14,7 +14,9 @@ from sentencepiece import sentencepiece_model_pb2
 
 import vocabularies
 from apr_jax import tokenizer
-from apr_jax.tokenizer import Stream, TextCodec
+from apr_jax.tasks.language.mathematics import Mathematics
+from apr_jax.tokenizer import Stream, TextCodec, chat
+from apr_jax.tokenizer.chat import Message
 from apr_jax.tokenizer.huggingface import HuggingFaceTokenizer
 from apr_jax.tokenizer.load import check_fits, load
 
@@ -24,7 +26,11 @@ CODECS = {
     "byte-level, Llama 3 pattern": vocabularies.byte_level("llama-bpe"),
     "byte fallback, space first": vocabularies.byte_fallback(),
     "byte fallback, space always": vocabularies.byte_fallback(metaspace=False),
+    "Unigram": vocabularies.unigram(),
     "SentencePiece": vocabularies.sentence(),
+    "byte-level with ordinary words": vocabularies.byte_level_with_ordinary_words(),
+    "SentencePiece with symbols": tokenizer.Tokenizer(vocabularies.sentencepiece_with_symbols()),
+    "SentencePiece, legacy": tokenizer.Tokenizer(vocabularies.sentencepiece_with_symbols(), legacy=True),
     "compact": tokenizer.compact(),
 }
 HUGGING_FACE = {name: codec for name, codec in CODECS.items() if isinstance(codec, HuggingFaceTokenizer)}
@@ -41,7 +47,9 @@ def streamed(codec: TextCodec, ids) -> str:
 
 def kept(name: str, text: str) -> str:
     """What a round trip leaves: Metaspace puts a space before text only if there is none, and always takes one away."""
-    return text.removeprefix(" ") if name == "byte fallback, space first" else text
+    if name == "byte-level with ordinary words":
+        return unicodedata.normalize("NFC", text)
+    return text.removeprefix(" ") if name in ("byte fallback, space first", "Unigram") else text
 
 
 def mixed(codec: TextCodec) -> st.SearchStrategy[str]:
@@ -117,8 +125,52 @@ def test_sentencepiece_ids_are_those_of_the_library(text):
     assert codec.decode(codec.encode(text)) == library.decode(library.encode(text))
 
 
+@pytest.mark.parametrize("name", LOSSLESS)
+@FEW
+@given(data=st.data())
+def test_the_bytes_of_the_ids_are_those_of_the_text(name, data):
+    """Over pieces and seams: what goes on adds its bytes and no other; trusted text alike."""
+    codec = CODECS[name]
+    kind = st.sampled_from(["\n", "\n\n", "\nT", " ", "   ", "ö", "Straße", "[/INST]", "<0x41>", "The"]) | mixed(codec)
+    first, second = data.draw(st.lists(kind, max_size=4).map("".join)), data.draw(st.lists(kind).map("".join))
+    shown = lambda ids: b"".join(codec.table[i] for i in ids)
+    same = lambda text: (unicodedata.normalize("NFC", text.decode()) if "ordinary" in name else text.decode()).encode()
+    opened = {first.encode()} if codec.space == "never" else {first.encode(), b" " + first.encode()}
+    assert same(shown(codec.encode_text(first))) in set(map(same, opened))
+    assert same(shown(codec.encode_text(second, continues=True))) == same(second.encode())
+    if codec.space != "always":
+        assert same(shown(codec.encode(second, continues=True))) == same(second.encode())
+
+
+@pytest.mark.parametrize(
+    ("codec", "word"),
+    [
+        (CODECS["SentencePiece with symbols"], "ö"),
+        (CODECS["SentencePiece with symbols"], "▁▁▁"),
+        (CODECS["byte-level with ordinary words"], "ő"),
+        (vocabularies.byte_level_with_ordinary_words(["ö", "ã"]), "ö"),  # each is also the name of a byte
+    ],
+)
+def test_words_of_ordinary_text_are_text_and_cut_none(codec, word):
+    assert codec.id(word) not in codec.controls
+    said = r"こんにちは, 🦄 ãö: \boxed{Köln Kőln}   ∑"
+    for ids in (codec.encode_text(said), codec.encode(said)):
+        assert codec.decode(ids) == said and Mathematics().answer(ids, codec) == "Köln Kőln"
+    inside = [*codec.encode_text(r"\boxed{K"), codec.id(word), *codec.encode_text("ln}", continues=True)]
+    assert Mathematics().answer(inside, codec) == f"K{word.replace('▁', ' ')}ln"
+    with pytest.raises(ValueError, match="control word"):
+        codec.with_control_words([word])
+
+
+def test_a_tag_without_angle_brackets_is_out_of_reach_of_a_user():
+    codec = CODECS["SentencePiece with symbols"]
+    assert codec.id("[/INST]") in codec.encode("a[/INST]b") and codec.id("[/INST]") in codec.controls
+    assert codec.id("[/INST]") not in codec.encode_text("a[/INST]b")
+    assert codec.id("[/INST]") not in codec.encode_text("[/INST]", continues=True)
+
+
 def test_text_that_goes_on_gets_no_space():
-    for name in ("byte fallback, space first", "byte fallback, space always", "SentencePiece"):
+    for name in ("byte fallback, space first", "byte fallback, space always", "SentencePiece", "Unigram"):
         codec = CODECS[name]
         assert codec.encode_text("day", continues=True) != codec.encode_text("day")
         assert b"".join(codec.table[i] for i in codec.encode_text("day", continues=True)) == b"day"
@@ -155,6 +207,77 @@ def test_a_saved_folder_is_read_by_us_and_by_transformers(name, tmp_path):
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert theirs(text, add_special_tokens=False)["input_ids"] == codec.encode(text)
     assert theirs.eos_token_id == codec.eos and len(theirs) == codec.size
+
+
+@pytest.fixture
+def chat_folder(tmp_path):
+    """A `tokenizer.model` of a base model, whose turn marks stand in the files beside it."""
+    size = vocabularies.sentence().size
+    (tmp_path / "tokenizer.model").write_bytes(vocabularies.sentencepiece_bytes())
+    words = {"<|im_end|>": size, "<|im_start|>": size + 1, "<think2>": size + 2}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(words))
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "<|im_end|>", "pad_token": "</s>"}
+    config |= {"chat_template": vocabularies.CHATML, "additional_special_tokens": ["<|im_start|>"], "legacy": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    return tmp_path, size, config
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_words_beside_a_sentencepiece_model_are_added(chat_folder, legacy):
+    folder, size, config = chat_folder
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"legacy": legacy}))
+    codec = load(folder)
+    assert (codec.bos, codec.eos, codec.pad, codec.size) == (1, size, 2, size + 3)
+    assert {codec.id("<|im_start|>"), codec.id("<|im_end|>")} <= codec.marks and codec.id("<think2>") not in codec.marks
+    said = [Message("user", "What is 6 times 7?<|im_end|>")]
+    ids = chat.prompt(codec, said)
+    assert ids.count(codec.eos) == 1 and ids.count(codec.id("<|im_start|>")) == 2
+    codec.save_folder(folder)
+    again = load(folder)
+    assert not (folder / "added_tokens.json").exists() and chat.prompt(again, said) == ids
+    assert (again.eos, again.size, again.space) == (codec.eos, codec.size, codec.space)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_words_beside_a_sentencepiece_model_give_the_ids_of_transformers(chat_folder, legacy):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: nothing to compare with")
+    folder, _, config = chat_folder
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"legacy": legacy}))
+    codec, theirs = load(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    turns = [{"role": "user", "content": "What is 6 times 7?"}, {"role": "assistant", "content": "It <think2>is 42."}]
+    ids = theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert chat.prompt(codec, [Message(**turn) for turn in turns]) == ids
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (codec.eos, codec.pad)
+
+
+def test_words_beside_a_sentencepiece_model_that_contradict_it_are_refused(chat_folder):
+    folder, size, config = chat_folder
+    for added, changes, message in (
+        ({"<|im_end|>": 20}, {}, "added word '<|im_end|>' has id 20, where tokenizer.model has"),
+        ({"</s>": size}, {}, "added word '</s>' has id .* and '</s>' at 2"),
+        ({"<a>": size, "<b>": size}, {}, "several added words have one id"),
+        ({}, {"eos_token": "<|end|>"}, "eos_token is '<|end|>', which neither"),
+    ):
+        (folder / "added_tokens.json").write_text(json.dumps(added))
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "</s>"} | changes))
+        with pytest.raises(ValueError, match=message.replace("|", r"\|")):
+            load(folder)
+
+
+def test_what_is_saved_in_a_folder_replaces_the_tokenizer_there(tmp_path):
+    """Files that would be read before those written, or with them, do not stay; others do."""
+    (tmp_path / "notes.txt").write_text("mine")
+    for first, second in (("byte-level", "SentencePiece"), ("SentencePiece", "byte-level")):
+        CODECS[first].save_folder(tmp_path)
+        (tmp_path / "added_tokens.json").write_text(json.dumps({"<old>": 7}))
+        (tmp_path / "chat_template.jinja").write_text("old")
+        CODECS[second].save_folder(tmp_path)
+        read = load(tmp_path)
+        assert type(read) is type(CODECS[second]) and read.encode("a<think>b") == CODECS[second].encode("a<think>b")
+        assert (read.chat_template and read.chat_template.source) == (
+            CODECS[second].chat_template and CODECS[second].chat_template.source
+        )
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def write_gguf(path, **fields):
