@@ -242,8 +242,8 @@ def test_a_model_that_no_family_computes_is_not_saved(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def write_gguf(path, folder, family, quantised=(), rope=None, changes=None):
-    """A GGUF file of a Hugging Face folder, made with the package gguf as ggml's own conversion does it."""
+def write_gguf(path, folder, family, quantised=(), rope=None, changes=None, split=0):
+    """A GGUF file (or several, of `split` tensors each) of a folder, made with the package gguf as ggml itself does it."""
     fields, weights = (
         json.loads((folder / "config.json").read_text()),
         safetensors.numpy.load_file(folder / "model.safetensors"),
@@ -251,7 +251,7 @@ def write_gguf(path, folder, family, quantised=(), rope=None, changes=None):
     names = gguf.get_tensor_name_map(
         {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[family], fields["num_hidden_layers"]
     )
-    writer = gguf.GGUFWriter(path, family)
+    writer = gguf.GGUFWriter(path, family, split_max_tensors=split)
     writer.add_block_count(fields["num_hidden_layers"])
     writer.add_embedding_length(fields["hidden_size"])
     writer.add_feed_forward_length(fields["intermediate_size"])
@@ -315,6 +315,27 @@ def test_quantised_tensors_and_rope_of_gguf(tmp_path):
     rope = load_pretrained(tmp_path / "yarn.gguf").config.rope
     assert (rope.kind, rope.factor, rope.original) == ("yarn", 4.0, 16)
     assert rope.magnitude == pytest.approx(RopeScaling("yarn", 4.0, 16).magnitude)
+
+
+def test_split_gguf_files_are_read_whole_whichever_part_is_named(folder, tmp_path):
+    path, model = folder
+    write_gguf(tmp_path / "m.gguf", path, "llama", split=8)
+    parts = sorted(tmp_path.glob("m-*.gguf"))
+    assert len(parts) == 3 and parts[0].name == "m-00001-of-00003.gguf"
+    for part in parts:
+        assert_same(load_pretrained(part), model)
+    save_pretrained(tmp_path / "again", model, parts[1])
+    assert_same(load_pretrained(tmp_path / "again"), model)
+    other = parts[2].rename(tmp_path / "other.gguf")
+    with pytest.raises(FileNotFoundError, match="part of a model in 3 files; m-00003-of-00003.gguf are missing"):
+        load_pretrained(parts[0])
+    with pytest.raises(
+        ValueError, match=r"other.gguf is a part of a model in 3 files; name it as it was, ...-00001-of-"
+    ):
+        load_pretrained(other)
+    parts[2].write_bytes(parts[1].read_bytes())
+    with pytest.raises(ValueError, match=r"m-00003-of-00003.gguf says that it is part 1 \(from 0\) of 3, not 2 of 3"):
+        load_pretrained(parts[0])
 
 
 def test_gguf_files_that_do_not_fit_are_refused(folder, tmp_path):

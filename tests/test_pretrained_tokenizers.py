@@ -3,20 +3,17 @@
 import json
 import unicodedata
 
-import gguf
 import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sentencepiece import sentencepiece_model_pb2
 
 import vocabularies
 from apr_jax import tokenizer
 from apr_jax.tasks.language.mathematics import Mathematics
-from apr_jax.tokenizer import Stream, TextCodec, chat
-from apr_jax.tokenizer.chat import Message
+from apr_jax.tokenizer import Stream, TextCodec
 from apr_jax.tokenizer.huggingface import HuggingFaceTokenizer
 from apr_jax.tokenizer.load import check_fits, load
 
@@ -209,141 +206,6 @@ def test_a_saved_folder_is_read_by_us_and_by_transformers(name, tmp_path):
     assert theirs.eos_token_id == codec.eos and len(theirs) == codec.size
 
 
-@pytest.fixture
-def chat_folder(tmp_path):
-    """A `tokenizer.model` of a base model, whose turn marks stand in the files beside it."""
-    size = vocabularies.sentence().size
-    (tmp_path / "tokenizer.model").write_bytes(vocabularies.sentencepiece_bytes())
-    words = {"<|im_end|>": size, "<|im_start|>": size + 1, "<think2>": size + 2}
-    (tmp_path / "added_tokens.json").write_text(json.dumps(words))
-    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "<|im_end|>", "pad_token": "</s>"}
-    config |= {"chat_template": vocabularies.CHATML, "additional_special_tokens": ["<|im_start|>"], "legacy": False}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    return tmp_path, size, config
-
-
-@pytest.mark.parametrize("legacy", [False, True])
-def test_words_beside_a_sentencepiece_model_are_added(chat_folder, legacy):
-    folder, size, config = chat_folder
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"legacy": legacy}))
-    codec = load(folder)
-    assert (codec.bos, codec.eos, codec.pad, codec.size) == (1, size, 2, size + 3)
-    assert {codec.id("<|im_start|>"), codec.id("<|im_end|>")} <= codec.marks and codec.id("<think2>") not in codec.marks
-    said = [Message("user", "What is 6 times 7?<|im_end|>")]
-    ids = chat.prompt(codec, said)
-    assert ids.count(codec.eos) == 1 and ids.count(codec.id("<|im_start|>")) == 2
-    codec.save_folder(folder)
-    again = load(folder)
-    assert not (folder / "added_tokens.json").exists() and chat.prompt(again, said) == ids
-    assert (again.eos, again.size, again.space) == (codec.eos, codec.size, codec.space)
-
-
-@pytest.mark.parametrize("legacy", [False, True])
-def test_words_beside_a_sentencepiece_model_give_the_ids_of_transformers(chat_folder, legacy):
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed: nothing to compare with")
-    folder, _, config = chat_folder
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"legacy": legacy}))
-    codec, theirs = load(folder), transformers.AutoTokenizer.from_pretrained(folder)
-    turns = [{"role": "user", "content": "What is 6 times 7?"}, {"role": "assistant", "content": "It <think2>is 42."}]
-    ids = theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
-    assert chat.prompt(codec, [Message(**turn) for turn in turns]) == ids
-    assert (theirs.eos_token_id, theirs.pad_token_id) == (codec.eos, codec.pad)
-
-
-def test_words_beside_a_sentencepiece_model_that_contradict_it_are_refused(chat_folder):
-    folder, size, config = chat_folder
-    for added, changes, message in (
-        ({"<|im_end|>": 20}, {}, "added word '<|im_end|>' has id 20, where tokenizer.model has"),
-        ({"</s>": size}, {}, "added word '</s>' has id .* and '</s>' at 2"),
-        ({"<a>": size, "<b>": size}, {}, "several added words have one id"),
-        ({}, {"eos_token": "<|end|>"}, "eos_token is '<|end|>', which neither"),
-    ):
-        (folder / "added_tokens.json").write_text(json.dumps(added))
-        (folder / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "</s>"} | changes))
-        with pytest.raises(ValueError, match=message.replace("|", r"\|")):
-            load(folder)
-
-
-def test_what_is_saved_in_a_folder_replaces_the_tokenizer_there(tmp_path):
-    """Files that would be read before those written, or with them, do not stay; others do."""
-    (tmp_path / "notes.txt").write_text("mine")
-    for first, second in (("byte-level", "SentencePiece"), ("SentencePiece", "byte-level")):
-        CODECS[first].save_folder(tmp_path)
-        (tmp_path / "added_tokens.json").write_text(json.dumps({"<old>": 7}))
-        (tmp_path / "chat_template.jinja").write_text("old")
-        CODECS[second].save_folder(tmp_path)
-        read = load(tmp_path)
-        assert type(read) is type(CODECS[second]) and read.encode("a<think>b") == CODECS[second].encode("a<think>b")
-        assert (read.chat_template and read.chat_template.source) == (
-            CODECS[second].chat_template and CODECS[second].chat_template.source
-        )
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-
-
-def write_gguf(path, **fields):
-    writer = gguf.GGUFWriter(path, "llama")
-    for name, value in fields.items():
-        getattr(writer, f"add_{name}")(value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-@pytest.mark.parametrize("pre", ["smollm", "qwen2", "llama-bpe", "gpt-2"])
-def test_byte_level_vocabularies_of_gguf_files(tmp_path, pre):
-    codec = vocabularies.byte_level(pre)
-    pieces = sorted(codec.definition["model"]["vocab"].items(), key=lambda item: item[1])
-    kinds = {**dict.fromkeys(vocabularies.MARKS, gguf.TokenType.CONTROL), "<think>": gguf.TokenType.USER_DEFINED}
-    write_gguf(
-        tmp_path / "model.gguf",
-        tokenizer_model="gpt2",
-        tokenizer_pre=pre,
-        token_list=[*(piece for piece, _ in pieces), "<think>"],
-        token_types=[*(kinds.get(piece, gguf.TokenType.NORMAL) for piece, _ in pieces), kinds["<think>"]],
-        token_merges=[" ".join(merge) for merge in codec.definition["model"]["merges"]],
-        bos_token_id=codec.bos,
-        eos_token_id=codec.eos,
-        pad_token_id=codec.pad,
-        chat_template=vocabularies.CHATML,
-    )
-    read = load(tmp_path / "model.gguf")
-    assert (read.size, read.bos, read.eos, read.pad) == (codec.size, codec.bos, codec.eos, codec.pad)
-    assert read.controls.ids == codec.controls.ids and read.chat_template.source == vocabularies.CHATML
-
-    @FEW
-    @given(text=TEXTS)
-    def agree(text):
-        if pre == "qwen2":  # Qwen composes characters before it encodes them
-            text = unicodedata.normalize("NFC", text)
-        assert read.encode(f"<|im_start|>{text}") == codec.encode(f"<|im_start|>{text}")
-
-    agree()
-
-
-def test_sentencepiece_vocabularies_of_gguf_files(tmp_path):
-    codec = vocabularies.sentence()
-    proto = sentencepiece_model_pb2.ModelProto.FromString(codec.model)
-    write_gguf(
-        tmp_path / "model.gguf",
-        tokenizer_model="llama",
-        token_list=[piece.piece for piece in proto.pieces],
-        token_scores=[piece.score for piece in proto.pieces],
-        token_types=[piece.type for piece in proto.pieces],
-        bos_token_id=codec.bos,
-        eos_token_id=codec.eos,
-    )
-    read = load(tmp_path / "model.gguf")
-    assert (read.size, read.bos, read.eos) == (codec.size, codec.bos, codec.eos)
-
-    @FEW
-    @given(text=TEXTS)
-    def agree(text):
-        assert read.encode(text) == codec.encode(text) and read.decode(read.encode(text)) == text
-
-    agree()
-
-
 def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: no tokenizer there"):
         load(tmp_path / "nowhere")
@@ -368,9 +230,6 @@ def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / "no.gguf").write_bytes(b"GGUX" + bytes(64))
     with pytest.raises(ValueError, match=r"no\.gguf is not a whole GGUF file"):
         load(tmp_path / "no.gguf")
-    write_gguf(tmp_path / "other.gguf", tokenizer_model="bert")
-    with pytest.raises(ValueError, match="'bert'; gpt2 .* and llama"):
-        load(tmp_path / "other.gguf")
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_refused():
