@@ -14,7 +14,7 @@ from apr_jax import sharding
 from apr_jax.model import io, transformer
 from apr_jax.model.attention import packed_attend
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.pretrained import configuration, load_pretrained, save_pretrained
+from apr_jax.model.pretrained import load_pretrained, save_pretrained
 from apr_jax.model.rope import RopeScaling, frequencies
 
 CONFIG = ModelConfig(vocabulary=64, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=64, norm_eps=1e-5)
@@ -103,24 +103,6 @@ def test_logits_and_round_trip_against_transformers(family, extra, tmp_path):
     assert type(again) is type(theirs)
     with torch.no_grad():
         np.testing.assert_allclose(again(torch.tensor(tokens)).logits.numpy(), want, atol=1e-5)
-
-
-def test_both_forms_of_rope_in_config_json():
-    base = configuration.to_hf(CONFIG, 64) | {"max_position_embeddings": 32}
-    for scaling in SCALINGS.values():
-        old = configuration.from_hf(base | {"rope_theta": 5e5, "rope_scaling": scaling}, "old")
-        new = configuration.from_hf(base | {"rope_parameters": {"rope_theta": 5e5, **scaling}}, "new")
-        assert old == new and old.rope.kind == scaling["rope_type"] and old.rope_theta == 5e5
-        assert configuration.from_hf(configuration.to_hf(old, 64), "again") == old
-    yarn = configuration.from_hf(base | {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "no length")
-    assert yarn.rope == RopeScaling("yarn", 2.0, 32)
-    assert ModelConfig.from_dict(json.loads(json.dumps(old.to_dict()))) == old
-
-
-def test_frequencies_without_scaling_are_as_they_were():
-    plain = 1e6 ** (-np.arange(0, 128, 2) / 128)
-    np.testing.assert_array_equal(frequencies(1e6, 128, RopeScaling()), plain)
-    assert RopeScaling().magnitude == 1 and RopeScaling("yarn", 4.0, 16).magnitude == pytest.approx(1.1386294)
 
 
 def random_model(**changes):
@@ -315,6 +297,12 @@ def test_quantised_tensors_and_rope_of_gguf(tmp_path):
     rope = load_pretrained(tmp_path / "yarn.gguf").config.rope
     assert (rope.kind, rope.factor, rope.original) == ("yarn", 4.0, 16)
     assert rope.magnitude == pytest.approx(RopeScaling("yarn", 4.0, 16).magnitude)
+    old = [lambda writer: writer.add_float32("llama.rope.scale_linear", 4.0)]  # before files named the kind
+    write_gguf(tmp_path / "old.gguf", path, "llama", changes=old)
+    assert load_pretrained(tmp_path / "old.gguf").config.rope == RopeScaling("linear", 4.0)
+    write_gguf(tmp_path / "bare.gguf", path, "llama", changes=yarn[:1])
+    with pytest.raises(ValueError, match="rope.scaling.type is 'yarn', but rope.scaling.factor is missing"):
+        load_pretrained(tmp_path / "bare.gguf")
 
 
 def test_split_gguf_files_are_read_whole_whichever_part_is_named(folder, tmp_path):
