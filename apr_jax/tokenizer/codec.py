@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 Space = Literal["never", "first", "always"]
 FOLDER_FILES = (
@@ -25,10 +25,18 @@ FOLDER_FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
-    """A Jinja template from messages to text, and the name that errors give it."""
+    """A Jinja template from messages to text.
+
+    Attributes:
+        source: the template.
+        name: what errors call it.
+        variables: what it sees beside the messages: `enable_thinking`, `date_string`, or a function `strftime_now` for
+            templates that ask for the date (they do not see the clock). They are not saved with a tokenizer.
+    """
 
     source: str
     name: str
+    variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
