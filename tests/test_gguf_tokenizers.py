@@ -24,7 +24,7 @@ def write_gguf(path, **fields):
     writer.close()
 
 
-def gguf_of_byte_level(path, codec, pre):
+def gguf_of_byte_level(path, codec, pre, more=()):
     """The vocabulary of a byte-level codec as GGUF files carry it."""
     pieces = sorted(codec.definition["model"]["vocab"].items(), key=lambda item: item[1])
     kinds = {**dict.fromkeys(vocabularies.MARKS, gguf.TokenType.CONTROL), "<think>": gguf.TokenType.USER_DEFINED}
@@ -32,8 +32,12 @@ def gguf_of_byte_level(path, codec, pre):
         path,
         tokenizer_model="gpt2",
         **({"tokenizer_pre": pre} if pre else {}),
-        token_list=[*(piece for piece, _ in pieces), "<think>"],
-        token_types=[*(kinds.get(piece, gguf.TokenType.NORMAL) for piece, _ in pieces), kinds["<think>"]],
+        token_list=[*(piece for piece, _ in pieces), "<think>", *(word for word, _ in more)],
+        token_types=[
+            *(kinds.get(piece, gguf.TokenType.NORMAL) for piece, _ in pieces),
+            kinds["<think>"],
+            *(kind for _, kind in more),
+        ],
         token_merges=[" ".join(merge) for merge in codec.definition["model"]["merges"]],
         bos_token_id=codec.bos,
         eos_token_id=codec.eos,
@@ -64,6 +68,16 @@ def test_byte_level_vocabularies_of_gguf_files(tmp_path, pre, rule):
         assert read.encode(f"<|im_start|>{text}") == codec.encode(f"<|im_start|>{text}")
 
     agree()
+
+
+def test_a_letter_added_to_a_gguf_file_leaves_the_byte_that_it_names(tmp_path):
+    codec, words = vocabularies.byte_level(), ("ã", "ő", "Straße")
+    read = gguf_of_byte_level(
+        tmp_path / "model.gguf", codec, "smollm", [(w, gguf.TokenType.USER_DEFINED) for w in words]
+    )
+    for text in ("こんにちは ã ő 🦄 Straße", "ãã"):
+        assert read.decode(read.encode_text(text)) == read.decode(read.encode(text)) == text
+    assert read.id("ő") in read.encode_text("Kőln") and read.id("Straße") in read.encode_text("Straße")
 
 
 def test_a_gguf_file_that_does_not_say_how_text_is_cut_is_warned_of(tmp_path):

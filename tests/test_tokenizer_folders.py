@@ -66,6 +66,27 @@ def test_words_beside_a_sentencepiece_model_that_contradict_it_are_refused(chat_
             load(folder)
 
 
+def test_words_that_the_configuration_adds_to_tokenizer_json_are_added(tmp_path):
+    codec = vocabularies.byte_level()
+    codec.save_folder(tmp_path)
+    fields = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    words = {
+        str(codec.size): {"content": "<|tool|>", "special": True},
+        str(codec.id("<think>")): {"content": "<think>"},
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(fields | {"added_tokens_decoder": words}))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<|tool|>": codec.size, "<act>": codec.size + 1}))
+    read = load(tmp_path)
+    assert (read.size, read.id("<|tool|>"), read.id("<act>")) == (codec.size + 2, codec.size, codec.size + 1)
+    assert read.marks - codec.marks == {codec.size} and not {codec.size, codec.size + 1} & {
+        *read.encode_text("<act><|tool|>")
+    }
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: nothing to compare with")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "<|tool|>What <think>is"
+    assert theirs(text, add_special_tokens=False)["input_ids"] == read.encode(text)
+
+
 def test_what_is_saved_in_a_folder_replaces_the_tokenizer_there(tmp_path):
     """Files that would be read before those written, or with them, do not stay; others do."""
     (tmp_path / "notes.txt").write_text("mine")

@@ -72,6 +72,9 @@ def byte_level(facts: Mapping[str, Any], name: str) -> Json:
         raise ValueError(f"{name}: tokenizer.ggml.pre is {pre!r}; known are {', '.join([*known, *_ALIASES])}")
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     tokens = list(enumerate(zip(facts["ggml.tokens"], facts["ggml.token_type"], strict=True)))
+    added = {piece: i for i, (piece, kind) in tokens if kind in (_CONTROL, _USER_DEFINED)}
+    # Where an added letter is also the name of a byte, the vocabulary needs the byte.
+    ordinary = {piece: i for i, (piece, kind) in tokens if kind not in (_CONTROL, _USER_DEFINED, _UNUSED)}
     return {
         "version": "1.0",
         "truncation": None,
@@ -94,7 +97,7 @@ def byte_level(facts: Mapping[str, Any], name: str) -> Json:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": pre == "llama-bpe",
-            "vocab": {piece: i for i, (piece, kind) in tokens if kind != _UNUSED},
+            "vocab": added | ordinary,
             "merges": [merge.split(" ") for merge in facts["ggml.merges"]],
         },
     }

@@ -17,6 +17,7 @@ from apr_jax.tokenizer.codec import ChatTemplate, Space, TextCodec, controls, is
 
 Json = dict[str, Any]
 _SPECIALS = ("bos", "eos", "pad")
+_FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
 _NAMED_BYTE = re.compile("(?<=<)(?=0x[0-9A-F]{2}>)")
 
 
@@ -69,7 +70,8 @@ class HuggingFaceTokenizer(TextCodec):
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "HuggingFaceTokenizer":
-        """Read `tokenizer.json`, `tokenizer_config.json` and, where it is a file of its own, `chat_template.jinja`.
+        """Read `tokenizer.json`, `tokenizer_config.json` and, where they are there, `added_tokens.json` and
+        `chat_template.jinja`. Words that one of the others adds and `tokenizer.json` lacks are added, as transformers does.
 
         Raises:
             FileNotFoundError: one of the first two is missing.
@@ -77,6 +79,12 @@ class HuggingFaceTokenizer(TextCodec):
         """
         folder = Path(folder)
         definition, config = (read_json(folder / file) for file in ("tokenizer.json", "tokenizer_config.json"))
+        added = read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
+        tokens = [{"id": i, "content": word} for word, i in added.items()]
+        tokens += [{**token, "id": int(i)} for i, token in (config.get("added_tokens_decoder") or {}).items()]
+        known = {token["content"] for token in definition.get("added_tokens", ())}
+        new = {token["content"]: _FLAGS | token for token in tokens if token["content"] not in known}
+        definition["added_tokens"] = [*definition.get("added_tokens", ()), *new.values()]
         return cls(definition, config, read_template(folder), str(folder / "tokenizer.json"))
 
     def save(self, path: str | Path) -> None:
@@ -102,7 +110,6 @@ class HuggingFaceTokenizer(TextCodec):
             ValueError: a word is ordinary text, which a user could say.
         """
         # Not special either: `transformers` shows them too where it skips special tokens, and whoever reads threads needs them.
-        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
         definition, size = copy.deepcopy(self.definition), self.size
         for word in dict.fromkeys(words):
             if word in self.controls.ids:
@@ -111,7 +118,7 @@ class HuggingFaceTokenizer(TextCodec):
                 raise ValueError(f"control word {word!r} is ordinary text; write it as a tag, as in '<{word.strip()}>'")
             i = self._pieces.get(word, size)
             size += i == size
-            definition.setdefault("added_tokens", []).append({"id": i, "content": word, **flags})
+            definition.setdefault("added_tokens", []).append({"id": i, "content": word, **_FLAGS})
         return HuggingFaceTokenizer(definition, self.config, self.chat_template, self._name)
 
     def id(self, word: str) -> int:
@@ -140,8 +147,9 @@ def _is_word(token: Json, definition: Json) -> bool:
 
     In a byte-level vocabulary the letter `ö` is the name of the byte 0xF6, which the library would take for an added `ö`.
     """
-    names_bytes = not token["content"].isascii() and token["content"] in definition["model"]["vocab"]
-    return not _is_control(token) and not (names_bytes and _is_byte_level(definition))
+    word = token["content"]
+    names_byte = not word.isascii() and word in byte_letters() and word in definition["model"]["vocab"]
+    return not _is_control(token) and not (names_byte and _is_byte_level(definition))
 
 
 def _is_byte_level(definition: Json) -> bool:
@@ -239,10 +247,8 @@ def _table(vocabulary: Mapping[str, int], added: Mapping[str, Json], definition:
         table[i] = show(piece)
     for i, word in words.items():
         # Where spaces are written as U+2581, those of ordinary words are too; a letter that is the name of a byte is that.
-        spaces = "ByteLevel" not in kinds and not _is_control(added[word])
-        table[i] = (
-            show(word) if spaces or (vocabulary.get(word) == i and not _is_control(added[word])) else word.encode()
-        )
+        spelt = vocabulary.get(word) == i and len(word) == 1 if _is_byte_level(definition) else True
+        table[i] = show(word) if spelt and not _is_control(added[word]) else word.encode()
     return table
 
 
