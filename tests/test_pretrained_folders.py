@@ -39,6 +39,20 @@ def test_the_last_model_saved_is_the_one_loaded(first, second, tmp_path):
     assert left - {"model.safetensors.index.json"} == weights | {"config.json", "notes.txt", "pytorch_model.bin"}
 
 
+def test_a_single_file_beside_an_index_is_the_one_that_counts(tmp_path):
+    """Left by another program that saved twice; `transformers` reads the single file."""
+    model = random_model(tied=False)
+    save_pretrained(tmp_path, model, shard_bytes=20_000)
+    save_pretrained(tmp_path / "single", scaled(model, 2))
+    (tmp_path / "single" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    assert_same(load_pretrained(tmp_path), scaled(model, 2))
+    tokens = np.arange(20).reshape(1, 20)
+    want = their_logits(tmp_path, tokens)
+    np.testing.assert_allclose(
+        causal_logits(load_pretrained(tmp_path), jnp.asarray(tokens)), want, rtol=1e-3, atol=2e-3
+    )
+
+
 @pytest.mark.parametrize(("first", "second"), [("json", "sentencepiece"), ("sentencepiece", "json"), ("json", "json")])
 @pytest.mark.parametrize("by", ["tokenizer", "source"])
 def test_the_tokenizer_of_the_last_model_saved_is_the_one_loaded(first, second, by, tmp_path):

@@ -48,8 +48,10 @@ class Tokenizer(TextCodec):
         self.marks = frozenset(i for i in ids.values() if proto.pieces[i].type == proto.pieces[i].CONTROL)
         plain = _without(proto, ids)
         self._plain = sentencepiece.SentencePieceProcessor(model_proto=plain.SerializeToString())
-        plain.normalizer_spec.add_dummy_prefix = False
-        self._continuing = sentencepiece.SentencePieceProcessor(model_proto=plain.SerializeToString())
+        self._continuing = self._plain
+        if proto.normalizer_spec.add_dummy_prefix:
+            plain.normalizer_spec.add_dummy_prefix = False
+            self._continuing = sentencepiece.SentencePieceProcessor(model_proto=plain.SerializeToString())
         known, names = {piece.piece: i for i, piece in enumerate(proto.pieces)}, proto.trainer_spec
         # By name: SentencePiece forgets the number of a special that was redefined as a user symbol, as `train` does.
         self.bos, self.eos, self.pad = map(known.get, (names.bos_piece, names.eos_piece, names.pad_piece))

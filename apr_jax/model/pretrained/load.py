@@ -17,6 +17,8 @@ from apr_jax.model.pretrained import configuration, gguf_file, names, stored
 from apr_jax.model.pretrained.stored import Stored
 from apr_jax.model.transformer import Model, abstract, logical_axes
 
+EMBED, HEAD = names.TOP["embed"], names.TOP["head"]
+
 
 def load_pretrained(path: str | Path, mesh: sharding.Mesh | None = None, dtype: str | None = None) -> Model:
     """Reads a model of the Llama, Qwen2 (2.5) or Qwen3 family, dense.
@@ -24,8 +26,8 @@ def load_pretrained(path: str | Path, mesh: sharding.Mesh | None = None, dtype: 
     Beyond the parameters, the memory of the host holds at most one tensor, in the dtype asked for, and a few rows.
 
     Args:
-      path: a Hugging Face folder (`config.json` and safetensors, one file or several with an index), or a GGUF file,
-        which is dequantised.
+      path: a Hugging Face folder (`config.json` and safetensors, one file or several with an index), or a GGUF file
+        or any part of a split one, which is dequantised.
       mesh: where the parameters are born, by the rules of `apr_jax.sharding`; by default on the default device.
       dtype: "float32" or "bfloat16" ("float64" under `jax_enable_x64`), for parameters and activations; by default that of
         the stored embedding table, float32 for others. A warning says what is rounded by default.
@@ -61,9 +63,6 @@ def load_pretrained(path: str | Path, mesh: sharding.Mesh | None = None, dtype: 
         # One at a time: transfers that wait would keep the host's copies alive.
         params[name] = jax.block_until_ready(parameter)
     return Model(blank.graph, io.nest(params))
-
-
-EMBED, HEAD = names.TOP["embed"], names.TOP["head"]
 
 
 @dataclasses.dataclass(frozen=True)
