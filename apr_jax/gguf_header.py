@@ -4,7 +4,9 @@ The format is that of ggml's documentation, versions 2 and 3, little-endian. The
 it makes several arrays per vocabulary entry and needs many seconds for what this reads in a tenth of one.
 """
 
+import dataclasses
 import os
+import re
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,13 +20,58 @@ TEXT, ARRAY = 8, 9
 Entry = tuple[str, tuple[int, ...], int, int]  # name, shape, number of the quantisation, offset behind the header
 
 
-def read_header(path: Path) -> tuple[dict[str, Any], list[Entry], int]:
-    """The metadata of a file, its tensors' entries, and where the tensors begin, in bytes.
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What stands at the front of one file.
+
+    Attributes:
+      path: the file.
+      metadata: its fields.
+      entries: its tensors.
+      start: where the tensors begin, in bytes.
+    """
+
+    path: Path
+    metadata: dict[str, Any]
+    entries: list[Entry]
+    start: int
+
+
+def read_headers(path: Path) -> list[Header]:
+    """The headers of a model: of one file, or of all parts of a split one, the first first, whichever part is named.
+
+    The metadata of a split model stand in its first part.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is truncated or no GGUF file of version 2 or 3.
+      FileNotFoundError: there is no such file, or a part is missing.
+      ValueError: a file is truncated or no GGUF file of version 2 or 3, or the parts do not belong together.
     """
+    header = _read(path)
+    count = header.metadata.get("split.count", 0)
+    if count < 2:
+        return [header]
+    name = re.fullmatch(r"(.*-)(\d{5})(-of-\d{5}\.gguf)", path.name)
+    if name is None:
+        raise ValueError(
+            f"{path} is a part of a model in {count} files; name it as it was, ...-00001-of-{count:05}.gguf, so that the "
+            "others are found"
+        )
+    parts = [path.with_name(f"{name[1]}{i + 1:05}{name[3]}") for i in range(count)]
+    missing = [part.name for part in parts if not part.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{path} is a part of a model in {count} files; {', '.join(missing)} are missing")
+    headers = [header if part == path else _read(part) for part in parts]
+    for i, part in enumerate(headers):
+        place = part.metadata.get("split.no"), part.metadata.get("split.count")
+        if place != (i, count):
+            raise ValueError(f"{part.path} says that it is part {place[0]} (from 0) of {place[1]}, not {i} of {count}")
+    tensors, expected = sum(len(h.entries) for h in headers), headers[0].metadata.get("split.tensors.count")
+    if expected is not None and tensors != expected:
+        raise ValueError(f"{parts[0]}: the parts hold {tensors} tensors, not {expected}; are they of one model?")
+    return headers
+
+
+def _read(path: Path) -> Header:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     with open(path, "rb") as file:
@@ -39,7 +86,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], list[Entry], int]:
         entries = [header.tensor() for _ in range(count)]
         alignment = metadata.get("general.alignment", 32)
         start = -(-file.tell() // alignment) * alignment
-    return metadata, entries, start
+    return Header(path, metadata, entries, start)
 
 
 class _Header:

@@ -80,6 +80,14 @@ def test_a_gguf_file_becomes_a_folder(file, added, tmp_path):
     np.testing.assert_allclose(causal_logits(model, jnp.asarray([ids])), want, atol=2e-4)
 
 
+def test_a_split_gguf_file_has_its_tokenizer_in_the_first_part(file, tmp_path):
+    write_gguf(tmp_path / "m.gguf", file.parent / "made", "llama", changes=[with_tokenizer], split=15)
+    for part in ("m-00001-of-00002.gguf", "m-00002-of-00002.gguf"):
+        assert chat.prompt(load(tmp_path / part), TALK) == chat.prompt(CODEC, TALK)
+    save_pretrained(tmp_path / "folder", load_pretrained(file), tmp_path / "m-00002-of-00002.gguf")
+    assert chat.prompt(load(tmp_path / "folder"), TALK) == chat.prompt(CODEC, TALK)
+
+
 def test_words_that_are_one_id_keep_it_and_their_row(file):
     model, codec = load_pretrained(file), load(file)
     more, longer = with_control_words(model, codec, WORDS, gain=1.5)

@@ -14,7 +14,7 @@ from apr_jax import sharding
 from apr_jax.model import io, transformer
 from apr_jax.model.attention import packed_attend
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.pretrained import configuration, load_pretrained, save_pretrained
+from apr_jax.model.pretrained import load_pretrained, save_pretrained
 from apr_jax.model.rope import RopeScaling, frequencies
 
 CONFIG = ModelConfig(vocabulary=64, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=64, norm_eps=1e-5)
@@ -103,24 +103,6 @@ def test_logits_and_round_trip_against_transformers(family, extra, tmp_path):
     assert type(again) is type(theirs)
     with torch.no_grad():
         np.testing.assert_allclose(again(torch.tensor(tokens)).logits.numpy(), want, atol=1e-5)
-
-
-def test_both_forms_of_rope_in_config_json():
-    base = configuration.to_hf(CONFIG, 64) | {"max_position_embeddings": 32}
-    for scaling in SCALINGS.values():
-        old = configuration.from_hf(base | {"rope_theta": 5e5, "rope_scaling": scaling}, "old")
-        new = configuration.from_hf(base | {"rope_parameters": {"rope_theta": 5e5, **scaling}}, "new")
-        assert old == new and old.rope.kind == scaling["rope_type"] and old.rope_theta == 5e5
-        assert configuration.from_hf(configuration.to_hf(old, 64), "again") == old
-    yarn = configuration.from_hf(base | {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "no length")
-    assert yarn.rope == RopeScaling("yarn", 2.0, 32)
-    assert ModelConfig.from_dict(json.loads(json.dumps(old.to_dict()))) == old
-
-
-def test_frequencies_without_scaling_are_as_they_were():
-    plain = 1e6 ** (-np.arange(0, 128, 2) / 128)
-    np.testing.assert_array_equal(frequencies(1e6, 128, RopeScaling()), plain)
-    assert RopeScaling().magnitude == 1 and RopeScaling("yarn", 4.0, 16).magnitude == pytest.approx(1.1386294)
 
 
 def random_model(**changes):
@@ -242,8 +224,8 @@ def test_a_model_that_no_family_computes_is_not_saved(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def write_gguf(path, folder, family, quantised=(), rope=None, changes=None):
-    """A GGUF file of a Hugging Face folder, made with the package gguf as ggml's own conversion does it."""
+def write_gguf(path, folder, family, quantised=(), rope=None, changes=None, split=0):
+    """A GGUF file (or several, of `split` tensors each) of a folder, made with the package gguf as ggml itself does it."""
     fields, weights = (
         json.loads((folder / "config.json").read_text()),
         safetensors.numpy.load_file(folder / "model.safetensors"),
@@ -251,7 +233,7 @@ def write_gguf(path, folder, family, quantised=(), rope=None, changes=None):
     names = gguf.get_tensor_name_map(
         {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[family], fields["num_hidden_layers"]
     )
-    writer = gguf.GGUFWriter(path, family)
+    writer = gguf.GGUFWriter(path, family, split_max_tensors=split)
     writer.add_block_count(fields["num_hidden_layers"])
     writer.add_embedding_length(fields["hidden_size"])
     writer.add_feed_forward_length(fields["intermediate_size"])
@@ -315,6 +297,33 @@ def test_quantised_tensors_and_rope_of_gguf(tmp_path):
     rope = load_pretrained(tmp_path / "yarn.gguf").config.rope
     assert (rope.kind, rope.factor, rope.original) == ("yarn", 4.0, 16)
     assert rope.magnitude == pytest.approx(RopeScaling("yarn", 4.0, 16).magnitude)
+    old = [lambda writer: writer.add_float32("llama.rope.scale_linear", 4.0)]  # before files named the kind
+    write_gguf(tmp_path / "old.gguf", path, "llama", changes=old)
+    assert load_pretrained(tmp_path / "old.gguf").config.rope == RopeScaling("linear", 4.0)
+    write_gguf(tmp_path / "bare.gguf", path, "llama", changes=yarn[:1])
+    with pytest.raises(ValueError, match="rope.scaling.type is 'yarn', but rope.scaling.factor is missing"):
+        load_pretrained(tmp_path / "bare.gguf")
+
+
+def test_split_gguf_files_are_read_whole_whichever_part_is_named(folder, tmp_path):
+    path, model = folder
+    write_gguf(tmp_path / "m.gguf", path, "llama", split=8)
+    parts = sorted(tmp_path.glob("m-*.gguf"))
+    assert len(parts) == 3 and parts[0].name == "m-00001-of-00003.gguf"
+    for part in parts:
+        assert_same(load_pretrained(part), model)
+    save_pretrained(tmp_path / "again", model, parts[1])
+    assert_same(load_pretrained(tmp_path / "again"), model)
+    other = parts[2].rename(tmp_path / "other.gguf")
+    with pytest.raises(FileNotFoundError, match="part of a model in 3 files; m-00003-of-00003.gguf are missing"):
+        load_pretrained(parts[0])
+    with pytest.raises(
+        ValueError, match=r"other.gguf is a part of a model in 3 files; name it as it was, ...-00001-of-"
+    ):
+        load_pretrained(other)
+    parts[2].write_bytes(parts[1].read_bytes())
+    with pytest.raises(ValueError, match=r"m-00003-of-00003.gguf says that it is part 1 \(from 0\) of 3, not 2 of 3"):
+        load_pretrained(parts[0])
 
 
 def test_gguf_files_that_do_not_fit_are_refused(folder, tmp_path):

@@ -3,17 +3,16 @@
 import json
 import unicodedata
 
-import gguf
 import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sentencepiece import sentencepiece_model_pb2
 
 import vocabularies
 from apr_jax import tokenizer
+from apr_jax.tasks.language.mathematics import Mathematics
 from apr_jax.tokenizer import Stream, TextCodec
 from apr_jax.tokenizer.huggingface import HuggingFaceTokenizer
 from apr_jax.tokenizer.load import check_fits, load
@@ -24,7 +23,11 @@ CODECS = {
     "byte-level, Llama 3 pattern": vocabularies.byte_level("llama-bpe"),
     "byte fallback, space first": vocabularies.byte_fallback(),
     "byte fallback, space always": vocabularies.byte_fallback(metaspace=False),
+    "Unigram": vocabularies.unigram(),
     "SentencePiece": vocabularies.sentence(),
+    "byte-level with ordinary words": vocabularies.byte_level_with_ordinary_words(),
+    "SentencePiece with symbols": tokenizer.Tokenizer(vocabularies.sentencepiece_with_symbols()),
+    "SentencePiece, legacy": tokenizer.Tokenizer(vocabularies.sentencepiece_with_symbols(), legacy=True),
     "compact": tokenizer.compact(),
 }
 HUGGING_FACE = {name: codec for name, codec in CODECS.items() if isinstance(codec, HuggingFaceTokenizer)}
@@ -41,7 +44,9 @@ def streamed(codec: TextCodec, ids) -> str:
 
 def kept(name: str, text: str) -> str:
     """What a round trip leaves: Metaspace puts a space before text only if there is none, and always takes one away."""
-    return text.removeprefix(" ") if name == "byte fallback, space first" else text
+    if name == "byte-level with ordinary words":
+        return unicodedata.normalize("NFC", text)
+    return text.removeprefix(" ") if name in ("byte fallback, space first", "Unigram") else text
 
 
 def mixed(codec: TextCodec) -> st.SearchStrategy[str]:
@@ -117,8 +122,52 @@ def test_sentencepiece_ids_are_those_of_the_library(text):
     assert codec.decode(codec.encode(text)) == library.decode(library.encode(text))
 
 
+@pytest.mark.parametrize("name", LOSSLESS)
+@FEW
+@given(data=st.data())
+def test_the_bytes_of_the_ids_are_those_of_the_text(name, data):
+    """Over pieces and seams: what goes on adds its bytes and no other; trusted text alike."""
+    codec = CODECS[name]
+    kind = st.sampled_from(["\n", "\n\n", "\nT", " ", "   ", "ö", "Straße", "[/INST]", "<0x41>", "The"]) | mixed(codec)
+    first, second = data.draw(st.lists(kind, max_size=4).map("".join)), data.draw(st.lists(kind).map("".join))
+    shown = lambda ids: b"".join(codec.table[i] for i in ids)
+    same = lambda text: (unicodedata.normalize("NFC", text.decode()) if "ordinary" in name else text.decode()).encode()
+    opened = {first.encode()} if codec.space == "never" else {first.encode(), b" " + first.encode()}
+    assert same(shown(codec.encode_text(first))) in set(map(same, opened))
+    assert same(shown(codec.encode_text(second, continues=True))) == same(second.encode())
+    if codec.space != "always":
+        assert same(shown(codec.encode(second, continues=True))) == same(second.encode())
+
+
+@pytest.mark.parametrize(
+    ("codec", "word"),
+    [
+        (CODECS["SentencePiece with symbols"], "ö"),
+        (CODECS["SentencePiece with symbols"], "▁▁▁"),
+        (CODECS["byte-level with ordinary words"], "ő"),
+        (vocabularies.byte_level_with_ordinary_words(["ö", "ã"]), "ö"),  # each is also the name of a byte
+    ],
+)
+def test_words_of_ordinary_text_are_text_and_cut_none(codec, word):
+    assert codec.id(word) not in codec.controls
+    said = r"こんにちは, 🦄 ãö: \boxed{Köln Kőln}   ∑"
+    for ids in (codec.encode_text(said), codec.encode(said)):
+        assert codec.decode(ids) == said and Mathematics().answer(ids, codec) == "Köln Kőln"
+    inside = [*codec.encode_text(r"\boxed{K"), codec.id(word), *codec.encode_text("ln}", continues=True)]
+    assert Mathematics().answer(inside, codec) == f"K{word.replace('▁', ' ')}ln"
+    with pytest.raises(ValueError, match="control word"):
+        codec.with_control_words([word])
+
+
+def test_a_tag_without_angle_brackets_is_out_of_reach_of_a_user():
+    codec = CODECS["SentencePiece with symbols"]
+    assert codec.id("[/INST]") in codec.encode("a[/INST]b") and codec.id("[/INST]") in codec.controls
+    assert codec.id("[/INST]") not in codec.encode_text("a[/INST]b")
+    assert codec.id("[/INST]") not in codec.encode_text("[/INST]", continues=True)
+
+
 def test_text_that_goes_on_gets_no_space():
-    for name in ("byte fallback, space first", "byte fallback, space always", "SentencePiece"):
+    for name in ("byte fallback, space first", "byte fallback, space always", "SentencePiece", "Unigram"):
         codec = CODECS[name]
         assert codec.encode_text("day", continues=True) != codec.encode_text("day")
         assert b"".join(codec.table[i] for i in codec.encode_text("day", continues=True)) == b"day"
@@ -157,70 +206,6 @@ def test_a_saved_folder_is_read_by_us_and_by_transformers(name, tmp_path):
     assert theirs.eos_token_id == codec.eos and len(theirs) == codec.size
 
 
-def write_gguf(path, **fields):
-    writer = gguf.GGUFWriter(path, "llama")
-    for name, value in fields.items():
-        getattr(writer, f"add_{name}")(value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-@pytest.mark.parametrize("pre", ["smollm", "qwen2", "llama-bpe", "gpt-2"])
-def test_byte_level_vocabularies_of_gguf_files(tmp_path, pre):
-    codec = vocabularies.byte_level(pre)
-    pieces = sorted(codec.definition["model"]["vocab"].items(), key=lambda item: item[1])
-    kinds = {**dict.fromkeys(vocabularies.MARKS, gguf.TokenType.CONTROL), "<think>": gguf.TokenType.USER_DEFINED}
-    write_gguf(
-        tmp_path / "model.gguf",
-        tokenizer_model="gpt2",
-        tokenizer_pre=pre,
-        token_list=[*(piece for piece, _ in pieces), "<think>"],
-        token_types=[*(kinds.get(piece, gguf.TokenType.NORMAL) for piece, _ in pieces), kinds["<think>"]],
-        token_merges=[" ".join(merge) for merge in codec.definition["model"]["merges"]],
-        bos_token_id=codec.bos,
-        eos_token_id=codec.eos,
-        pad_token_id=codec.pad,
-        chat_template=vocabularies.CHATML,
-    )
-    read = load(tmp_path / "model.gguf")
-    assert (read.size, read.bos, read.eos, read.pad) == (codec.size, codec.bos, codec.eos, codec.pad)
-    assert read.controls.ids == codec.controls.ids and read.chat_template.source == vocabularies.CHATML
-
-    @FEW
-    @given(text=TEXTS)
-    def agree(text):
-        if pre == "qwen2":  # Qwen composes characters before it encodes them
-            text = unicodedata.normalize("NFC", text)
-        assert read.encode(f"<|im_start|>{text}") == codec.encode(f"<|im_start|>{text}")
-
-    agree()
-
-
-def test_sentencepiece_vocabularies_of_gguf_files(tmp_path):
-    codec = vocabularies.sentence()
-    proto = sentencepiece_model_pb2.ModelProto.FromString(codec.model)
-    write_gguf(
-        tmp_path / "model.gguf",
-        tokenizer_model="llama",
-        token_list=[piece.piece for piece in proto.pieces],
-        token_scores=[piece.score for piece in proto.pieces],
-        token_types=[piece.type for piece in proto.pieces],
-        bos_token_id=codec.bos,
-        eos_token_id=codec.eos,
-    )
-    read = load(tmp_path / "model.gguf")
-    assert (read.size, read.bos, read.eos) == (codec.size, codec.bos, codec.eos)
-
-    @FEW
-    @given(text=TEXTS)
-    def agree(text):
-        assert read.encode(text) == codec.encode(text) and read.decode(read.encode(text)) == text
-
-    agree()
-
-
 def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: no tokenizer there"):
         load(tmp_path / "nowhere")
@@ -245,9 +230,6 @@ def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / "no.gguf").write_bytes(b"GGUX" + bytes(64))
     with pytest.raises(ValueError, match=r"no\.gguf is not a whole GGUF file"):
         load(tmp_path / "no.gguf")
-    write_gguf(tmp_path / "other.gguf", tokenizer_model="bert")
-    with pytest.raises(ValueError, match="'bert'; gpt2 .* and llama"):
-        load(tmp_path / "other.gguf")
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_refused():

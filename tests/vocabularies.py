@@ -3,9 +3,11 @@
 import functools
 import io
 import json
+from collections.abc import Sequence
 
 import sentencepiece
 import tokenizers
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from apr_jax.tokenizer import ChatTemplate, Tokenizer
@@ -51,6 +53,16 @@ def byte_level(pre: str = "smollm", template: str = CHATML) -> HuggingFaceTokeni
     return HuggingFaceTokenizer(definition, config, ChatTemplate(template, "template of the test"))
 
 
+def byte_level_with_ordinary_words(words: Sequence[str] = ("ő", "  ", "Straße", "∑")) -> HuggingFaceTokenizer:
+    """Letters and a run of spaces are added words as well, and text is composed (NFC)."""
+    codec = byte_level()
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    added = [{"id": codec.size + i, "content": word, **flags} for i, word in enumerate(words)]
+    definition = codec.definition | {"normalizer": {"type": "NFC"}}
+    definition["added_tokens"] = [*definition["added_tokens"], *added]
+    return HuggingFaceTokenizer(definition, codec.config, codec.chat_template)
+
+
 @functools.cache
 def byte_fallback_definition(metaspace: bool) -> str:
     """`tokenizer.json` as of Llama 2: a space before every stretch of text, or (Metaspace) before the first."""
@@ -68,12 +80,38 @@ def byte_fallback_definition(metaspace: bool) -> str:
     )
     definition = json.loads(made.to_str())
     definition["added_tokens"] = definition["added_tokens"][:3]  # bytes are ordinary pieces
+    vocabulary, merges = definition["model"]["vocab"], definition["model"]["merges"]
+    for piece, pair in (("\n", None), ("\n\n", ["\n", "\n"]), ("\nT", ["\n", "T"])):  # new lines are merged with others
+        vocabulary[piece] = len(vocabulary)
+        merges[:0] = [pair] if pair else []
     return json.dumps(definition)
 
 
 def byte_fallback(metaspace: bool = True) -> HuggingFaceTokenizer:
     config = {"bos_token": "<s>", "eos_token": "</s>"}
     return HuggingFaceTokenizer(json.loads(byte_fallback_definition(metaspace)), config)
+
+
+def unigram() -> HuggingFaceTokenizer:
+    """Pieces with scores and byte fallback, as converted from SentencePiece; a tag and a letter are added words."""
+    made = tokenizers.Tokenizer(models.Unigram())
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    made.decoder = decoders.Sequence(parts)
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.UnigramTrainer(vocab_size=400, special_tokens=words, unk_token="<unk>", show_progress=False)
+    made.train_from_iterator([text for text in CORPUS if text.isascii()], trainer)
+    definition = json.loads(made.to_str())
+    definition["model"]["byte_fallback"] = True
+    size, flags = (
+        len(definition["model"]["vocab"]),
+        dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
+    )
+    added = [{"id": size, "content": "<think>"}, {"id": size + 1, "content": "ő"}]
+    definition["added_tokens"] = definition["added_tokens"][:3] + [
+        {**flags, "special": False, **word} for word in added
+    ]
+    return HuggingFaceTokenizer(definition, {"bos_token": "<s>", "eos_token": "</s>"})
 
 
 @functools.cache
@@ -94,6 +132,17 @@ def sentencepiece_bytes() -> bytes:
         minloglevel=2,
     )
     return model.getvalue()
+
+
+def sentencepiece_with_symbols() -> bytes:
+    """The same with user-defined symbols without angle brackets, a tag and two of ordinary text, and pieces of new lines."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(sentencepiece_bytes())
+    known = {piece.piece: piece for piece in proto.pieces}
+    kinds = {"[/INST]": 4, "ö": 4, "▁▁▁": 4, "\n": 1, "\n\n": 1}  # user-defined, normal
+    for symbol, kind in kinds.items():
+        piece = known.get(symbol) or proto.pieces.add(piece=symbol, score=0.0)
+        piece.type = kind
+    return proto.SerializeToString()
 
 
 def sentence() -> Tokenizer:

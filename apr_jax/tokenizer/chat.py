@@ -117,10 +117,12 @@ def render(
             "apr_jax.tasks.language.task suits models that do not chat)"
         )
     words = {"bos_token": codec.bos, "eos_token": codec.eos, "pad_token": codec.pad}
-    shown = {name: "" if i is None else codec.token_bytes(i).decode() for name, i in words.items()}
-    turns = [dataclasses.asdict(message) for message in messages]
+    seen: dict[str, Any] = {name: codec.token_bytes(i).decode() for name, i in words.items() if i is not None}
+    # Templates ask whether these are none: they are always there in transformers.
+    seen |= {"tools": None, "documents": None, "add_generation_prompt": generate}
+    seen |= {"messages": [dataclasses.asdict(message) for message in messages]}
     try:
-        return _compiled(template.source).render(messages=turns, add_generation_prompt=generate, **shown)
+        return _compiled(template.source).render(seen | dict(template.variables))
     except _FAILURES as error:
         roles = ", ".join(message.role for message in messages)
         raise ValueError(f"{template.name} failed on messages of {roles or 'nobody'}: {error}") from error
@@ -137,9 +139,18 @@ def _compiled(source: str) -> jinja2.Template:
     return environment.from_string(source)
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    """Jinja's own filter writes JSON for HTML, with `<` escaped."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own filter writes JSON for HTML, with `<` escaped; this one takes what that of `transformers` takes."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+    # Shields stay as they are: escaped, they would not be found again.
+    escaped = lambda found: json.dumps(found[0])[1:-1]
+    return re.sub(f"[^\x00-\x7f{SHIELD}]", escaped, text) if ensure_ascii else text
 
 
 def _refuse(message: str) -> NoReturn:

@@ -9,20 +9,34 @@ import codecs
 import dataclasses
 import functools
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 Space = Literal["never", "first", "always"]
+FOLDER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+"""What belongs to the tokenizer in the folder of a model, whoever wrote it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
-    """A Jinja template from messages to text, and the name that errors give it."""
+    """A Jinja template from messages to text.
+
+    Attributes:
+        source: the template.
+        name: what errors call it.
+        variables: what it sees beside the messages: `enable_thinking`, `date_string`, or a function `strftime_now` for
+            templates that ask for the date (they do not see the clock). They are not saved with a tokenizer.
+    """
 
     source: str
     name: str
+    variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,13 +122,6 @@ class TextCodec(abc.ABC):
         """Write what `tokenizer.load` reads."""
 
     @abc.abstractmethod
-    def save_folder(self, folder: str | Path) -> None:
-        """Write the tokenizer, its chat template included, as the folder of a model has it; the folder is made if missing."""
-
-    @abc.abstractmethod
-    def _text_ids(self, text: str) -> list[int]:
-        """Ids of text in which control words are text too."""
-
     def encode_text(self, text: str, continues: bool = False) -> list[int]:
         """Ids of text that is not trusted: control words in it stay text.
 
@@ -122,10 +129,23 @@ class TextCodec(abc.ABC):
             text: any text.
             continues: it follows other text, so no space is put before it.
         """
-        if not (continues and self.space != "never" and text):
-            return self._text_ids(text)
-        # A tokenizer that opens texts with a space cannot be told not to: let the space stand before a new line.
-        return self._text_ids("\n" + text)[len(self._text_ids("\n")) :]
+
+    @abc.abstractmethod
+    def _files(self) -> dict[str, bytes]:
+        """What a folder holds of the tokenizer, its chat template included, by the names of the files."""
+
+    def save_folder(self, folder: str | Path) -> None:
+        """Write the tokenizer, its chat template included, as the folder of a model has it; the folder is made if missing.
+
+        Files of another tokenizer that lies there (`FOLDER_FILES`) are replaced or removed, since they would be read
+        instead of those written, or with them; others stay.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in FOLDER_FILES:
+            (folder / name).unlink(missing_ok=True)
+        for name, content in self._files().items():
+            (folder / name).write_bytes(content)
 
     def encode(self, text: str, continues: bool = False) -> list[int]:
         """Ids of trusted text: control words in it become their ids, and nothing is added at either end."""
@@ -177,6 +197,16 @@ class Stream:
 def unmatchable(i: int) -> str:
     """A symbol that no text can give: tokenizers replace spaces before they look symbols up."""
     return f"control {i}"
+
+
+def is_plain(word: str) -> bool:
+    """Whether a word of a vocabulary is ordinary text: one character, or letters, digits and white space only.
+
+    Vocabularies list such words (`ö`, runs of spaces, numbers) like their tags, as added or user-defined. They are text
+    wherever they stand; a tag, `<think>` or `[/INST]`, is a control word.
+    """
+    text = word.replace("▁", " ")
+    return len(text) == 1 or all(c.isspace() or unicodedata.category(c)[0] in "LMN" for c in text)
 
 
 def controls(ids: Mapping[str, int], left: Sequence[str] = (), right: Sequence[str] = ()) -> Controls:

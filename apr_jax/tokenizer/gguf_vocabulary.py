@@ -4,6 +4,7 @@ A GGUF file holds the vocabulary and the *name* of a pre-tokenizer; what the nam
 (`src/llama-vocab.cpp`). The ones here are given as the models' own `tokenizer.json` files put them.
 """
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,28 +12,30 @@ from typing import Any
 import gguf
 from sentencepiece import sentencepiece_model_pb2
 
-from apr_jax.gguf_header import read_header
+from apr_jax.gguf_header import read_headers
 from apr_jax.tokenizer.codec import ChatTemplate, TextCodec
 from apr_jax.tokenizer.huggingface import HuggingFaceTokenizer, Json
 from apr_jax.tokenizer.sentence import Tokenizer
 
 _CONTROL, _USER_DEFINED, _UNUSED = gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED, gguf.TokenType.UNUSED
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+_ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def from_gguf(path: str | Path) -> TextCodec:
-    """Build the tokenizer of a GGUF file, chat template included.
+    """Build the tokenizer of a GGUF file, chat template included; of a split model any part may be named.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or a part is missing.
         ValueError: not a GGUF file, or a vocabulary or pre-tokenizer of another kind, named with those that are known.
     """
     path, start = Path(path), "tokenizer."
     if not path.is_file():
         raise FileNotFoundError(f"no GGUF file at {path}")
     try:
-        metadata, _, _ = read_header(path)
+        metadata = read_headers(path)[0].metadata
     except ValueError as error:
         raise ValueError(f"{path} is not a whole GGUF file: {error}") from error
     name = str(path)
@@ -57,12 +60,21 @@ def byte_level(facts: Mapping[str, Any], name: str) -> Json:
         facts: fields of the file, without `tokenizer.` in their names.
         name: what errors call it.
     """
-    pre = facts.get("ggml.pre", "default")
-    known = pre_tokenizers()
+    if not facts.get("ggml.pre"):
+        warnings.warn(
+            f"{name} does not say how text is cut before merging (tokenizer.ggml.pre is missing): it is cut by llama.cpp's "
+            "rule for such files, which may not be the model's; convert the model anew, or take its tokenizer.json",
+            stacklevel=2,
+        )
+    given = facts.get("ggml.pre") or "default"
+    pre, known = _ALIASES.get(given, given), pre_tokenizers()
     if pre not in known:
-        raise ValueError(f"{name}: tokenizer.ggml.pre is {pre!r}; known are {', '.join(known)}")
+        raise ValueError(f"{name}: tokenizer.ggml.pre is {pre!r}; known are {', '.join([*known, *_ALIASES])}")
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     tokens = list(enumerate(zip(facts["ggml.tokens"], facts["ggml.token_type"], strict=True)))
+    added = {piece: i for i, (piece, kind) in tokens if kind in (_CONTROL, _USER_DEFINED)}
+    # Where an added letter is also the name of a byte, the vocabulary needs the byte.
+    ordinary = {piece: i for i, (piece, kind) in tokens if kind not in (_CONTROL, _USER_DEFINED, _UNUSED)}
     return {
         "version": "1.0",
         "truncation": None,
@@ -85,7 +97,7 @@ def byte_level(facts: Mapping[str, Any], name: str) -> Json:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": pre == "llama-bpe",
-            "vocab": {piece: i for i, (piece, kind) in tokens if kind != _UNUSED},
+            "vocab": added | ordinary,
             "merges": [merge.split(" ") for merge in facts["ggml.merges"]],
         },
     }
@@ -95,13 +107,14 @@ def pre_tokenizers() -> dict[str, Json]:
     """How text is cut before merging, by llama.cpp's names."""
     bytes_and_words = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
-    def cut(pattern: str) -> Json:
-        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-        return {"type": "Sequence", "pretokenizers": [split, {**bytes_and_words, "use_regex": False}]}
+    def cut(*patterns: str) -> Json:
+        flags = {"type": "Split", "behavior": "Isolated", "invert": False}
+        splits = [{**flags, "pattern": {"Regex": pattern}} for pattern in patterns]
+        return {"type": "Sequence", "pretokenizers": [*splits, {**bytes_and_words, "use_regex": False}]}
 
     digits = {"type": "Digits", "individual_digits": True}
     return {
-        "default": bytes_and_words,
+        "default": cut(r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
         "gpt-2": bytes_and_words,
         "smollm": {"type": "Sequence", "pretokenizers": [digits, bytes_and_words]},
         "qwen2": cut(rf"{_WORDS}|\p{{N}}|{_REST}"),

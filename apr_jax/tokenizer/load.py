@@ -4,16 +4,17 @@ from pathlib import Path
 
 from apr_jax.tokenizer.codec import TextCodec
 from apr_jax.tokenizer.gguf_vocabulary import from_gguf
-from apr_jax.tokenizer.huggingface import HuggingFaceTokenizer, read_template
+from apr_jax.tokenizer.huggingface import HuggingFaceTokenizer
 from apr_jax.tokenizer.sentence import Tokenizer
+from apr_jax.tokenizer.sentence_folder import from_folder
 
 
 def load(path: str | Path) -> TextCodec:
     """Read a tokenizer.
 
     Args:
-        path: a Hugging Face folder (`tokenizer.json` and `tokenizer_config.json`, or `tokenizer.model`), a GGUF file, or a
-            SentencePiece model.
+        path: a Hugging Face folder (`tokenizer.json` and `tokenizer_config.json`; or `tokenizer.model` and, where they are
+            there, the files that add words to it), a GGUF file or any part of a split one, or a SentencePiece model.
 
     Raises:
         FileNotFoundError: there is nothing at `path`, or a folder without a tokenizer.
@@ -27,7 +28,7 @@ def load(path: str | Path) -> TextCodec:
     if (path / "tokenizer.json").is_file():
         return HuggingFaceTokenizer.from_folder(path)
     if (path / "tokenizer.model").is_file():
-        return Tokenizer((path / "tokenizer.model").read_bytes(), read_template(path))
+        return from_folder(path)
     raise FileNotFoundError(
         f"{path}: no tokenizer there; a folder with tokenizer.json or tokenizer.model, a .gguf file or a SentencePiece "
         "model is needed"

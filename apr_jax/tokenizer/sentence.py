@@ -10,7 +10,7 @@ import sentencepiece
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
-from apr_jax.tokenizer.codec import ChatTemplate, TextCodec, controls, unmatchable
+from apr_jax.tokenizer.codec import ChatTemplate, TextCodec, controls, is_plain, unmatchable
 
 SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
 CONTROL_WORDS = (
@@ -23,19 +23,21 @@ _BRACKETS = re.compile(r"<[^<>\s]+>")
 class Tokenizer(TextCodec):
     """A SentencePiece model in which control words are whole in `encode` and visible in `decode`.
 
-    Control words are the model's control symbols and its user-defined symbols in angle brackets. Padding and unknown ids
+    Control words are the model's control symbols and its user-defined symbols that are not ordinary text (`is_plain` of
+    `codec`). Padding and unknown ids
     are not shown by `decode` as text of their own: padding gives "", unknown gives " ⁇ ".
 
     Args:
         model: a serialised SentencePiece model.
         chat_template: how messages become text; SentencePiece models do not carry one.
+        legacy: where texts are opened with a space, text after a control word is too (`legacy` of Llama's tokenizers).
 
     Raises:
         ValueError: not a SentencePiece model, or one without an id that ends a text.
     """
 
-    def __init__(self, model: bytes, chat_template: ChatTemplate | None = None):
-        self.model, self.chat_template = model, chat_template
+    def __init__(self, model: bytes, chat_template: ChatTemplate | None = None, legacy: bool = False):
+        self.model, self.chat_template, self.legacy = model, chat_template, legacy
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
             proto = sentencepiece_model_pb2.ModelProto.FromString(model)
@@ -44,7 +46,12 @@ class Tokenizer(TextCodec):
         ids = {piece.piece: i for i, piece in enumerate(proto.pieces) if _is_control(piece)}
         self.controls = controls(ids)
         self.marks = frozenset(i for i in ids.values() if proto.pieces[i].type == proto.pieces[i].CONTROL)
-        self._plain = sentencepiece.SentencePieceProcessor(model_proto=_without(proto, ids))
+        plain = _without(proto, ids)
+        self._plain = sentencepiece.SentencePieceProcessor(model_proto=plain.SerializeToString())
+        self._continuing = self._plain
+        if proto.normalizer_spec.add_dummy_prefix:
+            plain.normalizer_spec.add_dummy_prefix = False
+            self._continuing = sentencepiece.SentencePieceProcessor(model_proto=plain.SerializeToString())
         known, names = {piece.piece: i for i, piece in enumerate(proto.pieces)}, proto.trainer_spec
         # By name: SentencePiece forgets the number of a special that was redefined as a user symbol, as `train` does.
         self.bos, self.eos, self.pad = map(known.get, (names.bos_piece, names.eos_piece, names.pad_piece))
@@ -54,7 +61,8 @@ class Tokenizer(TextCodec):
             )
         self.table = [b"" if i == self.pad else _bytes(piece) for i, piece in enumerate(proto.pieces)]
         self.pad = self.eos if self.pad is None else self.pad
-        self.space = "first" if proto.normalizer_spec.add_dummy_prefix else "never"
+        opened = "always" if legacy else "first"
+        self.space = opened if proto.normalizer_spec.add_dummy_prefix else "never"
         self._finds_controls = all(
             proto.pieces[i].type == proto.pieces[i].USER_DEFINED or i == self.pad for i in ids.values()
         )
@@ -71,18 +79,14 @@ class Tokenizer(TextCodec):
         """Writes the model to a file."""
         Path(path).write_bytes(self.model)
 
-    def save_folder(self, folder: str | Path) -> None:
-        """Writes `tokenizer.model` and `tokenizer_config.json`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.save(folder / "tokenizer.model")
+    def _files(self) -> dict[str, bytes]:
         specials = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
-        config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "legacy": False}
+        config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "legacy": self.legacy}
         config |= {name: self.piece(i) for name, i in specials.items() if i is not None}
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template.source
         text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
-        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        return {"tokenizer.model": self.model, "tokenizer_config.json": text.encode()}
 
     def with_control_words(self, words: Sequence[str]) -> "Tokenizer":
         """The same model in which each of `words` is one id; raises ValueError for a word without angle brackets."""
@@ -95,7 +99,7 @@ class Tokenizer(TextCodec):
             if not _is_control(piece):
                 piece.type = piece.USER_DEFINED
         proto.trainer_spec.vocab_size = len(proto.pieces)
-        return Tokenizer(proto.SerializeToString(), self.chat_template)
+        return Tokenizer(proto.SerializeToString(), self.chat_template, self.legacy)
 
     def piece(self, i: int) -> str:
         """The symbol of one id, as it stands in the vocabulary."""
@@ -120,12 +124,13 @@ class Tokenizer(TextCodec):
             return self._processor.encode(text)  # the same ids, several times faster
         return super().encode(text, continues)
 
-    def _text_ids(self, text: str) -> list[int]:
-        return self._plain.encode(text)
+    def encode_text(self, text: str, continues: bool = False) -> list[int]:
+        """Ids of text that is not trusted: control words in it stay text; see `TextCodec`."""
+        return (self._continuing if continues else self._plain).encode(text)
 
 
 def _is_control(piece) -> bool:
-    return piece.type == piece.CONTROL or (piece.type == piece.USER_DEFINED and bool(_BRACKETS.fullmatch(piece.piece)))
+    return piece.type == piece.CONTROL or (piece.type == piece.USER_DEFINED and not is_plain(piece.piece))
 
 
 def _bytes(piece) -> bytes:
@@ -134,14 +139,14 @@ def _bytes(piece) -> bytes:
     return (" ⁇ " if piece.type == piece.UNKNOWN else piece.piece.replace("▁", " ")).encode()
 
 
-def _without(proto, words: Mapping[str, int]) -> bytes:
+def _without(proto, words: Mapping[str, int]):
     """The model with symbols made unmatchable; ids stay what they are."""
     plain = sentencepiece_model_pb2.ModelProto()
     plain.CopyFrom(proto)
     for i in words.values():
         if plain.pieces[i].type == plain.pieces[i].USER_DEFINED:
             plain.pieces[i].piece, plain.pieces[i].type = unmatchable(i), plain.pieces[i].UNUSED
-    return plain.SerializeToString()
+    return plain
 
 
 def train(

@@ -23,6 +23,7 @@ ROPE_FIELDS: Mapping[str, Mapping[str, str]] = {
         "attention_factor": "attention", "truncate": "whole",
     },
 }  # fmt: skip
+ROPE_NEEDED = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor"), "yarn": ("factor",)}
 
 
 def from_hf(fields: Mapping[str, Any], what: str) -> ModelConfig:
@@ -187,31 +188,56 @@ def _refuse_features(fields: Mapping[str, Any], what: str) -> None:
 
 def _rope(fields: Mapping[str, Any], what: str) -> tuple[float, RopeScaling]:
     """Base and scaling: `rope_theta` and `rope_scaling` of transformers 4, or `rope_parameters` of 5."""
-    given = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
-    theta = float(given.pop("rope_theta", fields.get("rope_theta", 10000.0)))
-    kind = given.pop("rope_type", given.pop("type", "default"))
-    given.pop("type", None)
+    old, new = (fields.get(name) or {} for name in ("rope_scaling", "rope_parameters"))
+    if old and new and old != new:
+        raise ValueError(f"{what} has rope_scaling {old} and rope_parameters {new}; leave only the one that is meant")
+    given = {name: value for name, value in (old or new).items() if value is not None}
+    theta = float(given.pop("rope_theta", fields.get("rope_theta") or 10000.0))
+    kind = given.get("rope_type", given.get("type", "default"))
+    given = {name: value for name, value in given.items() if name not in ("rope_type", "type")}
     if kind == "default":
+        if "factor" in given or any(isinstance(value, Mapping) for value in given.values()):
+            raise ValueError(f"{what}: RoPE scaling is {given} without a rope_type, which says how; name it")
         return theta, RopeScaling()
     if kind not in ROPE_FIELDS:
         raise ValueError(f"{what}: RoPE scaling is {kind!r}; it may be default, {', '.join(ROPE_FIELDS)}")
-    if kind != "linear":
-        given.setdefault("original_max_position_embeddings", fields.get("max_position_embeddings", 0))
-    unknown = {name: value for name, value in given.items() if name not in ROPE_FIELDS[kind] and value is not None}
+    known = ROPE_FIELDS[kind]
+    unknown = {name: value for name, value in given.items() if name not in known}
     unknown = {name: value for name, value in unknown.items() if (name, value) != ("partial_rotary_factor", 1.0)}
     if unknown:
-        raise ValueError(f"{what}: RoPE scaling {kind!r} has {unknown}; known are {', '.join(ROPE_FIELDS[kind])}")
-    return theta, RopeScaling(kind, **{ROPE_FIELDS[kind][n]: v for n, v in given.items() if v is not None})
+        raise ValueError(f"{what}: RoPE scaling {kind!r} has {unknown}; known are {', '.join(known)}")
+    if kind != "linear":
+        given |= _lengths(kind, given, fields)
+    missing = [name for name in ROPE_NEEDED[kind] if name not in given]
+    if missing:
+        raise ValueError(f"{what}: RoPE scaling {kind!r} is {given}; {', '.join(missing)} must be given")
+    if given.get("attention_factor") == 0:
+        raise ValueError(f"{what}: RoPE scaling {kind!r} has attention_factor 0; leave it out for the published one")
+    return theta, RopeScaling(kind, **{known[name]: value for name, value in given.items() if name in known})
+
+
+def _lengths(kind: str, given: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The length before stretching, and YaRN's factor where it is left to follow from the lengths."""
+    longest, name = fields.get("max_position_embeddings"), "original_max_position_embeddings"
+    # Some files have it beside the scaling, which then counts, as in transformers.
+    stated = fields.get(name) or given.get(name)
+    lengths = {name: stated or longest or 0}
+    if kind == "yarn" and "factor" not in given and stated and longest:
+        lengths["factor"] = longest / stated
+    return lengths
 
 
 def _gguf_rope(fields: Mapping[str, Any], what: str) -> RopeScaling:
     scaling = {k.removeprefix("rope.scaling."): v for k, v in fields.items() if k.startswith("rope.scaling.")}
-    kind = scaling.get("type", "none")
+    # Old files have a factor only, by either name; llama.cpp reads it as linear, and 0 as none.
+    factor = scaling.get("factor", fields.get("rope.scale_linear", 0))
+    kind = scaling.get("type", "linear" if factor else "none")
     if kind not in ("none", "linear", "yarn"):
         raise ValueError(f"{what}: rope.scaling.type is {kind!r}; it may be none, linear or yarn")
     if kind == "none":
         return RopeScaling()
-    factor = scaling.get("factor", 1.0)
+    if not factor:
+        raise ValueError(f"{what}: rope.scaling.type is {kind!r}, but rope.scaling.factor is missing")
     if kind == "linear":
         return RopeScaling("linear", factor)
     original = scaling.get("original_context_length", fields.get("context_length", 0))

@@ -14,19 +14,20 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
-from apr_jax.gguf_header import read_header
+from apr_jax.gguf_header import read_headers
 from apr_jax.model.pretrained.stored import Stored
 
 
 def open_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
-    """The metadata and the tensors of a file, none of which is read yet.
+    """The metadata and the tensors of a file, or of all parts of a split model; no tensor is read yet.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is truncated or no GGUF file of version 2 or 3, or a tensor's quantisation is unknown.
+      FileNotFoundError: there is no such file, or a part is missing.
+      ValueError: a file is truncated or no GGUF file of version 2 or 3, or a tensor's quantisation is unknown.
     """
-    metadata, entries, start = read_header(path)
-    return metadata, {name: _stored(path, start, name, *entry) for name, *entry in entries}
+    headers = read_headers(path)
+    tensors = {name: _stored(h.path, h.start, name, *entry) for h in headers for name, *entry in h.entries}
+    return headers[0].metadata, tensors
 
 
 def _stored(path: Path, start: int, name: str, shape: tuple[int, ...], kind: int, offset: int) -> Stored:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from apr_jax.model.pretrained import configuration, gguf_file, names, stored
 from apr_jax.model.pretrained.stored import Stored
 from apr_jax.model.transformer import Model, abstract, logical_axes
 
+EMBED, HEAD = names.TOP["embed"], names.TOP["head"]
+
 
 def load_pretrained(path: str | Path, mesh: sharding.Mesh | None = None, dtype: str | None = None) -> Model:
     """Reads a model of the Llama, Qwen2 (2.5) or Qwen3 family, dense.
@@ -23,21 +26,25 @@ def load_pretrained(path: str | Path, mesh: sharding.Mesh | None = None, dtype: 
     Beyond the parameters, the memory of the host holds at most one tensor, in the dtype asked for, and a few rows.
 
     Args:
-      path: a Hugging Face folder (`config.json` and safetensors, one file or several with an index), or a GGUF file,
-        which is dequantised.
+      path: a Hugging Face folder (`config.json` and safetensors, one file or several with an index), or a GGUF file
+        or any part of a split one, which is dequantised.
       mesh: where the parameters are born, by the rules of `apr_jax.sharding`; by default on the default device.
-      dtype: "float32" or "bfloat16", for parameters and activations; by default as stored, float32 for others.
+      dtype: "float32" or "bfloat16" ("float64" under `jax_enable_x64`), for parameters and activations; by default that of
+        the stored embedding table, float32 for others. A warning says what is rounded by default.
 
     Raises:
       FileNotFoundError: there is nothing at `path`, or a file of the folder is missing.
       ValueError: the architecture is unknown, tensors are missing, left over or of wrong shape, a file is truncated, or
         the mesh does not fit; the message names what.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    known = [name for name in DTYPES if name != "float64" or jax.config.jax_enable_x64]
+    if dtype is not None and dtype not in known:
+        raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(known)} (float64 needs jax_enable_x64)")
     source = _open(Path(path))
-    table = source.tensors.get(names.foreign("embed", source.column))
-    dtype = dtype or (table.dtype if table and table.dtype in DTYPES else "float32")
+    if dtype is None:
+        table = source.tensors.get(EMBED[source.column])
+        dtype = table.dtype if table and table.dtype in known else "float32"
+        _say_what_is_rounded(source.tensors, jnp.dtype(dtype), str(path))
     config = dataclasses.replace(source.config, dtype=dtype, param_dtype=dtype)
     blank = abstract(config)
     expected = io.flatten(blank.params)
@@ -80,9 +87,9 @@ class _Source:
 def _open(path: Path) -> _Source:
     if path.is_dir():
         config = configuration.from_hf(stored.read_json(path / "config.json"), str(path / "config.json"))
-        tensors = stored.open_folder(path)
+        config, tensors = _tables(config, stored.open_folder(path), str(path))
         # Buffers of old checkpoints that are computed here; and a copy of the table, which a tied model does not read.
-        unread = {n for n in tensors if n.endswith("rotary_emb.inv_freq") or config.tied and n == "lm_head.weight"}
+        unread = {n for n in tensors if n.endswith("rotary_emb.inv_freq") or config.tied and n == HEAD[names.HF]}
         return _Source(config, tensors, names.HF, unread, False)
     metadata, tensors = gguf_file.open_gguf(path)
     config = configuration.from_gguf(metadata, {name: t.shape for name, t in tensors.items()}, str(path))
@@ -91,6 +98,46 @@ def _open(path: Path) -> _Source:
         config = configuration.with_frequency_factors(config, factors, str(path))
     twisted = metadata["general.architecture"] == "llama"
     return _Source(config, tensors, names.GGUF, {"rope_freqs.weight"}, twisted)
+
+
+def _tables(config: ModelConfig, tensors: Mapping[str, Stored], what: str) -> tuple[ModelConfig, Mapping[str, Stored]]:
+    """Configuration and tensors of a folder; where it is tied and has an output table all the same, as transformers 5 has it.
+
+    An output table that differs from the embedding counts; one without an embedding is both.
+    """
+    embed, head = EMBED[names.HF], HEAD[names.HF]
+    if not config.tied or head not in tensors:
+        return config, tensors
+    if embed not in tensors:
+        return config, {**tensors, embed: tensors[head]}
+    pairs = zip(tensors[embed].blocks(), tensors[head].blocks(), strict=False)
+    if tensors[embed].shape == tensors[head].shape and all(np.array_equal(a, b) for (_, a), (_, b) in pairs):
+        return config, tensors
+    warnings.warn(
+        f"{what}: config.json says tie_word_embeddings, but {head} differs from {embed}; both are read, and the model is not "
+        "tied (set tie_word_embeddings to false, or leave the table out that is not meant)",
+        stacklevel=4,
+    )
+    return dataclasses.replace(config, tied=False), tensors
+
+
+def _say_what_is_rounded(tensors: Mapping[str, Stored], dtype: np.dtype, what: str) -> None:
+    """Warn of tensors that are stored in more digits than the dtype has, and have them."""
+    wider = {
+        name: t for name, t in tensors.items() if t.dtype in DTYPES and jnp.dtype(t.dtype).itemsize > dtype.itemsize
+    }
+    rounded = [name for name, t in wider.items() if t.dtype == "float64" or not _holds(t, dtype)]
+    if rounded:
+        kinds = ", ".join(sorted({wider[name].dtype for name in rounded}))
+        raise_it = "; enable jax_enable_x64 to read float64" if "float64" in kinds else "; dtype='float32' keeps them"
+        warnings.warn(
+            f"{what}: {len(rounded)} of {len(tensors)} tensors are stored in {kinds} and read as {dtype.name}{raise_it}",
+            stacklevel=3,
+        )
+
+
+def _holds(tensor: Stored, dtype: np.dtype) -> bool:
+    return all(np.array_equal(block.astype(dtype).astype(block.dtype), block) for _, block in tensor.blocks())
 
 
 def _fitting(source: _Source, expected: Mapping[str, jax.ShapeDtypeStruct], what: str) -> dict[str, Stored]:

@@ -56,12 +56,14 @@ class Stored:
 
 
 def open_folder(folder: Path) -> dict[str, Stored]:
-    """The tensors of a Hugging Face folder: one safetensors file, or several with an index.
+    """The tensors of a Hugging Face folder: one safetensors file, else several with an index, as transformers reads it.
 
     Raises:
       FileNotFoundError: no safetensors file, or one that the index names is missing; the message names it.
       ValueError: a file is truncated, or a tensor lies in another file than the index says.
     """
+    if (folder / SINGLE).is_file():
+        return open_safetensors(folder / SINGLE)
     if (folder / INDEX).is_file():
         places = read_json(folder / INDEX).get("weight_map", {})
         tensors = {}
@@ -73,8 +75,6 @@ def open_folder(folder: Path) -> dict[str, Stored]:
         if strays:
             raise ValueError(f"{folder / INDEX} does not fit its files: {strays} are not where it says")
         return tensors
-    if (folder / SINGLE).is_file():
-        return open_safetensors(folder / SINGLE)
     found = sorted(p.name for p in folder.iterdir())
     pickles = [name for name in found if name.endswith((".bin", ".pt", ".pth"))]
     fix = f"; {pickles} are pickles, which are never read: save the model as safetensors" if pickles else ""
