@@ -43,6 +43,25 @@ WORKER = "apr_jax.tasks.language.verifiers:mathematics"
         ("", ("text",), None),
         ("<answer></answer>", ("tag",), None),
         ("9" * 2000, ("number",), None),
+        ("so it is \u22125", ("number",), "-5"),  # the minus sign of typeset text
+        ("so it is -\\$18.00", ("number",), "-18"),
+        ("about 1e-5", ("number",), "0.00001"),
+        ("about 1.50E+3 units", ("number",), "1500"),
+        (r"\boxed{1e16}", ("boxed",), "1" + "0" * 16),
+        (r"\boxed{1e999}", ("boxed",), "1e999"),
+        ("between 3-5", ("number",), "5"),  # a range, or a difference: no sign
+        ("(4 + 3)-5", ("number",), "5"),
+        ("x=-5", ("number",), "-5"),
+        ("9{,}500 or so", ("number",), "9500"),
+        (r"9\,500", ("number",), "9500"),
+        (r"9,\!500", ("number",), "9500"),
+        ("1,2345", ("number",), "2345"),
+        (r"\boxed{9{,}500}", ("boxed",), "9500"),
+        (r"\boxed{\$18}", ("boxed",), "18"),
+        (r"\boxed{18\%}", ("boxed",), r"18\%"),
+        (r"\boxed{5 \text{ apples}}", ("boxed",), r"5 \text{ apples}"),
+        ("18%", ("number",), "18"),
+        ("18 km", ("number",), "18"),
     ],
 )
 def test_answers_are_read(text, rules, answer):
@@ -54,6 +73,8 @@ def test_answers_are_read(text, rules, answer):
 def test_numbers_keep_their_value_in_the_normal_form(number, text):
     assert Fraction(answers.normal(f" ${number:,}$. ")) == Fraction(number)
     assert answers.normal(answers.normal(text)) == answers.normal(text)
+    assert Fraction(answers.normal(f"{number:e}".replace("-", "\u2212"))) == Fraction(number)
+    assert answers.number(f"It is {number}.") == str(number)
 
 
 def test_verifiers_are_bounded_in_time_and_survive():
@@ -112,6 +133,18 @@ def test_files_of_questions(tmp_path):
         ('{"question": "", "answer": 1}', "questions.jsonl:2: question: '' is not a text"),
         ('{"question": "x", "answer": [1]}', r"questions.jsonl:2: answer: \[1\] is neither"),
         ('{"question": "x", "answer": true}', "questions.jsonl:2: answer: True is neither"),
+        ('{"question": "x", "answer": null}', "questions.jsonl:2: answer: None is neither"),
+        ('{"question": "x", "answer": {"value": 1}}', r"questions.jsonl:2: answer: {'value': .*} is neither"),
+        ('{"question": "x", "answer": NaN}', "questions.jsonl:2: answer: nan is not a finite number"),
+        ('{"question": "x", "answer": -Infinity}', "questions.jsonl:2: answer: -inf is not a finite number"),
+        ('{"question": "x", "answer": 1e400}', r"questions.jsonl:2: answer: 1E\+400 is beyond"),
+        ('{"question": "x", "answer": 1e-999999999}', "questions.jsonl:2: answer: 1E-999999999 is beyond"),
+        ('{"question": "x", "answer": "####"}', "questions.jsonl:2: answer: '####' is empty"),
+        ('{"question": "x", "answer": "so it is 4 #### "}', "questions.jsonl:2: answer: .* is empty"),
+        ('{"question": "x", "answer": "$."}', "questions.jsonl:2: answer: .* is empty"),
+        ('{"question": "x\\ud800", "answer": "1"}', r"questions.jsonl:2: question: .*\\ud800.* half of a character"),
+        ('{"question": "x", "answer": "1\\udc80"}', r"questions.jsonl:2: answer: .*\\udc80.* half of a character"),
+        ('{"question": "x", "answer": ' + "[" * 100_000, "questions.jsonl:2: not JSON"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
@@ -119,6 +152,37 @@ def test_a_bad_line_is_named(tmp_path, line, message):
     path.write_text('{"question": "x", "answer": "1"}\n' + line)
     with pytest.raises(ValueError, match=message):
         mathematics.read_jsonl(path)
+
+
+@pytest.mark.parametrize(
+    ("written", "right"),
+    [
+        ("0.00001", "0.00001"),
+        ("1e-5", "0.00001"),
+        ("1e16", "1" + "0" * 16),
+        ("12345678901234567890.125", "12345678901234567890.125"),
+        ("18.0", "18"),
+        ("-0.50", "-0.5"),
+        ('"1e-05"', "0.00001"),
+        ('"\u22125"', "-5"),
+    ],
+)
+def test_numbers_of_json_are_right_as_they_are_written(tmp_path, written, right):
+    path = tmp_path / "questions.jsonl"
+    path.write_text(f'{{"question": "x", "answer": {written}}}')
+    assert mathematics.read_jsonl(path)[0].right == right
+
+
+def test_counts_are_checked(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"question": "x", "answer": 1}')
+    with pytest.raises(ValueError, match="count is -1; it must be at least 0"):
+        Mathematics(problems_file=str(path), count=-1)
+    with pytest.raises(ValueError, match="count is 2; .*questions.jsonl has 1"):
+        Mathematics(problems_file=str(path), count=2).questions(0)
+    for seconds in (float("nan"), float("inf"), 0.0):
+        with pytest.raises(ValueError, match=f"seconds is {seconds}; it must be above 0 and finite"):
+            Mathematics(seconds=seconds)
 
 
 def test_files_without_questions_are_refused(tmp_path):
@@ -150,10 +214,46 @@ def test_prompts_are_configuration():
     plain = Task(ask=Prompt(shots=(Shot("1 + 1", "2"),), chat_template=PLAIN))
     wanted = "<|im_start|>Question: 1 + 1\n\nAnswer: 2\n\nQuestion: Why {question}?\n\nAnswer:"
     assert words.decode(plain.prompt(question, words)) == wanted
+    with pytest.raises(ValueError, match=r"stop is \('',\); .* no empty text"):
+        Prompt(stop=("",))
     with pytest.raises(ValueError, match="wrap is 'Q'; it must hold {question}"):
         Prompt(wrap="Q")
     with pytest.raises(ValueError, match="read is empty"):
         Task(read=())
+
+
+class Reading(LanguageTask):
+    questions = grade = None
+
+
+@pytest.mark.parametrize(
+    ("template", "said", "answer"),
+    [
+        (PLAIN, " 42.\n\nQuestion: What is 3+4?\n\nAnswer: 7", "42"),
+        (PLAIN, " 42.\nQuestion: What is 3+4?\n\nAnswer: 7", "42"),
+        (PLAIN, " Question: is it 42? It is 43.", "43"),  # it begins so, and goes on: no next turn
+        (PLAIN, "\n\n6 * 7\n\nis 42", "42"),
+        (
+            "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ '\n' }}{% endfor %}assistant:",
+            " 42\nuser: 3+4?\nassistant: 7",
+            "42",
+        ),
+        ("", "42<|im_end|>\n<|im_start|>user\n3+4?<|im_end|>\n<|im_start|>assistant\n7", "42"),
+        ("", "<|im_start|>assistant\n42", "42"),
+        ("{{ messages[0].content }}", "42\n\n7", "7"),  # a template of one turn: nothing follows
+    ],
+)
+def test_an_answer_ends_where_its_turn_does(template, said, answer):
+    words = vocabularies.byte_level()
+    task = Reading(ask=Prompt(chat_template=template))
+    assert task.answer(words.encode(said), words) == answer
+
+
+def test_stop_strings_are_configuration():
+    words = vocabularies.byte_level()
+    task = Reading(ask=Prompt(stop=("\n\n", "Q:")))
+    assert task.answer(words.encode("41 Q: 42\n\n43"), words) == "41"
+    assert task.answer(words.encode("41\n\n43 Q: 44"), words) == "41"
 
 
 @pytest.mark.parametrize("dataset", ["gsm_symbolic", "countdown", "products"])
