@@ -64,6 +64,9 @@ class EvaluateConfig:
         for name in self.only:
             if name not in self.methods:
                 raise ValueError(f"only: {name!r} is not one of the methods {', '.join(self.methods)}")
+        if self.shown < 1:
+            raise ValueError(f"shown is {self.shown}; it must be at least 1")
+        methods.check_seed(self.seed)
 
 
 def with_bar(name: str, questions: int, before: int, work: Callable[..., Rollout]) -> Rollout:

@@ -27,6 +27,8 @@ from apr_jax.tokenizer import TextCodec
 from apr_jax.tokenizer.load import check_fits
 
 ProtocolName = Literal["sequential", "samples", "spawn_join"]
+LARGEST = int(np.iinfo(np.int32).max)
+TINY, HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)  # sampling computes in 32 bits
 SAMPLING = ("temperature", "top_k", "top_p", "max_tokens", "child_max_tokens")
 Selection = Literal["only", "majority", "logprob", "verifier"]
 
@@ -49,6 +51,10 @@ class ControlWords:
     go: str = "<go>"
     add: bool = False
     gain: float = 1.0
+
+    def __post_init__(self):
+        if not 0 < self.gain <= HUGE:
+            raise ValueError(f"gain is {self.gain}; it must be above 0 and finite")
 
     @property
     def names(self) -> dict[str, str]:
@@ -95,12 +101,26 @@ class RolloutConfig:
     sizes: Sizes = Sizes()
 
     def __post_init__(self):
-        bounds = dict(samples=1, max_depth=1, max_tokens=1, child_max_tokens=0, temperature=0, top_k=0)
-        for name, least in bounds.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 is off)")
+        for name, least in dict(samples=1, max_depth=1, max_tokens=1, child_max_tokens=0, top_k=0).items():
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= LARGEST:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number of {least} .. {LARGEST}")
+        if not 0 <= self.temperature <= HUGE:
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or more, up to {HUGE:g}")
+        if not TINY <= self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must be above 0 ({TINY:g} or more) and at most 1 (1 is off)")
+        if self.protocol == "samples" and self.samples > 1 and (self.temperature < TINY or self.top_k == 1):
+            greedy = "top_k is 1" if self.top_k == 1 else f"temperature is {self.temperature:g}"
+            raise ValueError(
+                f"{greedy}: the {self.samples} samples of each question would be copies of one answer; raise temperature (0.7, "
+                "say) and top_k, or take the protocol sequential"
+            )
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that draws what another one draws, because JAX keeps 32 bits of it."""
+    if type(seed) is not int or not 0 <= seed < 1 << 32:
+        raise ValueError(f"seed is {seed!r}; it must be a whole number of 0 .. {(1 << 32) - 1}")
 
 
 @dataclasses.dataclass(frozen=True)
