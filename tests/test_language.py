@@ -16,12 +16,17 @@ import language_folder
 import vocabularies
 from apr_jax.decode import transcript as transcripts
 from apr_jax.evaluate import outcomes
-from apr_jax.tasks import timed
+from apr_jax.tasks import task, timed
 from apr_jax.tasks.language import answers, gym, mathematics
 from apr_jax.tasks.language.mathematics import Mathematics
 from apr_jax.tasks.language.task import PLAIN, LanguageTask, Prompt, Question, Shot
 from apr_jax.tokenizer import chat
 from experiments import evaluate
+
+
+class Reading(LanguageTask):
+    questions = grade = None
+
 
 WORKER = "apr_jax.tasks.language.verifiers:mathematics"
 
@@ -86,7 +91,8 @@ def test_verifiers_are_bounded_in_time_and_survive():
         ("x+1", "1+x"),
         ("3", "4"),
     ]
-    assert timed.run(WORKER, {}, calls, 3) == [True, None, True, False, True, False]
+    late = timed.Failure("no reply in 3 s")
+    assert timed.run(WORKER, {}, calls, 3) == [True, late, True, False, True, False]
 
 
 def test_a_worker_that_dies_raises_or_talks_is_replaced(tmp_path, monkeypatch):
@@ -106,11 +112,42 @@ def test_a_worker_that_dies_raises_or_talks_is_replaced(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     calls = [("a",), ("die",), ("b",), ("raise",), ("c",), ("grow",), ("sleep",), ("\u2028\n",)]
     start = time.monotonic()
-    assert timed.run("hostile:make", {"word": "+"}, calls, 2) == ["+a", None, "+b", None, "+c", None, None, "+\u2028\n"]
+    found = timed.run("hostile:make", {"word": "+"}, calls, 2)
+    reasons = {i: r.reason for i, r in enumerate(found) if isinstance(r, timed.Failure)}
+    assert [r for i, r in enumerate(found) if i not in reasons] == ["+a", "+b", "+c", "+\u2028\n"]
+    assert list(reasons) == [1, 3, 5, 6]
+    assert reasons[1] == "the judge ended with code 1" and reasons[3] == "KeyError: 'raise'"
+    assert reasons[5].startswith("MemoryError") and reasons[6] == "no reply in 2 s"
     assert time.monotonic() - start < 40
-    with pytest.raises(RuntimeError, match="worker of hostile:missing did not start: .*missing"):
-        timed.run("hostile:missing", {}, [("a",)], 2)
+    failed = timed.run("hostile:missing", {}, [("a",)] * 3, 2)
+    assert len(failed) == 3 and re.search("worker of hostile:missing did not start: .*missing", failed[0].reason)
+    assert set(failed) == {failed[0]}
     assert timed.run("hostile:missing", {}, [], 2) == []
+
+
+def test_what_a_judge_raises_concerns_one_answer():
+    class Task(Reading):
+        def grade(self, pairs):
+            return [1 / (int(answer) - 5) > 0 for _, answer in pairs]
+
+    pairs = [(Question(0, "q", "6"), str(answer)) for answer in range(9)]
+    found = task.grades(Task(), pairs)
+    assert found[5] == timed.Failure("ZeroDivisionError: division by zero")
+    assert [*found[:5], *found[6:]] == [False] * 5 + [True] * 3
+    assert task.grades(Task(), []) == []
+
+    class Short(Reading):
+        def grade(self, pairs):
+            return []
+
+    assert "grade gave 0 results for 1 answers" in task.grades(Short(), pairs[:1])[0].reason
+
+
+def test_a_right_answer_that_the_judge_cannot_read_is_no_wrong_answer():
+    task = Mathematics()
+    unread, question = Question(0, "Which?", r"\$"), Question(1, "6 * 7?", "42")
+    found = task.grade([(unread, "north"), (question, "42.0"), (unread, unread.right)])
+    assert found[1:] == [True, True] and "makes nothing of the right answer" in found[0].reason
 
 
 def test_files_of_questions(tmp_path):
@@ -220,10 +257,6 @@ def test_prompts_are_configuration():
         Prompt(wrap="Q")
     with pytest.raises(ValueError, match="read is empty"):
         Task(read=())
-
-
-class Reading(LanguageTask):
-    questions = grade = None
 
 
 @pytest.mark.parametrize(

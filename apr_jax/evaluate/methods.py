@@ -6,6 +6,7 @@ once, and their wall time stands with each of the methods.
 
 import dataclasses
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -22,7 +23,8 @@ from apr_jax.model.transformer import Model
 from apr_jax.protocols import Samples, Sequential, SpawnJoin
 from apr_jax.protocols.spawn_join import Context, Returns
 from apr_jax.tasks.language.task import Prompt
-from apr_jax.tasks.task import Task
+from apr_jax.tasks.task import Task, grades
+from apr_jax.tasks.timed import Failure
 from apr_jax.tokenizer import TextCodec
 from apr_jax.tokenizer.load import check_fits
 
@@ -254,22 +256,26 @@ def roll_out(
     watch: Callable[[Progress], None],
     stop: Callable[[], bool] | None = None,
     earlier: Kept | None = None,
-) -> Rollout:
-    """Decode all questions, but those that were decoded `earlier`, and judge what was answered.
+) -> tuple[Kept, TextCodec]:
+    """Decode all questions, but those that were decoded `earlier`; with the tokenizer that reads them.
 
     Raises:
-        Interrupted: `stop` said so before all were decoded.
+        Interrupted: `stop` said so before all were decoded, or a second Ctrl-C did within a slice.
     """
     asked = requests(task, questions, config, words)
     if earlier and len(earlier.finished) == len(questions):
-        kept, words = earlier, config.control.spoken(words)
-    else:
-        kept, words = _decode(
-            [p for p in asked if not earlier or p.id not in earlier.finished], config, words, seed, watch, stop
-        )
-        kept = kept.after(earlier)
-        if len(kept.finished) < len(questions):
-            raise Interrupted(kept, len(questions), words)
+        return earlier, config.control.spoken(words)
+    kept, words = _decode(
+        [p for p in asked if not earlier or p.id not in earlier.finished], config, words, seed, watch, stop
+    )
+    kept = kept.after(earlier)
+    if len(kept.finished) < len(questions):
+        raise Interrupted(kept, len(questions), words)
+    return kept, words
+
+
+def judged(task: Task, questions: Sequence, kept: Kept, words: TextCodec, config: RolloutConfig) -> Rollout:
+    """A rollout of which all questions are finished, its answers read and judged; it changes nothing that is kept."""
     transcripts = [kept.finished[i] for i in range(len(questions))]
     answers = read(put(task, config), questions, transcripts, words, config)
     return Rollout(transcripts, answers, words, kept.progress, kept.traces)
@@ -291,7 +297,13 @@ def _decode(
         last[:] = [progress]
         watch(progress)
 
-    found = {t.problem: t for t in engine.decode(asked, seed, slice_steps=200, watch=look, stop=stop)}
+    found = {}
+    try:
+        for transcript in engine.decode(asked, seed, slice_steps=200, watch=look, stop=stop):
+            found[transcript.problem] = transcript
+    except KeyboardInterrupt:
+        if not last:
+            raise
     return Kept(found, last[0], engine.traces), words
 
 
@@ -309,12 +321,16 @@ def read(
     # The same answer to the same question is graded once: verifiers may be slow.
     wanted = {(place, answer) for place, given in enumerate(answers) for _, answer in given if answer is not None}
     pairs = sorted(wanted)
-    grades = dict(zip(pairs, task.grade([(questions[place], answer) for place, answer in pairs]), strict=True))
+    found = grades(task, [(questions[place], answer) for place, answer in pairs])
+    known = dict(zip(pairs, found, strict=True))
+
+    def sample(transcript: Transcript, thread: int, answer: str | None, grade: bool | Failure) -> Answer:
+        failure = grade.reason if isinstance(grade, Failure) else ""
+        logprob = metrics.mean_logprob(transcript, thread)
+        return Answer(thread, select.Sample(answer, grade is True, logprob, failure))
+
     return [
-        [
-            Answer(i, select.Sample(answer, grades.get((place, answer), False), metrics.mean_logprob(transcript, i)))
-            for i, answer in given
-        ]
+        [sample(transcript, i, answer, known.get((place, answer), False)) for i, answer in given]
         for place, (transcript, given) in enumerate(zip(transcripts, answers, strict=True))
     ]
 
@@ -363,4 +379,6 @@ def evaluate(method: MethodConfig, rollout: Rollout) -> Result:
         entry[f"accuracy_{rule}"] = float(np.mean([o.correct for o in outcomes(rule)]))
     entry["tokens_per_second"] = progress.sampled / max(progress.seconds, 1e-9)
     entry["occupancy"] = progress.occupancy
+    failures = Counter(a.sample.failure for answers in rollout.answers for a in answers if a.sample.failure)
+    entry |= {"judge_failures": failures.total(), "judge_failure_reasons": dict(failures.most_common())}
     return Result(found, entry, rollout)

@@ -10,6 +10,7 @@ from typing import Any
 from apr_jax.tasks import timed
 from apr_jax.tasks.language import answers
 from apr_jax.tasks.language.task import LanguageTask, Question
+from apr_jax.tasks.timed import Failure
 
 EXAMPLE = '{"question": "What is 6 times 7?", "answer": "42"}'
 
@@ -39,9 +40,12 @@ class Mathematics(LanguageTask):
             raise ValueError(f"count is {self.count}; {self.problems_file} has {len(found)} questions (0: all of them)")
         return found[: self.count] if self.count else found
 
-    def grade(self, pairs: Sequence[tuple[Question, str]]) -> list[bool]:
+    def grade(self, pairs: Sequence[tuple[Question, str]]) -> list[bool | Failure]:
         calls = [(question.right, answer) for question, answer in pairs]
-        return [bool(r) for r in timed.run("apr_jax.tasks.language.verifiers:mathematics", {}, calls, self.seconds)]
+        return timed.run("apr_jax.tasks.language.verifiers:mathematics", {}, calls, self.seconds)
+
+    def files(self) -> dict[str, str]:
+        return {"problems_file": self.problems_file}
 
 
 def read_jsonl(path: Path) -> list[Question]:

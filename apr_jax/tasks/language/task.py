@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from apr_jax import settings
 from apr_jax.tasks.language import answers
 from apr_jax.tasks.task import Task
 from apr_jax.tokenizer import ChatTemplate, TextCodec, chat
@@ -71,7 +72,7 @@ class Prompt:
     shots: tuple[Shot, ...] = ()
     opening: str = ""
     chat_template: str = ""
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = dataclasses.field(default=(), metadata=settings.FREE)
 
     def __post_init__(self):
         if not all(self.stop):
@@ -104,11 +105,13 @@ class LanguageTask(Task[Question]):
         ask: how a question is put.
         read: where the answer is looked for; the first rule that finds something decides.
         seconds: time limit of judging one answer.
+
+    What was decoded can be read and judged again in another way: the last two are free when an evaluation is resumed.
     """
 
     ask: Prompt = Prompt()
-    read: tuple[answers.Rule, ...] = ("tag", "boxed", "number")
-    seconds: float = 5.0
+    read: tuple[answers.Rule, ...] = dataclasses.field(default=("tag", "boxed", "number"), metadata=settings.FREE)
+    seconds: float = dataclasses.field(default=5.0, metadata=settings.FREE)
 
     def __post_init__(self):
         if not self.read:
