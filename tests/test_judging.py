@@ -5,12 +5,15 @@ import re
 import shutil
 
 import jax
+import numpy as np
 import pytest
 
 import language_folder
 from apr_jax.decode import transcript as transcripts
 from apr_jax.evaluate import outcomes
 from apr_jax.model import io, transformer
+from apr_jax.train import data, rows
+from apr_jax.train.logs import LogData
 from experiments import evaluate
 
 QUESTIONS = [{"question": f"What is {i} * 7?", "answer": 7 * i} for i in range(3)]
@@ -146,6 +149,45 @@ def test_judging_is_interrupted_by_ctrl_c_and_repeated(folder, capsys):
     judge(folder, "return True")
     assert again(folder) == 0
     assert results(folder)["vote"]["accuracy"] == 1
+
+
+def labels(folder, **options) -> list[int]:
+    """The labels of all rows that are made of the vote's transcripts."""
+    file = str(folder / "out" / "transcripts_vote.jsonl")
+    target = folder / f"data{options}"
+    config = LogData(str(target), (file,), str(folder / "words"), held_out=2, length=128, threads=8, **options)
+    data.make(config, lambda line: None)
+    stores = [rows.RowStore.open(target / name) for name in ("train", "held_out")]
+    found = np.concatenate([store.read(np.arange(len(store))).label.ravel() for store in stores])
+    return sorted(found[found >= 0].tolist())
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_right_samples_alone_are_trained_on(folder, chosen):
+    """Whether or not the sample that the vote chose is among them."""
+    told = [[a for a in line["answers"] if a["answer"] is not None] for line in lines(folder)]
+    right = [(given[0] if chosen else given[-1])["answer"] for given in told]
+    assert all(len({a["answer"] for a in given}) == 2 for given in told)
+    judge(folder, f"return answer == {right!r}[number]")
+    assert again(folder) == 0
+    assert results(folder)["vote"]["accuracy"] == float(chosen)
+    wanted, every = [], []
+    for transcript, line in transcripts.read(folder / "out" / "transcripts_vote.jsonl"):
+        threads = [answer["thread"] for answer in line["answers"] if answer["correct"]]
+        assert len(threads) == 1
+        wanted += transcript.generated(threads[0]).tolist()
+        every += transcript.log.token[transcript.log.sampled].tolist()
+    assert labels(folder) == sorted(wanted) and len(wanted) < len(every)
+    assert labels(folder, correct=False) == sorted(every)
+
+
+def test_samples_that_nobody_judged_are_refused(folder):
+    """Files of an earlier version say only whether the answer that was chosen is right."""
+    file = folder / "out" / "transcripts_vote.jsonl"
+    old = [{k: v for k, v in line.items() if k != "answers"} | {"correct": True} for line in lines(folder)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in old))
+    with pytest.raises(ValueError, match=r"transcripts: .*vote\.jsonl:1 does not say which of its 2 samples are right"):
+        labels(folder)
 
 
 def replace_model(folder):
