@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -26,12 +26,3 @@ def identities(path: Path, patterns: Iterable[str] = ("**/*",)) -> dict[str, str
     """The identity of a file, or of the files of a folder that fit a pattern, by their paths; empty if nothing is there."""
     found = [path] if path.is_file() else sorted({file for pattern in patterns for file in path.glob(pattern)})
     return {str(file): identity(file) for file in found if file.is_file()}
-
-
-def replaced(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """One line for each file that is there now and is not the one that was there before."""
-    return [
-        f"{name}: was {before.get(name, 'unknown')}, is now {what}"
-        for name, what in now.items()
-        if before.get(name) != what
-    ]

@@ -1,6 +1,8 @@
 """What was decoded outlives its judges, can be judged again, and is gone on with only where its files are those that made it."""
 
+import dataclasses
 import json
+import os
 import re
 import shutil
 
@@ -9,9 +11,14 @@ import numpy as np
 import pytest
 
 import language_folder
+from apr_jax import files, settings
 from apr_jax.decode import transcript as transcripts
-from apr_jax.evaluate import outcomes
+from apr_jax.evaluate import methods, outcomes
+from apr_jax.evaluate.kept import Asked
+from apr_jax.evaluate.methods import RolloutConfig
 from apr_jax.model import io, transformer
+from apr_jax.tasks.countdown.task import Countdown
+from apr_jax.tokenizer.load import load
 from apr_jax.train import data, rows
 from apr_jax.train.logs import LogData
 from experiments import evaluate
@@ -149,6 +156,46 @@ def test_judging_is_interrupted_by_ctrl_c_and_repeated(folder, capsys):
     judge(folder, "return True")
     assert again(folder) == 0
     assert results(folder)["vote"]["accuracy"] == 1
+
+
+def test_a_file_is_read_again_where_it_changed(tmp_path):
+    file = tmp_path / "weights"
+    file.write_bytes(b"a" * 100)
+    os.utime(file, ns=(1, 1))
+    before = files.identity(file)
+    assert files.identity(file) == before and before.startswith("100 bytes, SHA-256 ")
+    file.write_bytes(b"b" * 100)
+    assert files.identity(file) != before
+    assert files.identities(tmp_path / "nothing") == {}
+
+
+def test_all_parts_of_a_split_model_are_noted(tmp_path):
+    for name in ("m-00001-of-00002.gguf", "m-00002-of-00002.gguf", "m.gguf", "words.model"):
+        (tmp_path / name).write_text(name)
+    rollout = RolloutConfig(str(tmp_path / "m-00002-of-00002.gguf"), "sequential")
+    noted = Asked.now(rollout, Countdown(), str(tmp_path / "words.model"), 0).files
+    assert [name.rpartition("/")[2] for name in noted] == [
+        "m-00001-of-00002.gguf",
+        "m-00002-of-00002.gguf",
+        "words.model",
+    ]
+    assert noted[str(tmp_path / "words.model")].startswith("11 bytes, SHA-256 ")
+
+
+def test_a_second_ctrl_c_keeps_what_is_finished(folder):
+    """One problem a call of the program; the second is broken off."""
+    config = settings.load(folder / "config.py")
+    words, rollout = load(config.tokenizer), config.methods["first"].rollout
+    rollout = dataclasses.replace(rollout, sizes=dataclasses.replace(rollout.sizes, queue=1))
+    questions = config.task.questions(0)
+
+    def watch(progress):
+        if progress.finished == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(methods.Interrupted, match="1 of 3 questions are finished") as interrupted:
+        methods.roll_out(config.task, questions, rollout, words, 0, watch)
+    assert list(interrupted.value.kept.finished) == [0]
 
 
 def labels(folder, **options) -> list[int]:

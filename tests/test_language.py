@@ -251,6 +251,9 @@ def test_prompts_are_configuration():
     plain = Task(ask=Prompt(shots=(Shot("1 + 1", "2"),), chat_template=PLAIN))
     wanted = "<|im_start|>Question: 1 + 1\n\nAnswer: 2\n\nQuestion: Why {question}?\n\nAnswer:"
     assert words.decode(plain.prompt(question, words)) == wanted
+    for broken in ({"system": "\ud800"}, {"opening": "a\udfff"}, {"shots": (Shot("x", "\ud800"),)}):
+        with pytest.raises(ValueError, match=f"{next(iter(broken))}: .*half of a character"):
+            Prompt(**broken)
     with pytest.raises(ValueError, match=r"stop is \('',\); .* no empty text"):
         Prompt(stop=("",))
     with pytest.raises(ValueError, match="wrap is 'Q'; it must hold {question}"):

@@ -6,8 +6,10 @@ without it the others do not count. How answers were judged is not kept: that ca
 """
 
 import dataclasses
+import glob
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +25,8 @@ from apr_jax.tokenizer import TextCodec
 
 MODEL = ("*.safetensors", "*.json", "*.model", "*.jinja")
 """Of the folder of a model, what is read: weights, configuration, tokenizer and chat template."""
+PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
+"""Name of one of the files of a split model, which are read together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +50,10 @@ class Asked:
         """With the files as they are: the model's, the tokenizer's (its chat template among them), and the questions'."""
         found: dict[str, str] = {}
         for path in map(Path, (rollout.checkpoint, tokenizer, *task.files().values())):
-            found |= files.identities(path, MODEL)
+            part = PART.fullmatch(path.name)
+            parts = path.parent.glob(f"{glob.escape(part[1])}-*-of-{part[2]}.gguf") if part else [path]
+            for one in sorted(parts):
+                found |= files.identities(one, MODEL)
         return cls(rollout, task, tokenizer, seed, found)
 
 

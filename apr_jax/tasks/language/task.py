@@ -39,11 +39,15 @@ class Question:
     right: str
 
     def __post_init__(self):
-        for field, text in (("question", self.text), ("answer", self.right)):
-            if broken := re.search(r"[\ud800-\udfff]", text):
-                raise ValueError(
-                    f"{field}: {text!r} has {broken.group()!r}, half of a character (a lone surrogate), which no UTF-8 holds"
-                )
+        _check_text("question", self.text)
+        _check_text("answer", self.right)
+
+
+def _check_text(field: str, text: str) -> None:
+    if broken := re.search(r"[\ud800-\udfff]", text):
+        raise ValueError(
+            f"{field}: {text!r} has {broken.group()!r}, half of a character (a lone surrogate), which no UTF-8 holds"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +79,10 @@ class Prompt:
     stop: tuple[str, ...] = dataclasses.field(default=(), metadata=settings.FREE)
 
     def __post_init__(self):
+        for field in ("system", "wrap", "opening", "chat_template"):
+            _check_text(field, getattr(self, field))
+        for shot in self.shots:
+            _check_text("shots", shot.question + shot.answer)
         if not all(self.stop):
             raise ValueError(f"stop is {self.stop!r}; it must hold no empty text, at which every answer would end")
         if "{question}" not in self.wrap:
