@@ -21,6 +21,10 @@ import tyro
 
 FREE = {"free": True}
 """Metadata of a field that may differ when a run is resumed: it changes neither the data nor the numbers computed."""
+CLASS = "class"
+"""The key under which the dict of a dataclass says its class; no field can have this name."""
+MODULE = "config file "
+"""How the names of the modules begin that configuration files become."""
 
 
 def fail(message: str) -> NoReturn:
@@ -37,7 +41,7 @@ def load(path: str | Path) -> Any:
     """
     if not Path(path).is_file():
         raise ValueError(f"--config {path}: there is no such file; give a Python file with a function config()")
-    module = types.ModuleType(f"config file {Path(path).resolve()}".replace(".", "_"))
+    module = types.ModuleType(f"{MODULE}{Path(path).resolve()}".replace(".", "_"))
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # where what reads the classes defined in the file looks for them
     exec(compile(Path(path).read_bytes(), str(path), "exec"), module.__dict__)
@@ -123,16 +127,28 @@ def _replace(config: Any, field: str, value: Any) -> Any:
 
 
 def to_dict(config: Any) -> Any:
-    """A configuration as nested dicts and lists that JSON can hold."""
+    """A configuration as nested dicts and lists that JSON can hold.
+
+    The dataclasses in it say their `class`: two of equal fields may be different tasks, or methods.
+    """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        return {field.name: _part(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, Mapping):
-        return {str(key): to_dict(value) for key, value in config.items()}
+        return {str(key): _part(value) for key, value in config.items()}
     if isinstance(config, tuple | list):
-        return [to_dict(value) for value in config]
+        return [_part(value) for value in config]
     if isinstance(config, Path):
         return str(config)
     return config
+
+
+def _part(value: Any) -> Any:
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return to_dict(value)
+    kind = type(value)
+    # A class of a configuration file is the same wherever the file lies.
+    name = kind.__qualname__ if kind.__module__.startswith(MODULE) else f"{kind.__module__}.{kind.__qualname__}"
+    return {**to_dict(value), CLASS: name}
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -153,7 +169,7 @@ def flatten(config: Any) -> dict[str, Any]:
 
 def describe(config: Any) -> str:
     """The resolved configuration as text, one dotted field a line."""
-    flat = flatten(config)
+    flat = {name: value for name, value in flatten(config).items() if not _is_class(name)}
     width = max(map(len, flat), default=0)
     return "\n".join(f"{name:<{width}} = {value!r}" for name, value in flat.items())
 
@@ -164,6 +180,10 @@ def save(config: Any, folder: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
     return path
+
+
+def _is_class(name: str) -> bool:
+    return name.rpartition(".")[2] == CLASS
 
 
 def free_fields(config: Any, prefix: str = "") -> set[str]:
@@ -195,10 +215,11 @@ def differences(config: Any, saved: Any) -> list[str]:
 
     Returns:
         One line per field: its dotted name, the saved value and the present one. Fields marked `FREE` are left out, and
-        so are those that the saved configuration does not know yet and that have their default: old runs go on.
+        so are classes and defaults that the saved configuration does not know yet: old runs go on.
     """
     now, before, free = flatten(config), flatten(saved), free_fields(config)
     known = _defaults(config) | before
     names = [n for n in [*now, *(b for b in before if b not in now)] if now.get(n, "absent") != known.get(n, "absent")]
     names = [n for n in names if not any(n == f or n.startswith(f + ".") for f in free)]
+    names = [n for n in names if not _is_class(n) or n in before]
     return [f"{n}: was {before.get(n, 'absent')!r}, is now {now.get(n, 'absent')!r}" for n in names]

@@ -8,7 +8,8 @@
 The folder of the results holds summary.json, config.json, report.md, samples.md (one transcript a method, to be read),
 transcripts_METHOD.jsonl (+ .npz), two plots, threads_METHOD.png (one problem that forked, solved if any was) and timeline.html.
 Ctrl-C ends it with exit code 130; the methods that are finished by then are written as always. What was decoded is kept in
-rollouts/ as soon as a method is done or was ended: the same command with `--resume True` decodes only what is missing.
+rollouts/ as soon as a method is done or was ended, before it is judged: the same command with `--resume True` decodes only
+what is missing, and judges all of it again. An answer on which the judge fails counts as wrong, and is counted as such.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import rich.console
 import rich.progress
@@ -29,11 +30,14 @@ from apr_jax.decode import Progress
 from apr_jax.decode import transcript as transcripts
 from apr_jax.evaluate import kept, methods, outcomes, picture, plots, report, samples, timeline
 from apr_jax.evaluate.kept import Asked, Kept
-from apr_jax.evaluate.methods import Interrupted, MethodConfig, Result, Rollout, RolloutConfig
+from apr_jax.evaluate.methods import Answer, Interrupted, MethodConfig, Result, Rollout, RolloutConfig
 from apr_jax.interrupt import Interrupt
 from apr_jax.tasks.task import Task
 from apr_jax.tokenizer import TextCodec
 from apr_jax.tokenizer.load import load
+
+Decoded = tuple[Kept, TextCodec]
+"""What was decoded, and the tokenizer that reads it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +68,27 @@ class EvaluateConfig:
         for name in self.only:
             if name not in self.methods:
                 raise ValueError(f"only: {name!r} is not one of the methods {', '.join(self.methods)}")
+        if self.shown < 1:
+            raise ValueError(f"shown is {self.shown}; it must be at least 1")
+        methods.check_seed(self.seed)
 
 
-def with_bar(name: str, questions: int, before: int, work: Callable[..., Rollout]) -> Rollout:
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A rollout that is wanted.
+
+    Attributes:
+        name: under which it is kept: that of the first method that is read off it, whichever are run.
+        asked: what decides it.
+        earlier: what there is of it already.
+    """
+
+    name: str
+    asked: Asked
+    earlier: Kept | None
+
+
+def with_bar(name: str, questions: int, before: int, work: Callable[..., Decoded]) -> Decoded:
     """Do work(watch, stop), see `methods.roll_out`, with a progress bar that begins at `before`, until Ctrl-C.
 
     Raises:
@@ -97,74 +119,63 @@ def describe(progress: Progress) -> str:
 
 
 def run(config: EvaluateConfig) -> dict[str, Result]:
-    """Run every method; rollouts that agree are decoded once."""
+    """Run every method; rollouts that agree are decoded once, and kept before they are judged.
+
+    Methods that are finished are written, whatever becomes of the others.
+    """
     questions = config.task.questions(config.seed)
     words = load(config.tokenizer)
-    earlier = begin(config, questions, words)
+    plans = begin(config, questions, words)
     settings.save(config, config.output)
     rollouts: dict[RolloutConfig, Rollout] = {}
-    results = {}
-    for name in config.only or config.methods:
-        method = config.methods[name]
-        if method.rollout not in rollouts:
-            try:
-                rollouts[method.rollout] = roll_out_and_keep(config, questions, words, method.rollout, earlier)
-            except Interrupted:
-                if results:
-                    write(config, questions, results)
-                raise
-        results[name] = methods.evaluate(method, rollouts[method.rollout])
-    write(config, questions, results)
+    results: dict[str, Result] = {}
+    try:
+        for name in config.only or config.methods:
+            method = config.methods[name]
+            if method.rollout not in rollouts:
+                done, spoken = decode_and_keep(config, questions, words, plans[method.rollout])
+                rollouts[method.rollout] = methods.judged(config.task, questions, done, spoken, method.rollout)
+            results[name] = methods.evaluate(method, rollouts[method.rollout])
+    finally:
+        if results:
+            write(config, questions, results)
     return results
 
 
-def file_name(config: EvaluateConfig, rollout: RolloutConfig) -> str:
-    """Under which name a rollout is kept: that of the first method that is read off it, whichever are run."""
-    return next(name for name, method in config.methods.items() if method.rollout == rollout)
-
-
-def asked(config: EvaluateConfig, rollout: RolloutConfig) -> Asked:
-    return Asked(rollout, config.task, config.tokenizer, config.seed)
-
-
-def begin(config: EvaluateConfig, questions: Sequence, words: TextCodec) -> Mapping[RolloutConfig, Kept | None]:
-    """What is kept of each rollout that is wanted, before anything is decoded; without `resume` it is discarded.
+def begin(config: EvaluateConfig, questions: Sequence, words: TextCodec) -> Mapping[RolloutConfig, Plan]:
+    """Each rollout that is wanted with what is kept of it, before anything is decoded; without `resume` that is discarded.
 
     Raises:
         ValueError: it belongs to another evaluation, or a question cannot be asked.
     """
-    folder, found = Path(config.output) / "rollouts", {}
+    folder, plans = Path(config.output) / "rollouts", {}
     for rollout in dict.fromkeys(config.methods[name].rollout for name in config.only or config.methods):
         prompts = [problem.prompt for problem in methods.requests(config.task, questions, rollout, words)]
-        name = file_name(config, rollout)
-        found[rollout] = kept.read(folder, name, asked(config, rollout), prompts) if config.resume else None
+        name = next(name for name, method in config.methods.items() if method.rollout == rollout)
+        asked = Asked.now(rollout, config.task, config.tokenizer, config.seed)
+        plans[rollout] = Plan(name, asked, kept.read(folder, name, asked, prompts) if config.resume else None)
     if not config.resume:
-        for rollout in found:
-            kept.discard(folder, file_name(config, rollout))
-    return found
+        for plan in plans.values():
+            kept.discard(folder, plan.name)
+    return plans
 
 
-def roll_out_and_keep(
-    config: EvaluateConfig,
-    questions: Sequence,
-    words: TextCodec,
-    rollout: RolloutConfig,
-    earlier: Mapping[RolloutConfig, Kept | None],
-) -> Rollout:
+def decode_and_keep(config: EvaluateConfig, questions: Sequence, words: TextCodec, plan: Plan) -> Decoded:
     """A rollout, kept on disk whether it was finished or ended early; see `with_bar`."""
-    name, before = file_name(config, rollout), earlier[rollout]
-    finished = len(before.finished) if before else 0
-    work = functools.partial(methods.roll_out, config.task, questions, rollout, words, config.seed, earlier=before)
-    keep = functools.partial(kept.write, Path(config.output) / "rollouts", name, asked(config, rollout))
+    finished = len(plan.earlier.finished) if plan.earlier else 0
+    work = functools.partial(
+        methods.roll_out, config.task, questions, plan.asked.rollout, words, config.seed, earlier=plan.earlier
+    )
+    keep = functools.partial(kept.write, Path(config.output) / "rollouts", plan.name, plan.asked)
     about = list(map(config.task.about, questions))
     try:
-        done = with_bar(name, len(questions), finished, work)
+        done, spoken = with_bar(plan.name, len(questions), finished, work)
     except Interrupted as interrupted:
         keep(interrupted.kept, about, interrupted.words)
         raise
     if finished < len(questions):
-        keep(Kept(dict(enumerate(done.transcripts)), done.progress, done.traces), about, done.words)
-    return done
+        keep(done, about, spoken)
+    return done, spoken
 
 
 def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Result]) -> None:
@@ -175,6 +186,7 @@ def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Res
     outcomes.write_summary(folder / "summary.json", len(questions), entries)
     found = {name: result.outcomes for name, result in results.items()}
     tables = [report.markdown(entries, len(questions)), *(report.budget_markdown(found, f) for f in outcomes.BUDGETS)]
+    tables += [f"{line}\n" for line in report.judge_failures(entries)]
     (folder / "report.md").write_text("\n".join(tables))
     for field in outcomes.BUDGETS:
         plots.plot_accuracy(folder / f"accuracy_{field}.png", found, field)
@@ -185,8 +197,8 @@ def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Res
     for name, result in results.items():
         words = result.rollout.words
         extra = [
-            {**known, "method": name, "answer": o.answer, "correct": o.correct}
-            for known, o in zip(about, result.outcomes, strict=True)
+            {**known, "method": name, "answer": o.answer, "correct": o.correct, "answers": list(map(answered, answers))}
+            for known, o, answers in zip(about, result.outcomes, result.rollout.answers, strict=True)
         ]
         transcripts.write(folder / f"transcripts_{name}.jsonl", result.rollout.transcripts, words.decode, extra)
         every = max(len(questions) // config.shown, 1)
@@ -200,6 +212,13 @@ def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Res
     timeline.write_page(folder / "timeline.html", shown, token_text)
 
 
+def answered(answer: Answer) -> dict[str, Any]:
+    """What a line of reasoning answered, for the line of its transcript."""
+    sample = answer.sample
+    failed = {"judge_failure": sample.failure} if sample.failure else {}
+    return {"thread": answer.thread, "answer": sample.answer, "correct": sample.correct, **failed}
+
+
 def main(argv: Sequence[str]) -> int:
     config = settings.parse(argv, "configs/demo.py")
     print(settings.describe(config), flush=True)
@@ -211,12 +230,22 @@ def main(argv: Sequence[str]) -> int:
     except Interrupted as interrupted:
         print(f"interrupted: {interrupted}; --resume True goes on with what is in {config.output}", file=sys.stderr)
         return 130
+    except KeyboardInterrupt:  # while answers were judged, or before there was anything to keep
+        print(
+            f"interrupted; what was decoded is kept, --resume True goes on with what is in {config.output}",
+            file=sys.stderr,
+        )
+        return 130
     entries = {name: result.entry for name, result in results.items()}
     console = rich.console.Console()
     console.print(report.table(entries, len(next(iter(results.values())).outcomes)))
     console.print(
         f"{time.monotonic() - start:.0f} s; results are in {config.output}, open {config.output}/timeline.html"
     )
+    for line in (lines := report.judge_failures(entries)):
+        print(line, file=sys.stderr)
+    if lines:
+        print("mend the judge, then --resume True judges again without decoding", file=sys.stderr)
     return 0
 
 

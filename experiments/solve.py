@@ -182,6 +182,7 @@ def prepare(args: argparse.Namespace) -> tuple[CountdownShow | LanguageShow, Met
     Raises:
         ValueError, FileNotFoundError: an argument or the configuration is wrong.
     """
+    methods.check_seed(args.seed)
     if args.model is None:
         show: CountdownShow | LanguageShow = CountdownShow(args)
         config: EvaluateConfig = settings.load(args.config or "configs/demo.py")

@@ -133,6 +133,19 @@ def test_read_jsonl_names_file_line_and_fault(tmp_path, line, message):
         problems.read_jsonl(path)
 
 
+def test_files_of_problems_are_text_in_utf8(tmp_path):
+    path = tmp_path / "problems.jsonl"
+    line = '{"nums": [22, 26, 31, 53], "target": 27, "source": "a\u2028b"}'  # a line ends at \n alone
+    path.write_text(line, encoding="utf-8")
+    assert len(problems.read_jsonl(path)) == 1
+    path.write_text(line, encoding="utf-16")
+    with pytest.raises(ValueError, match=r"problems_file: .*problems\.jsonl is not text in UTF-8"):
+        problems.read_jsonl(path)
+    path.write_text('{"nums": ' + "[" * 100_000)
+    with pytest.raises(ValueError, match=r"problems\.jsonl:1: not JSON"):
+        problems.read_jsonl(path)
+
+
 def test_jsonl_round_trip(tmp_path):
     path = tmp_path / "problems.jsonl"
     wanted = [problems.generate(PRESETS["four"], 0, "val", k) for k in range(5)]

@@ -1,7 +1,6 @@
 """Tasks in language: reading answers, judging them in a worker, files of questions, and an evaluation from end to end."""
 
 import dataclasses
-import json
 import re
 import subprocess
 import sys
@@ -16,12 +15,17 @@ import language_folder
 import vocabularies
 from apr_jax.decode import transcript as transcripts
 from apr_jax.evaluate import outcomes
-from apr_jax.tasks import timed
-from apr_jax.tasks.language import answers, gym, mathematics
+from apr_jax.tasks import task, timed
+from apr_jax.tasks.language import answers, gym
 from apr_jax.tasks.language.mathematics import Mathematics
 from apr_jax.tasks.language.task import PLAIN, LanguageTask, Prompt, Question, Shot
 from apr_jax.tokenizer import chat
 from experiments import evaluate
+
+
+class Reading(LanguageTask):
+    questions = grade = None
+
 
 WORKER = "apr_jax.tasks.language.verifiers:mathematics"
 
@@ -43,6 +47,25 @@ WORKER = "apr_jax.tasks.language.verifiers:mathematics"
         ("", ("text",), None),
         ("<answer></answer>", ("tag",), None),
         ("9" * 2000, ("number",), None),
+        ("so it is \u22125", ("number",), "-5"),  # the minus sign of typeset text
+        ("so it is -\\$18.00", ("number",), "-18"),
+        ("about 1e-5", ("number",), "0.00001"),
+        ("about 1.50E+3 units", ("number",), "1500"),
+        (r"\boxed{1e16}", ("boxed",), "1" + "0" * 16),
+        (r"\boxed{1e999}", ("boxed",), "1e999"),
+        ("between 3-5", ("number",), "5"),  # a range, or a difference: no sign
+        ("(4 + 3)-5", ("number",), "5"),
+        ("x=-5", ("number",), "-5"),
+        ("9{,}500 or so", ("number",), "9500"),
+        (r"9\,500", ("number",), "9500"),
+        (r"9,\!500", ("number",), "9500"),
+        ("1,2345", ("number",), "2345"),
+        (r"\boxed{9{,}500}", ("boxed",), "9500"),
+        (r"\boxed{\$18}", ("boxed",), "18"),
+        (r"\boxed{18\%}", ("boxed",), r"18\%"),
+        (r"\boxed{5 \text{ apples}}", ("boxed",), r"5 \text{ apples}"),
+        ("18%", ("number",), "18"),
+        ("18 km", ("number",), "18"),
     ],
 )
 def test_answers_are_read(text, rules, answer):
@@ -54,6 +77,8 @@ def test_answers_are_read(text, rules, answer):
 def test_numbers_keep_their_value_in_the_normal_form(number, text):
     assert Fraction(answers.normal(f" ${number:,}$. ")) == Fraction(number)
     assert answers.normal(answers.normal(text)) == answers.normal(text)
+    assert Fraction(answers.normal(f"{number:e}".replace("-", "\u2212"))) == Fraction(number)
+    assert answers.number(f"It is {number}.") == str(number)
 
 
 def test_verifiers_are_bounded_in_time_and_survive():
@@ -65,7 +90,8 @@ def test_verifiers_are_bounded_in_time_and_survive():
         ("x+1", "1+x"),
         ("3", "4"),
     ]
-    assert timed.run(WORKER, {}, calls, 3) == [True, None, True, False, True, False]
+    late = timed.Failure("no reply in 3 s")
+    assert timed.run(WORKER, {}, calls, 3) == [True, late, True, False, True, False]
 
 
 def test_a_worker_that_dies_raises_or_talks_is_replaced(tmp_path, monkeypatch):
@@ -85,50 +111,42 @@ def test_a_worker_that_dies_raises_or_talks_is_replaced(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     calls = [("a",), ("die",), ("b",), ("raise",), ("c",), ("grow",), ("sleep",), ("\u2028\n",)]
     start = time.monotonic()
-    assert timed.run("hostile:make", {"word": "+"}, calls, 2) == ["+a", None, "+b", None, "+c", None, None, "+\u2028\n"]
+    found = timed.run("hostile:make", {"word": "+"}, calls, 2)
+    reasons = {i: r.reason for i, r in enumerate(found) if isinstance(r, timed.Failure)}
+    assert [r for i, r in enumerate(found) if i not in reasons] == ["+a", "+b", "+c", "+\u2028\n"]
+    assert list(reasons) == [1, 3, 5, 6]
+    assert reasons[1] == "the judge ended with code 1" and reasons[3] == "KeyError: 'raise'"
+    assert reasons[5].startswith("MemoryError") and reasons[6] == "no reply in 2 s"
     assert time.monotonic() - start < 40
-    with pytest.raises(RuntimeError, match="worker of hostile:missing did not start: .*missing"):
-        timed.run("hostile:missing", {}, [("a",)], 2)
+    failed = timed.run("hostile:missing", {}, [("a",)] * 3, 2)
+    assert len(failed) == 3 and re.search("worker of hostile:missing did not start: .*missing", failed[0].reason)
+    assert set(failed) == {failed[0]}
     assert timed.run("hostile:missing", {}, [], 2) == []
 
 
-def test_files_of_questions(tmp_path):
-    path = tmp_path / "questions.jsonl"
-    rows = [{"question": "6 * 7?", "answer": 42}, {"question": "GSM\u2028?", "answer": "2 + 16 = 18\n#### 1,018"}]
-    path.write_text("\n".join([json.dumps(rows[0]), "", json.dumps(rows[1], ensure_ascii=False)]), encoding="utf-8")
-    assert mathematics.read_jsonl(path) == [Question(0, "6 * 7?", "42"), Question(1, "GSM\u2028?", "1018")]
-    task = Mathematics(problems_file=str(path), count=1)
-    assert [question.number for question in task.questions(0)] == [0]
-    first = task.questions(0)[0]
-    assert task.grade([(first, "84/2"), (first, "43")]) == [True, False]
+def test_what_a_judge_raises_concerns_one_answer():
+    class Task(Reading):
+        def grade(self, pairs):
+            return [1 / (int(answer) - 5) > 0 for _, answer in pairs]
+
+    pairs = [(Question(0, "q", "6"), str(answer)) for answer in range(9)]
+    found = task.grades(Task(), pairs)
+    assert found[5] == timed.Failure("ZeroDivisionError: division by zero")
+    assert [*found[:5], *found[6:]] == [False] * 5 + [True] * 3
+    assert task.grades(Task(), []) == []
+
+    class Short(Reading):
+        def grade(self, pairs):
+            return []
+
+    assert "grade gave 0 results for 1 answers" in task.grades(Short(), pairs[:1])[0].reason
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{'question': 1}", "questions.jsonl:2: not JSON"),
-        ('{"question": "x"}', "questions.jsonl:2: expected an object with the fields question and answer"),
-        ('["x", "y"]', "questions.jsonl:2: expected an object"),
-        ('{"question": "", "answer": 1}', "questions.jsonl:2: question: '' is not a text"),
-        ('{"question": "x", "answer": [1]}', r"questions.jsonl:2: answer: \[1\] is neither"),
-        ('{"question": "x", "answer": true}', "questions.jsonl:2: answer: True is neither"),
-    ],
-)
-def test_a_bad_line_is_named(tmp_path, line, message):
-    path = tmp_path / "questions.jsonl"
-    path.write_text('{"question": "x", "answer": "1"}\n' + line)
-    with pytest.raises(ValueError, match=message):
-        mathematics.read_jsonl(path)
-
-
-def test_files_without_questions_are_refused(tmp_path):
-    (tmp_path / "empty.jsonl").write_text("\n\n")
-    with pytest.raises(ValueError, match="empty.jsonl: no questions in it; expected lines like"):
-        mathematics.read_jsonl(tmp_path / "empty.jsonl")
-    with pytest.raises(ValueError, match="problems_file is empty"):
-        Mathematics().questions(0)
-    with pytest.raises(FileNotFoundError):
-        mathematics.read_jsonl(tmp_path / "nowhere.jsonl")
+def test_a_right_answer_that_the_judge_cannot_read_is_no_wrong_answer():
+    task = Mathematics()
+    unread, question = Question(0, "Which?", r"\$"), Question(1, "6 * 7?", "42")
+    found = task.grade([(unread, "north"), (question, "42.0"), (unread, unread.right)])
+    assert found[1:] == [True, True] and "makes nothing of the right answer" in found[0].reason
 
 
 def test_prompts_are_configuration():
@@ -150,10 +168,45 @@ def test_prompts_are_configuration():
     plain = Task(ask=Prompt(shots=(Shot("1 + 1", "2"),), chat_template=PLAIN))
     wanted = "<|im_start|>Question: 1 + 1\n\nAnswer: 2\n\nQuestion: Why {question}?\n\nAnswer:"
     assert words.decode(plain.prompt(question, words)) == wanted
+    for broken in ({"system": "\ud800"}, {"opening": "a\udfff"}, {"shots": (Shot("x", "\ud800"),)}):
+        with pytest.raises(ValueError, match=f"{next(iter(broken))}: .*half of a character"):
+            Prompt(**broken)
+    with pytest.raises(ValueError, match=r"stop is \('',\); .* no empty text"):
+        Prompt(stop=("",))
     with pytest.raises(ValueError, match="wrap is 'Q'; it must hold {question}"):
         Prompt(wrap="Q")
     with pytest.raises(ValueError, match="read is empty"):
         Task(read=())
+
+
+@pytest.mark.parametrize(
+    ("template", "said", "answer"),
+    [
+        (PLAIN, " 42.\n\nQuestion: What is 3+4?\n\nAnswer: 7", "42"),
+        (PLAIN, " 42.\nQuestion: What is 3+4?\n\nAnswer: 7", "42"),
+        (PLAIN, " Question: is it 42? It is 43.", "43"),  # it begins so, and goes on: no next turn
+        (PLAIN, "\n\n6 * 7\n\nis 42", "42"),
+        (
+            "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ '\n' }}{% endfor %}assistant:",
+            " 42\nuser: 3+4?\nassistant: 7",
+            "42",
+        ),
+        ("", "42<|im_end|>\n<|im_start|>user\n3+4?<|im_end|>\n<|im_start|>assistant\n7", "42"),
+        ("", "<|im_start|>assistant\n42", "42"),
+        ("{{ messages[0].content }}", "42\n\n7", "7"),  # a template of one turn: nothing follows
+    ],
+)
+def test_an_answer_ends_where_its_turn_does(template, said, answer):
+    words = vocabularies.byte_level()
+    task = Reading(ask=Prompt(chat_template=template))
+    assert task.answer(words.encode(said), words) == answer
+
+
+def test_stop_strings_are_configuration():
+    words = vocabularies.byte_level()
+    task = Reading(ask=Prompt(stop=("\n\n", "Q:")))
+    assert task.answer(words.encode("41 Q: 42\n\n43"), words) == "41"
+    assert task.answer(words.encode("41\n\n43 Q: 44"), words) == "41"
 
 
 @pytest.mark.parametrize("dataset", ["gsm_symbolic", "countdown", "products"])

@@ -216,3 +216,21 @@ def test_picture(tmp_path, seed):
     assert_picture(tmp_path / "threads.png")
     picture.draw_timeline(transcript, tmp_path / "bare.png")
     assert_picture(tmp_path / "bare.png")
+
+
+def test_failures_of_judges_have_a_column_where_there_are_any():
+    entry = {key: 1280.0 for key, _ in report.COLUMNS}
+    entry |= {"accuracy": 0.5, "activation": 0.0, "threads": 3.0, "wall_s": 61.5, "accuracy_verifier": 0.6}
+    failed = entry | {"judge_failures": 1200, "judge_failure_reasons": {"a\x1b[2Jb": 600, "c": 590, "d": 8, "e": 2}}
+    console = Console(width=80, file=io.StringIO())
+    console.print(report.table({"self_consistency": failed, "apr": entry}, 100))
+    lines = console.file.getvalue().splitlines()
+    assert lines[0].rstrip().endswith("judge") and lines[1].rstrip().endswith("failed")
+    assert any(line.rstrip().endswith(" 1,200") for line in lines) and any(
+        line.rstrip().endswith(" 0") for line in lines
+    )
+    assert "judge failed |" in report.markdown({"apr": failed}) and "judge" not in report.markdown({"apr": entry})
+    assert report.judge_failures({"apr": entry, "mine": failed}) == [
+        "mine: the judge failed on 1,200 answers, which count as wrong: 600 x a [2Jb; 590 x c; 8 x d; 1 other reasons, see "
+        "summary.json"
+    ]

@@ -117,3 +117,27 @@ def test_differences():
     assert settings.differences(Outer(parts=(Inner(),)), saved)[0].startswith(
         "parts.1.learning_rate: was 0.2, is now 'absent'"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Slower(Inner):
+    """Another thing with the same fields."""
+
+
+def test_a_class_is_part_of_what_is_compared(tmp_path):
+    saved = json.loads(json.dumps(settings.to_dict(Outer())))
+    changed = settings.differences(Outer(Slower(), parts=(Inner(), Slower(0.2))), saved)
+    assert changed == [
+        f"{name}.class: was '{__name__}.Inner', is now '{__name__}.Slower'" for name in ("inner", "parts.1")
+    ]
+    assert "class" not in settings.describe(Outer())
+    old = saved | {"inner": {"learning_rate": 0.1, "betas": [0.9, 0.95]}}  # of a version that did not say it
+    assert settings.differences(Outer(), old) == []
+    # The class of a configuration file is the same wherever the file lies.
+    found = []
+    for name in ("here.py", "there.py"):
+        text = "import dataclasses\n@dataclasses.dataclass(frozen=True)\nclass Mine:\n    x: int = 1\n"
+        text += "def config():\n    return Mine()"
+        (tmp_path / name).write_text(text)
+        found.append(settings.to_dict({"part": settings.load(tmp_path / name)}))
+    assert found == [{"part": {"x": 1, "class": "Mine"}}] * 2

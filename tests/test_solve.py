@@ -135,6 +135,8 @@ def test_what_a_user_types_stays_text(folder, monkeypatch):
         (["x", "--method", "beam"], "allowed are one, vote, oracle, fork, sequential, samples, spawn_join"),
         (["x", "--method", "oracle"], "chooses by the right answer, which nobody knows"),
         (["x", "--config", "configs/demo.py"], "its task is Countdown"),
+        (["caf\udce9"], r"question: .* half of a character"),
+        (["x", "--seed", str(2**32)], "seed is 4294967296; it must be a whole number of 0 .. 4294967295"),
     ],
 )
 def test_what_cannot_be_asked_ends_with_a_reason(folder, arguments, message, capsys):

@@ -1,13 +1,15 @@
 """Rollouts on disk, so that an evaluation that was ended goes on where it was.
 
 A folder holds, by the name of a method, NAME.jsonl and NAME.npz (transcripts of the questions that are finished, see
-`apr_jax.decode.transcript.write`) and NAME.json (what was asked, and what it took). The last is written last: without it the
-others do not count.
+`apr_jax.decode.transcript.write`) and NAME.json (what was asked, of which files, and what it took). The last is written last:
+without it the others do not count. How answers were judged is not kept: that can be repeated.
 """
 
 import dataclasses
+import glob
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,26 +17,44 @@ from typing import Any
 
 import numpy as np
 
-from apr_jax import settings
+from apr_jax import files, settings
 from apr_jax.decode import Progress, Stop, Transcript
 from apr_jax.decode import transcript as transcripts
 from apr_jax.tasks.task import Task
 from apr_jax.tokenizer import TextCodec
 
+MODEL = ("*.safetensors", "*.json", "*.model", "*.jinja")
+"""Of the folder of a model, what is read: weights, configuration, tokenizer and chat template."""
+PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
+"""Name of one of the files of a split model, which are read together."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What decides a rollout, beside the files that it names and the code: with the same, one may go on.
+    """What decides a rollout, beside the code: with the same, one may go on.
 
     Attributes:
         rollout: a `methods.RolloutConfig`.
         task, tokenizer, seed: as in the evaluation's configuration.
+        files: the identity of each file that is read for it (see `apr_jax.files`), by its path.
     """
 
     rollout: Any
     task: Task
     tokenizer: str
     seed: int
+    files: Mapping[str, str] = dataclasses.field(metadata=settings.FREE)  # compared by `read`, with its own words
+
+    @classmethod
+    def now(cls, rollout: Any, task: Task, tokenizer: str, seed: int) -> "Asked":
+        """With the files as they are: the model's, the tokenizer's (its chat template among them), and the questions'."""
+        found: dict[str, str] = {}
+        for path in map(Path, (rollout.checkpoint, tokenizer, *task.files().values())):
+            part = PART.fullmatch(path.name)
+            parts = path.parent.glob(f"{glob.escape(part[1])}-*-of-{part[2]}.gguf") if part else [path]
+            for one in sorted(parts):
+                found |= files.identities(one, MODEL)
+        return cls(rollout, task, tokenizer, seed, found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +112,8 @@ def read(folder: Path, name: str, asked: Asked, prompts: Sequence[np.ndarray]) -
         prompts: token ids of each question, as the rollout is to be fed them.
 
     Raises:
-        ValueError: it was asked otherwise, or other questions: the files do not belong to this evaluation.
+        ValueError: it was asked otherwise, or other questions, or of files that were replaced since: it does not belong to
+            this evaluation.
     """
     file = folder / f"{name}.json"
     if not file.is_file():
@@ -115,6 +136,15 @@ def read(folder: Path, name: str, asked: Asked, prompts: Sequence[np.ndarray]) -
             raise ValueError(
                 f"resume: question {number + 1} is not the one that {file.with_suffix('.jsonl')} has, or is put otherwise; {advice}"
             )
+    if other := _replaced(record["asked"].get("files", {}), asked.files):
+        raise ValueError(f"resume: {file} was decoded with other files ({'; '.join(other)}); {advice}")
     progress = record["progress"] | {"shard_steps": tuple(record["progress"]["shard_steps"])}
     progress["stops"] = {Stop[stop.upper()]: count for stop, count in progress["stops"].items()}
     return Kept(finished, Progress(**progress), record["traces"])
+
+
+def _replaced(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """One line for each file that is not what it was; what was not noted is not known to be the same."""
+    names = dict.fromkeys([*now, *before])
+    lines = ((name, before.get(name, "absent or not noted"), now.get(name, "absent")) for name in names)
+    return [f"{name}: was {was}, is now {what}" for name, was, what in lines if was != what]

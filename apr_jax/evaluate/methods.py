@@ -6,6 +6,7 @@ once, and their wall time stands with each of the methods.
 
 import dataclasses
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -22,11 +23,14 @@ from apr_jax.model.transformer import Model
 from apr_jax.protocols import Samples, Sequential, SpawnJoin
 from apr_jax.protocols.spawn_join import Context, Returns
 from apr_jax.tasks.language.task import Prompt
-from apr_jax.tasks.task import Task
+from apr_jax.tasks.task import Task, grades
+from apr_jax.tasks.timed import Failure
 from apr_jax.tokenizer import TextCodec
 from apr_jax.tokenizer.load import check_fits
 
 ProtocolName = Literal["sequential", "samples", "spawn_join"]
+LARGEST = int(np.iinfo(np.int32).max)
+TINY, HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)  # sampling computes in 32 bits
 SAMPLING = ("temperature", "top_k", "top_p", "max_tokens", "child_max_tokens")
 Selection = Literal["only", "majority", "logprob", "verifier"]
 
@@ -49,6 +53,10 @@ class ControlWords:
     go: str = "<go>"
     add: bool = False
     gain: float = 1.0
+
+    def __post_init__(self):
+        if not 0 < self.gain <= HUGE:
+            raise ValueError(f"gain is {self.gain}; it must be above 0 and finite")
 
     @property
     def names(self) -> dict[str, str]:
@@ -95,12 +103,26 @@ class RolloutConfig:
     sizes: Sizes = Sizes()
 
     def __post_init__(self):
-        bounds = dict(samples=1, max_depth=1, max_tokens=1, child_max_tokens=0, temperature=0, top_k=0)
-        for name, least in bounds.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 is off)")
+        for name, least in dict(samples=1, max_depth=1, max_tokens=1, child_max_tokens=0, top_k=0).items():
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= LARGEST:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number of {least} .. {LARGEST}")
+        if not 0 <= self.temperature <= HUGE:
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or more, up to {HUGE:g}")
+        if not TINY <= self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must be above 0 ({TINY:g} or more) and at most 1 (1 is off)")
+        if self.protocol == "samples" and self.samples > 1 and (self.temperature < TINY or self.top_k == 1):
+            greedy = "top_k is 1" if self.top_k == 1 else f"temperature is {self.temperature:g}"
+            raise ValueError(
+                f"{greedy}: the {self.samples} samples of each question would be copies of one answer; raise temperature (0.7, "
+                "say) and top_k, or take the protocol sequential"
+            )
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that draws what another one draws, because JAX keeps 32 bits of it."""
+    if type(seed) is not int or not 0 <= seed < 1 << 32:
+        raise ValueError(f"seed is {seed!r}; it must be a whole number of 0 .. {(1 << 32) - 1}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,22 +256,26 @@ def roll_out(
     watch: Callable[[Progress], None],
     stop: Callable[[], bool] | None = None,
     earlier: Kept | None = None,
-) -> Rollout:
-    """Decode all questions, but those that were decoded `earlier`, and judge what was answered.
+) -> tuple[Kept, TextCodec]:
+    """Decode all questions, but those that were decoded `earlier`; with the tokenizer that reads them.
 
     Raises:
-        Interrupted: `stop` said so before all were decoded.
+        Interrupted: `stop` said so before all were decoded, or a second Ctrl-C did within a slice.
     """
     asked = requests(task, questions, config, words)
     if earlier and len(earlier.finished) == len(questions):
-        kept, words = earlier, config.control.spoken(words)
-    else:
-        kept, words = _decode(
-            [p for p in asked if not earlier or p.id not in earlier.finished], config, words, seed, watch, stop
-        )
-        kept = kept.after(earlier)
-        if len(kept.finished) < len(questions):
-            raise Interrupted(kept, len(questions), words)
+        return earlier, config.control.spoken(words)
+    kept, words = _decode(
+        [p for p in asked if not earlier or p.id not in earlier.finished], config, words, seed, watch, stop
+    )
+    kept = kept.after(earlier)
+    if len(kept.finished) < len(questions):
+        raise Interrupted(kept, len(questions), words)
+    return kept, words
+
+
+def judged(task: Task, questions: Sequence, kept: Kept, words: TextCodec, config: RolloutConfig) -> Rollout:
+    """A rollout of which all questions are finished, its answers read and judged; it changes nothing that is kept."""
     transcripts = [kept.finished[i] for i in range(len(questions))]
     answers = read(put(task, config), questions, transcripts, words, config)
     return Rollout(transcripts, answers, words, kept.progress, kept.traces)
@@ -271,7 +297,13 @@ def _decode(
         last[:] = [progress]
         watch(progress)
 
-    found = {t.problem: t for t in engine.decode(asked, seed, slice_steps=200, watch=look, stop=stop)}
+    found = {}
+    try:
+        for transcript in engine.decode(asked, seed, slice_steps=200, watch=look, stop=stop):
+            found[transcript.problem] = transcript
+    except KeyboardInterrupt:
+        if not last:
+            raise
     return Kept(found, last[0], engine.traces), words
 
 
@@ -289,12 +321,16 @@ def read(
     # The same answer to the same question is graded once: verifiers may be slow.
     wanted = {(place, answer) for place, given in enumerate(answers) for _, answer in given if answer is not None}
     pairs = sorted(wanted)
-    grades = dict(zip(pairs, task.grade([(questions[place], answer) for place, answer in pairs]), strict=True))
+    found = grades(task, [(questions[place], answer) for place, answer in pairs])
+    known = dict(zip(pairs, found, strict=True))
+
+    def sample(transcript: Transcript, thread: int, answer: str | None, grade: bool | Failure) -> Answer:
+        failure = grade.reason if isinstance(grade, Failure) else ""
+        logprob = metrics.mean_logprob(transcript, thread)
+        return Answer(thread, select.Sample(answer, grade is True, logprob, failure))
+
     return [
-        [
-            Answer(i, select.Sample(answer, grades.get((place, answer), False), metrics.mean_logprob(transcript, i)))
-            for i, answer in given
-        ]
+        [sample(transcript, i, answer, known.get((place, answer), False)) for i, answer in given]
         for place, (transcript, given) in enumerate(zip(transcripts, answers, strict=True))
     ]
 
@@ -343,4 +379,6 @@ def evaluate(method: MethodConfig, rollout: Rollout) -> Result:
         entry[f"accuracy_{rule}"] = float(np.mean([o.correct for o in outcomes(rule)]))
     entry["tokens_per_second"] = progress.sampled / max(progress.seconds, 1e-9)
     entry["occupancy"] = progress.occupancy
+    failures = Counter(a.sample.failure for answers in rollout.answers for a in answers if a.sample.failure)
+    entry |= {"judge_failures": failures.total(), "judge_failure_reasons": dict(failures.most_common())}
     return Result(found, entry, rollout)

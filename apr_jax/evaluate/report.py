@@ -1,5 +1,6 @@
 """One table of all methods, for the terminal and as Markdown, and the comparison of several runs."""
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,8 @@ COLUMNS = (
     ("peak_context", "peak context"),
     ("wall_s", "wall s"),
 )
+FAILURES = ("judge_failures", "judge failed")  # a column where there are any
+REASONS = 3  # why judges failed, in one line
 _SHARES = ("accuracy", "activation")
 _PREFIX = "accuracy_"
 
@@ -43,17 +46,42 @@ def rows(methods: Mapping[str, Mapping]) -> list[tuple[str, ...]]:
 
     A key `accuracy_RULE` of a method gives a row that differs in accuracy only; an oracle is named as such.
     """
-    cells = []
+    cells, shown_columns = [], columns(methods)
     for name, entry in methods.items():
-        cells.append((title(name), *(_cell(key, entry[key]) for key, _ in COLUMNS)))
+        entry = {FAILURES[0]: 0, **entry}  # earlier summaries do not say
+        cells.append((title(name), *(_cell(key, entry[key]) for key, _ in shown_columns)))
         for key in entry:
             if key.startswith(_PREFIX):
                 rule = key.removeprefix(_PREFIX)
                 kind = " (oracle)" if rule in ORACLES else ""
                 shown = entry | {"accuracy": entry[key]}
                 label = f"{title(name)}, by {rule.replace('_', ' ')}{kind}"
-                cells.append((label, *(_cell(key, shown[key]) for key, _ in COLUMNS)))
+                cells.append((label, *(_cell(key, shown[key]) for key, _ in shown_columns)))
     return cells
+
+
+def columns(methods: Mapping[str, Mapping]) -> tuple[tuple[str, str], ...]:
+    """Keys and headings of the table's columns: `COLUMNS`, and the failures of judges if there are any."""
+    failed = any(entry.get(FAILURES[0]) for entry in methods.values())
+    return (*COLUMNS, FAILURES) if failed else COLUMNS
+
+
+def judge_failures(methods: Mapping[str, Mapping]) -> list[str]:
+    """A line for each method with answers on which its judge failed: how many, and the most frequent reasons."""
+    lines = []
+    for name, entry in methods.items():
+        if not entry.get(FAILURES[0]):
+            continue
+        reasons = [f"{count:,} x {_line(reason)}" for reason, count in entry["judge_failure_reasons"].items()]
+        others = [f"{len(reasons) - REASONS:,} other reasons, see summary.json"] if len(reasons) > REASONS else []
+        told = "; ".join(reasons[:REASONS] + others)
+        lines.append(f"{title(name)}: the judge failed on {entry[FAILURES[0]]:,} answers, which count as wrong: {told}")
+    return lines
+
+
+def _line(text: str) -> str:
+    """A text that may quote what a model wrote, as a part of a line for a terminal."""
+    return textwrap.shorten("".join(c if c.isprintable() else " " for c in text), 120)
 
 
 def table(methods: Mapping[str, Mapping], problems: int | None = None) -> Table:
@@ -73,8 +101,9 @@ def table(methods: Mapping[str, Mapping], problems: int | None = None) -> Table:
         caption_justify="left",
         header_style="bold",
     )
-    made.add_column("method", min_width=17)
-    for _, heading in COLUMNS:
+    shown = columns(methods)
+    made.add_column("method", min_width=17 if shown == COLUMNS else 12)  # within 80 letters
+    for _, heading in shown:
         made.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
     best = max((entry["accuracy"] for entry in methods.values()), default=0.0)
     named = {title(name): entry for name, entry in methods.items()}
@@ -89,8 +118,8 @@ def table(methods: Mapping[str, Mapping], problems: int | None = None) -> Table:
 def markdown(methods: Mapping[str, Mapping], problems: int | None = None) -> str:
     """The same table as Markdown, with a line about the units below it."""
     lines = [
-        "| " + " | ".join(["method", *(heading for _, heading in COLUMNS)]) + " |",
-        "| --- |" + " ---: |" * len(COLUMNS),
+        "| " + " | ".join(["method", *(heading for _, heading in columns(methods))]) + " |",
+        "| --- |" + " ---: |" * len(columns(methods)),
     ]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows(methods)]
     if problems:
@@ -138,4 +167,6 @@ def compare(folders: Iterable[Path]) -> dict[str, dict]:
 def _cell(key: str, value: float) -> str:
     if key in _SHARES:
         return f"{100 * value:.1f}%"
+    if key == FAILURES[0]:
+        return f"{value:,}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"

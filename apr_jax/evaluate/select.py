@@ -14,11 +14,13 @@ class Sample:
         answer: the answer in its normal form, None if the text holds no answer of valid format.
         correct: the verifier's word; only `by_verifier` reads it.
         logprob: mean log-probability of the generated tokens, nats.
+        failure: why the verifier could say nothing, which counts as wrong; empty if it did.
     """
 
     answer: str | None
     correct: bool
     logprob: float
+    failure: str = ""
 
 
 def majority(samples: Sequence[Sample]) -> int | None:

@@ -4,6 +4,7 @@ import abc
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
+from apr_jax.tasks.timed import Failure
 from apr_jax.tokenizer import TextCodec
 
 Question = TypeVar("Question")
@@ -43,5 +44,25 @@ class Task(abc.ABC, Generic[Question]):
         """The answer in what one thread generated, in its normal form; None if there is none of valid format."""
 
     @abc.abstractmethod
-    def grade(self, pairs: Sequence[tuple[Question, str]]) -> list[bool]:
-        """Whether each answer is right."""
+    def grade(self, pairs: Sequence[tuple[Question, str]]) -> Sequence[bool | Failure]:
+        """Whether each answer is right; a `Failure` where the judge cannot tell. It may raise, see `grades`."""
+
+    def files(self) -> dict[str, str]:
+        """The files that the questions are read from, by the names of the fields that name them."""
+        return {}
+
+
+def grades(task: Task[Question], pairs: Sequence[tuple[Question, str]]) -> list[bool | Failure]:
+    """Judge answers; where the judge raises, that concerns the answer that it raised on and no other."""
+    if not pairs:
+        return []
+    try:
+        found = list(task.grade(pairs))
+        if len(found) != len(pairs):
+            raise ValueError(f"{type(task).__name__}.grade gave {len(found)} results for {len(pairs)} answers")
+        return [grade if isinstance(grade, Failure) else bool(grade) for grade in found]
+    except Exception as error:  # whatever a judge makes of what a model wrote: what was decoded is not lost by it
+        if len(pairs) == 1:
+            return [Failure(f"{type(error).__name__}: {error}")]
+    half = len(pairs) // 2
+    return grades(task, pairs[:half]) + grades(task, pairs[half:])

@@ -3,9 +3,12 @@
     run("apr_jax.tasks.language.verifiers:mathematics", {}, [("1/2", "0.5"), ("2", "9**9**9**9")], seconds=5)
 
 The worker is `python -m apr_jax.tasks.timed`: it reads arguments and writes results, one JSON value a line. It is
-killed when a call is late, grows beyond its memory or takes it down, and the next call gets another one.
+killed when a call is late, grows beyond its memory or takes it down, and the next call gets another one. Whatever becomes of
+a call, it is a `Failure` of that call and no error of the program.
 """
 
+import contextlib
+import dataclasses
 import importlib
 import json
 import os
@@ -24,7 +27,16 @@ START = 120.0
 """Seconds that a worker may take to start."""
 
 
-def run(factory: str, settings: Mapping[str, Any], calls: Sequence[Sequence[Any]], seconds: float) -> list[Any]:
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A call without a result, and why."""
+
+    reason: str
+
+
+def run(
+    factory: str, settings: Mapping[str, Any], calls: Sequence[Sequence[Any]], seconds: float
+) -> list[Any | Failure]:
     """Call a function on each list of arguments, in order.
 
     Args:
@@ -34,20 +46,19 @@ def run(factory: str, settings: Mapping[str, Any], calls: Sequence[Sequence[Any]
         seconds: limit of one call.
 
     Returns:
-        One result per call; None where the call was late, raised, or took the worker down.
-
-    Raises:
-        RuntimeError: the worker does not start.
+        One result per call; a `Failure` where the call was late, raised, or took the worker down. Where no worker starts, of
+        all calls that are left.
     """
     worker: _Worker | None = None
-    results = []
+    results: list[Any | Failure] = []
     try:
         for call in calls:
-            worker = worker or _Worker(factory, settings)
-            answered, result = worker.ask(call, seconds)
-            results.append(result)
-            if not answered:
-                worker.stop()
+            try:
+                worker = worker or _Worker(factory, settings)
+            except RuntimeError as error:
+                return results + [Failure(str(error))] * (len(calls) - len(results))
+            results.append(worker.ask(call, seconds))
+            if worker.ended:
                 worker = None
     finally:
         if worker is not None:
@@ -56,34 +67,48 @@ def run(factory: str, settings: Mapping[str, Any], calls: Sequence[Sequence[Any]
 
 
 class _Worker:
-    """A started worker: a process, and lines to and from it."""
+    """A started worker: a process, and lines to and from it; RuntimeError if it does not start."""
 
     def __init__(self, factory: str, settings: Mapping[str, Any]):
         command = [sys.executable, "-m", "apr_jax.tasks.timed", factory, json.dumps(settings)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        self.ended = False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=environment
         )
-        if self._line(START) != b"ready":
+        started = False
+        try:
+            self._line(START)
+            started = True
+        except (EOFError, TimeoutError) as error:
             self._process.kill()
             self._errors.seek(0)
             said = self._errors.read().decode(errors="replace").strip().splitlines()
-            self.stop()
-            raise RuntimeError(f"the worker of {factory} did not start: {said[-1] if said else 'no message'}")
+            raise RuntimeError(f"the worker of {factory} did not start: {said[-1] if said else error}") from error
+        finally:
+            if not started:
+                self.stop()
 
-    def ask(self, call: Sequence[Any], seconds: float) -> tuple[bool, Any]:
-        """Whether a call was answered in time, and its result."""
+    def ask(self, call: Sequence[Any], seconds: float) -> Any | Failure:
+        """The result of a call; a worker that failed to give one in time has ended."""
         try:
             self._process.stdin.write(json.dumps(list(call)).encode() + b"\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            return False, None
-        line = self._line(seconds)
-        return line is not None, None if line is None else json.loads(line)
+            reply = json.loads(self._line(seconds))
+        except (BrokenPipeError, EOFError, TimeoutError) as error:
+            late = isinstance(error, TimeoutError)
+            self.stop(grace=0 if late else 1)
+            code = self._process.returncode
+            ended = f"signal {-code} ended the judge" if code < 0 else f"the judge ended with code {code}"
+            return Failure(f"no reply in {seconds:g} s" if late else ended)
+        return Failure(reply["failure"]) if "failure" in reply else reply["result"]
 
-    def stop(self) -> None:
-        """End the process."""
+    def stop(self, grace: float = 0) -> None:
+        """End the process, unless it ends by itself within some seconds."""
+        self.ended = True
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(grace)
         self._process.kill()
         self._process.wait()
         for file in (self._process.stdin, self._process.stdout, self._errors):
@@ -92,32 +117,32 @@ class _Worker:
             except BrokenPipeError:  # what was to be flushed has no reader any more
                 continue
 
-    def _line(self, seconds: float) -> bytes | None:
-        """The next line without its end, None if there is none in time."""
+    def _line(self, seconds: float) -> bytes:
+        """The next line without its end; TimeoutError if there is none in time, EOFError if none will come."""
         read, until = b"", time.monotonic() + seconds
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while not read.endswith(b"\n"):
                 if not selector.select(until - time.monotonic()):
-                    return None
+                    raise TimeoutError(f"nothing in {seconds:g} s")
                 part = os.read(self._process.stdout.fileno(), 1 << 16)
                 if not part:
-                    return None
+                    raise EOFError("it ended")
                 read += part
         return read[:-1]
 
 
 def serve(factory: str, settings: str, lines: IO[str], replies: IO[str]) -> None:
-    """The worker: make the function, say that it is ready, answer line by line; a call that raises is answered by null."""
+    """The worker: make the function, say that it is ready, and answer line by line, also where a call raises."""
     module, _, name = factory.partition(":")
     function = getattr(importlib.import_module(module), name)(**json.loads(settings))
     print("ready", file=replies, flush=True)
     for line in lines:
         try:
-            result = json.dumps(function(*json.loads(line)))
-        except Exception:  # whatever a foreign verifier makes of a text of a model
-            result = "null"
-        print(result, file=replies, flush=True)
+            reply = json.dumps({"result": function(*json.loads(line))})
+        except Exception as error:  # whatever a foreign verifier makes of a text of a model
+            reply = json.dumps({"failure": f"{type(error).__name__}: {error}"})
+        print(reply, file=replies, flush=True)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -4,13 +4,15 @@ Kept to those whose answer is right, this is rejection sampling: a model learns 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from apr_jax import settings
 from apr_jax.decode import transcript as transcripts
-from apr_jax.decode.transcript import Transcript
+from apr_jax.decode.transcript import Log, Transcript, peak_context
 from apr_jax.model.pretrained import with_control_words
 from apr_jax.model.transformer import Model
 from apr_jax.tokenizer.load import load
@@ -28,7 +30,7 @@ class LogData:
         tokenizer: that of the model that made them: what `apr_jax.tokenizer.load` reads.
         control_words: words that were added to it, in the order they were added.
         gain: of their rows in the model (see `apr_jax.model.pretrained.add_control_tokens`).
-        correct: leave out transcripts whose answer is wrong.
+        correct: leave out what led to a wrong answer: transcripts, and of samples each that is wrong (`right`).
         held_out: one transcript of so many is held out.
         length: S, entries of a row.
         threads: U, threads of a row.
@@ -95,7 +97,73 @@ class LogData:
             if not Path(file).is_file():
                 raise FileNotFoundError(f"transcripts: there is no file {file}; `experiments.evaluate` writes them")
             pairs = list(transcripts.read(Path(file)))
-            chosen = [t for t, line in pairs if line.get("correct") or not self.correct]
-            report(f"{file}: {len(chosen):,} of {len(pairs):,} transcripts are taken")
+            chosen = [t for t, _ in pairs]
+            if self.correct:
+                parts = (right(t, line, f"{file}:{i}") for i, (t, line) in enumerate(pairs, start=1))
+                chosen = [part for part in parts if part is not None]
+            report(
+                f"{file}: {len(chosen):,} of {len(pairs):,} transcripts are taken, {_sampled(chosen):,} of "
+                f"{_sampled([t for t, _ in pairs]):,} sampled tokens"
+            )
             kept += chosen
         return kept
+
+
+def right(transcript: Transcript, line: Mapping[str, Any], name: str) -> Transcript | None:
+    """What is right of a transcript: all of it if its root's answer is, and of samples those that are; None if nothing is.
+
+    Args:
+        transcript: of an evaluation.
+        line: its JSON line, which says of each line of reasoning that answered whether it is right.
+        name: what errors call it.
+
+    Raises:
+        ValueError: it has samples, and the line says only whether the answer chosen among them is right.
+    """
+    answers = line.get("answers")
+    if answers is None:
+        if not (transcript.log.sampled & (transcript.log.thread == 0)).any():
+            count = sum(thread.parent == 0 for thread in transcript.threads)
+            raise ValueError(
+                f"transcripts: {name} does not say which of its {count} samples are right; it is of an earlier version, "
+                "evaluate again"
+            )
+        return transcript if line.get("correct") else None
+    chosen = [answer["thread"] for answer in answers if answer["correct"]]
+    if len(chosen) in (0, len(answers)):
+        return transcript if chosen else None
+    return only(transcript, chosen, name)
+
+
+def only(transcript: Transcript, children: Sequence[int], name: str) -> Transcript:
+    """A transcript without those children of its root that are not named, and all that is below them.
+
+    Raises:
+        ValueError: one that stays saw one that does not.
+    """
+    paths = {transcript.threads[child].path for child in children}
+    stays = np.array([not t.path or t.path[:1] in paths for t in transcript.threads])
+    if transcript.sees[np.ix_(stays, ~stays)].any():
+        raise ValueError(f"transcripts: {name}: right answers of threads that saw wrong ones cannot be taken alone")
+    thread, entries = np.cumsum(stays) - 1, stays[transcript.log.thread]
+    place = np.where(entries, np.cumsum(entries) - 1, -1)
+    columns = {f.name: getattr(transcript.log, f.name)[entries] for f in dataclasses.fields(transcript.log)}
+    predictor = columns["predictor"]
+    columns |= {
+        "thread": thread[columns["thread"]].astype(np.int32),
+        "predictor": np.where(predictor < 0, -1, place[predictor]).astype(np.int32),
+    }
+    records = [t for t, stay in zip(transcript.threads, stays, strict=True) if stay]
+    parents = [-1 if t.parent < 0 else int(thread[t.parent]) for t in records]
+    sees, log = transcript.sees[np.ix_(stays, stays)], Log(**columns)
+    return dataclasses.replace(
+        transcript,
+        threads=tuple(dataclasses.replace(t, parent=p) for t, p in zip(records, parents, strict=True)),
+        sees=sees,
+        log=log,
+        peak_context=peak_context(sees, log, transcript.together),
+    )
+
+
+def _sampled(found: Sequence[Transcript]) -> int:
+    return sum(int(transcript.log.sampled.sum()) for transcript in found)

@@ -175,10 +175,15 @@ def read_jsonl(path: Path, setting: Setting | None = None) -> list[Problem]:
         setting: what all problems must keep; None: the preset with as many numbers.
 
     Raises:
-        ValueError: a line that is no such problem, named by file and line number; a file without problems.
+        FileNotFoundError: there is no such file.
+        ValueError: a line that is no such problem, named by file and line number; a file without problems, or not in UTF-8.
     """
     problems = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"problems_file: {path} is not text in UTF-8 ({error}); save it as that") from error
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -197,7 +202,7 @@ def read_jsonl(path: Path, setting: Setting | None = None) -> list[Problem]:
 def _parse(line: str) -> Problem:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f'not JSON ({error}); expected {{"nums": [22, 26, 31, 53], "target": 27}}') from error
     if not isinstance(record, dict) or not {"nums", "target"} <= record.keys():
         raise ValueError(f"expected an object with the fields nums and target, got {line.strip()[:80]}")

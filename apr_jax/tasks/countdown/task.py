@@ -41,6 +41,9 @@ class Countdown(Task[Problem]):
             drawn += problems.benchmark(problems.PRESETS[name], seed, self.split, self.problems_per_setting)
         return drawn
 
+    def files(self) -> dict[str, str]:
+        return {"problems_file": self.problems_file} if self.problems_file else {}
+
     def about(self, question: Problem) -> dict:
         nums = list(question.nums)
         return {"question": f"{nums} -> {question.target}", "nums": nums, "target": question.target}

@@ -1,5 +1,6 @@
 """Reading an answer out of what a model wrote."""
 
+import decimal
 import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -8,9 +9,17 @@ from typing import Literal
 Rule = Literal["tag", "boxed", "number", "text"]
 
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?|-?\$?\.\d+")
+_MINUS = "-\u2212"  # as typed, as typeset
+_SEPARATOR = r"(?:,\\!|\{,\}|\\,|,)"  # of thousands: 9,500 and what LaTeX makes of it
+_DIGITS = rf"(?:\d{{1,3}}(?:{_SEPARATOR}\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+# A minus after a word, a number or a bracket is none of the number's: 3-5 is a range, or a difference.
+_SIGN = rf"(?:(?<![\w)\]}}])[{_MINUS}])"
+_NUMBER = re.compile(rf"{_SIGN}?\\?\$?(?:{_DIGITS})(?:[eE][+{_MINUS}]?\d+)?(?:/\d+)?")
+_TYPOGRAPHY = re.compile(rf"{_SEPARATOR}|\\?\$")
 _EDGES = re.compile(r"^[\s$]+|[\s$.]+$")
 _LONGEST = 1000  # letters of an answer; more is no answer, and would only keep a verifier busy
+LARGEST = 308
+"""Powers of ten, up and down, that are written out; they are those of a double."""
 
 
 def read(text: str, rules: Sequence[Rule]) -> str | None:
@@ -37,9 +46,9 @@ def boxed(text: str) -> str | None:
 
 
 def number(text: str) -> str | None:
-    """The last number: `1,234`, `-0.5`, `3/4`, `$18`."""
+    """The last number: `1,234`, `-0.5`, `3/4`, `$18`, `1e-5`."""
     found = _NUMBER.findall(text)
-    return found[-1].replace("$", "") if found else None
+    return _plain(found[-1]) if found else None
 
 
 def whole(text: str) -> str | None:
@@ -49,12 +58,21 @@ def whole(text: str) -> str | None:
 
 def normal(answer: str) -> str:
     r"""The form in which answers are compared by a vote: no outer white space, dollar signs or full stop, `1,234` as
-    `1234`, `18.0` as `18`."""
+    `1234`, `18.0` as `18`, `1e-5` as `0.00001`."""
     answer = _EDGES.sub("", answer)
     if not _NUMBER.fullmatch(answer):
         return answer
-    plain = answer.replace(",", "").replace("$", "")
-    return plain.rstrip("0").removesuffix(".") if "." in plain and "/" not in plain else plain
+    plain = _plain(answer)
+    return plain.rstrip("0").removesuffix(".") if "." in plain and not set("/eE") & set(plain) else plain
+
+
+def _plain(number: str) -> str:
+    """A number without typography; its power of ten is written out where a double has it."""
+    plain = _TYPOGRAPHY.sub("", number).replace("\u2212", "-")
+    if "e" not in plain.lower() or "/" in plain:
+        return plain
+    value = decimal.Decimal(plain)
+    return f"{value:f}" if abs(value.adjusted()) <= LARGEST else plain
 
 
 RULES: Mapping[Rule, Callable[[str], str | None]] = MappingProxyType(

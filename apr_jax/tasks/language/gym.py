@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from apr_jax.tasks import timed
 from apr_jax.tasks.language import verifiers
 from apr_jax.tasks.language.task import LanguageTask, Prompt, Question
+from apr_jax.tasks.timed import Failure
 
 TAGS = Prompt(
     system="Think step by step, then give the final answer between <answer> and </answer>, nothing else there."
@@ -47,7 +48,7 @@ class ReasoningGym(LanguageTask):
         drawn = ((i, entries[i]) for i in range(self.count))
         return [Drawn(i, entry["question"], str(entry["answer"]), seed) for i, entry in drawn]
 
-    def grade(self, pairs: Sequence[tuple[Drawn, str]]) -> list[bool]:
+    def grade(self, pairs: Sequence[tuple[Drawn, str]]) -> list[bool | Failure]:
         if not pairs:
             return []
         settings = {
@@ -57,4 +58,4 @@ class ReasoningGym(LanguageTask):
             "options": dict(self.options),
         }
         calls = [(question.number, answer) for question, answer in pairs]
-        return [bool(r) for r in timed.run("apr_jax.tasks.language.verifiers:gym", settings, calls, self.seconds)]
+        return timed.run("apr_jax.tasks.language.verifiers:gym", settings, calls, self.seconds)

@@ -1,6 +1,7 @@
 """Mathematics from a file: a question and its answer a line, judged by `math-verify`."""
 
 import dataclasses
+import decimal
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from apr_jax.tasks import timed
 from apr_jax.tasks.language import answers
 from apr_jax.tasks.language.task import LanguageTask, Question
+from apr_jax.tasks.timed import Failure
 
 EXAMPLE = '{"question": "What is 6 times 7?", "answer": "42"}'
 
@@ -25,15 +27,25 @@ class Mathematics(LanguageTask):
     problems_file: str = ""
     count: int = 0
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.count < 0:
+            raise ValueError(f"count is {self.count}; it must be at least 0 (all questions of the file)")
+
     def questions(self, seed: int) -> list[Question]:
         if not self.problems_file:
             raise ValueError(f"problems_file is empty; give a file with lines like {EXAMPLE}")
         found = read_jsonl(Path(self.problems_file))
+        if self.count > len(found):
+            raise ValueError(f"count is {self.count}; {self.problems_file} has {len(found)} questions (0: all of them)")
         return found[: self.count] if self.count else found
 
-    def grade(self, pairs: Sequence[tuple[Question, str]]) -> list[bool]:
+    def grade(self, pairs: Sequence[tuple[Question, str]]) -> list[bool | Failure]:
         calls = [(question.right, answer) for question, answer in pairs]
-        return [bool(r) for r in timed.run("apr_jax.tasks.language.verifiers:mathematics", {}, calls, self.seconds)]
+        return timed.run("apr_jax.tasks.language.verifiers:mathematics", {}, calls, self.seconds)
+
+    def files(self) -> dict[str, str]:
+        return {"problems_file": self.problems_file}
 
 
 def read_jsonl(path: Path) -> list[Question]:
@@ -54,25 +66,38 @@ def read_jsonl(path: Path) -> list[Question]:
         if not line.strip():
             continue
         try:
-            text, right = _parse(line)
+            questions.append(_parse(line, len(questions)))
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from error
-        questions.append(Question(len(questions), text, right))
     if not questions:
         raise ValueError(f"{path}: no questions in it; expected lines like {EXAMPLE}")
     return questions
 
 
-def _parse(line: str) -> tuple[str, str]:
+def _parse(line: str, number: int) -> Question:
     try:
-        record: Any = json.loads(line)
-    except json.JSONDecodeError as error:
+        # Numbers are right as they are written, not as a double holds and prints them.
+        record: Any = json.loads(line, parse_float=decimal.Decimal)
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"not JSON ({error}); expected {EXAMPLE}") from error
     if not isinstance(record, dict) or not {"question", "answer"} <= record.keys():
         raise ValueError(f"expected an object with the fields question and answer, got {line.strip()[:80]}")
-    text, right = record["question"], record["answer"]
+    text = record["question"]
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"question: {text!r} is not a text")
-    if isinstance(right, bool) or not isinstance(right, str | int | float) or not str(right).strip():
-        raise ValueError(f"answer: {right!r} is neither a text nor a number")
-    return text, answers.normal(str(right).rpartition("####")[2])
+    return Question(number, text, _right(record["answer"]))
+
+
+def _right(given: Any) -> str:
+    """The right answer in its normal form."""
+    if isinstance(given, float):  # JSON has no such number, but Python reads NaN and Infinity
+        raise ValueError(f"answer: {given} is not a finite number")
+    if isinstance(given, bool) or not isinstance(given, str | int | decimal.Decimal):
+        raise ValueError(f"answer: {given!r} is neither a text nor a number")
+    if isinstance(given, decimal.Decimal) and abs(given.adjusted()) > answers.LARGEST:
+        raise ValueError(f"answer: {given} is beyond 10 to the power of {answers.LARGEST}; give it as a text in LaTeX")
+    written = f"{given:f}" if isinstance(given, decimal.Decimal) else str(given)
+    right = answers.normal(written.rpartition("####")[2])
+    if not right:
+        raise ValueError(f"answer: {given!r} is empty, or has nothing after its ####")
+    return right

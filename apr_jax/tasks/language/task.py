@@ -2,9 +2,12 @@
 
 import dataclasses
 import itertools
+import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
+from apr_jax import settings
 from apr_jax.tasks.language import answers
 from apr_jax.tasks.task import Task
 from apr_jax.tokenizer import ChatTemplate, TextCodec, chat
@@ -26,11 +29,25 @@ class Question:
         number: its place in the data set.
         text: the question.
         right: the right answer, as the data set gives it.
+
+    Raises:
+        ValueError: a text that UTF-8 cannot hold.
     """
 
     number: int
     text: str
     right: str
+
+    def __post_init__(self):
+        _check_text("question", self.text)
+        _check_text("answer", self.right)
+
+
+def _check_text(field: str, text: str) -> None:
+    if broken := re.search(r"[\ud800-\udfff]", text):
+        raise ValueError(
+            f"{field}: {text!r} has {broken.group()!r}, half of a character (a lone surrogate), which no UTF-8 holds"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +68,7 @@ class Prompt:
         shots: examples, as earlier turns.
         opening: how the answer begins.
         chat_template: Jinja source instead of the tokenizer's own template (`PLAIN`, for instance).
+        stop: texts at which an answer ends, besides what the template puts between an answer and the next question.
     """
 
     system: str = ""
@@ -58,8 +76,15 @@ class Prompt:
     shots: tuple[Shot, ...] = ()
     opening: str = ""
     chat_template: str = ""
+    stop: tuple[str, ...] = dataclasses.field(default=(), metadata=settings.FREE)
 
     def __post_init__(self):
+        for field in ("system", "wrap", "opening", "chat_template"):
+            _check_text(field, getattr(self, field))
+        for shot in self.shots:
+            _check_text("shots", shot.question + shot.answer)
+        if not all(self.stop):
+            raise ValueError(f"stop is {self.stop!r}; it must hold no empty text, at which every answer would end")
         if "{question}" not in self.wrap:
             raise ValueError(f"wrap is {self.wrap!r}; it must hold {{question}}, where the question is put")
 
@@ -73,6 +98,12 @@ class Prompt:
             ]
         return [*turns, Message("user", self.wrap.replace("{question}", question))]
 
+    @property
+    def template(self) -> ChatTemplate | None:
+        """The template that is given here, None for the tokenizer's own."""
+        source = self.chat_template
+        return ChatTemplate(source, "chat_template of the prompt's configuration") if source else None
+
 
 @dataclasses.dataclass(frozen=True)
 class LanguageTask(Task[Question]):
@@ -82,17 +113,19 @@ class LanguageTask(Task[Question]):
         ask: how a question is put.
         read: where the answer is looked for; the first rule that finds something decides.
         seconds: time limit of judging one answer.
+
+    What was decoded can be read and judged again in another way: the last two are free when an evaluation is resumed.
     """
 
     ask: Prompt = Prompt()
-    read: tuple[answers.Rule, ...] = ("tag", "boxed", "number")
-    seconds: float = 5.0
+    read: tuple[answers.Rule, ...] = dataclasses.field(default=("tag", "boxed", "number"), metadata=settings.FREE)
+    seconds: float = dataclasses.field(default=5.0, metadata=settings.FREE)
 
     def __post_init__(self):
         if not self.read:
             raise ValueError(f"read is empty; name at least one of {', '.join(answers.RULES)}")
-        if not self.seconds > 0:
-            raise ValueError(f"seconds is {self.seconds}; it must be above 0")
+        if not 0 < self.seconds < math.inf:
+            raise ValueError(f"seconds is {self.seconds}; it must be above 0 and finite")
 
     def asking(self, ask: Prompt) -> "LanguageTask":
         return dataclasses.replace(self, ask=ask)
@@ -101,12 +134,43 @@ class LanguageTask(Task[Question]):
         return {"question": question.text, "right": question.right}
 
     def prompt(self, question: Question, words: TextCodec) -> list[int]:
-        source = self.ask.chat_template
-        template = ChatTemplate(source, "chat_template of the prompt's configuration") if source else None
-        return chat.prompt(words, self.ask.messages(question.text), template, self.ask.opening)
+        return chat.prompt(words, self.ask.messages(question.text), self.ask.template, self.ask.opening)
 
     def answer(self, ids: Sequence[int], words: TextCodec) -> str | None:
+        control, stops = turn_end(words, self.ask.template)
+        ids = list(ids)
+        ids = ids[: ids.index(control)] if control in ids else ids
         # What stands on both sides of a control word is not one word or number.
         stretches = itertools.groupby(ids, lambda i: i in words.controls)
         text = "\n".join(words.decode(list(stretch)) for control, stretch in stretches if not control)
-        return answers.read(self.ask.opening + text, self.read)
+        ends = [match.start() for stop in (*stops, *map(re.escape, self.ask.stop)) if (match := re.search(stop, text))]
+        return answers.read(self.ask.opening + text[: min(ends, default=None)], self.read)
+
+
+def turn_end(words: TextCodec, template: ChatTemplate | None) -> tuple[int | None, tuple[str, ...]]:
+    """What a template puts after an answer, before the next question: where a model says it, its answer is over.
+
+    Args:
+        words: the tokenizer.
+        template: instead of the tokenizer's own.
+
+    Returns:
+        The id of a control word, or the pattern of a text: `PLAIN` has the line `Question:`. Neither where the template shows
+        no second question, or nothing before it.
+    """
+    if template is None and words.chat_template is None:
+        return None, ()
+    talk = [Message("user", "Which?"), Message("assistant", "This one."), Message("user", "And which then?")]
+    try:
+        shown = chat.render(words, talk, template)
+    except ValueError:  # a template of one turn: nothing follows an answer
+        return None, ()
+    between, found, _ = shown.partition("This one.")[2].partition("And which then?")
+    parts = [(text, control) for text, control in words.controls.split(between) if text.strip()] if found else []
+    if not parts:
+        return None, ()
+    text, control = parts[0]
+    if control is not None:
+        return control, ()
+    before = text[: len(text) - len(text.lstrip())]
+    return None, ((r"\n\s*" if "\n" in before else r"\s*") + re.escape(text.strip().splitlines()[0].rstrip()),)

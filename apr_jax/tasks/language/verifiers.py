@@ -21,7 +21,9 @@ def mathematics() -> Callable[[str, str], bool]:
         if right == answer:
             return True
         gold = parse(right)
-        return bool(gold) and bool(math_verify.verify(gold, parse(answer), timeout_seconds=None))
+        if not gold:
+            raise ValueError(f"math-verify makes nothing of the right answer {right!r}")
+        return bool(math_verify.verify(gold, parse(answer), timeout_seconds=None))
 
     return check
 
@@ -31,7 +33,7 @@ def gym(dataset: str, seed: int, size: int, options: Mapping[str, Any]) -> Calla
     entries = gym_entries(dataset, seed, size, options)
 
     def check(number: int, answer: str) -> bool:
-        return entries.score_answer(answer, entries[number]) >= 1
+        return bool(entries.score_answer(answer, entries[number]) >= 1)
 
     return check
 
