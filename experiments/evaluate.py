@@ -28,6 +28,7 @@ import tyro
 from apr_jax import settings
 from apr_jax.decode import Progress
 from apr_jax.decode import transcript as transcripts
+from apr_jax.decode.problem import check_seed
 from apr_jax.evaluate import kept, methods, outcomes, picture, plots, report, samples, timeline
 from apr_jax.evaluate.kept import Asked, Kept
 from apr_jax.evaluate.methods import Answer, Interrupted, MethodConfig, Result, Rollout, RolloutConfig
@@ -70,7 +71,7 @@ class EvaluateConfig:
                 raise ValueError(f"only: {name!r} is not one of the methods {', '.join(self.methods)}")
         if self.shown < 1:
             raise ValueError(f"shown is {self.shown}; it must be at least 1")
-        methods.check_seed(self.seed)
+        check_seed(self.seed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from apr_jax import settings
 from apr_jax.decode import Engine, Problem, Sizes, Stop, Transcript
+from apr_jax.decode.problem import check_seed
 from apr_jax.evaluate import live, methods, metrics, report
 from apr_jax.evaluate.methods import Answer, MethodConfig
 from apr_jax.tasks.countdown import problems as countdown
@@ -182,7 +183,7 @@ def prepare(args: argparse.Namespace) -> tuple[CountdownShow | LanguageShow, Met
     Raises:
         ValueError, FileNotFoundError: an argument or the configuration is wrong.
     """
-    methods.check_seed(args.seed)
+    check_seed(args.seed)
     if args.model is None:
         show: CountdownShow | LanguageShow = CountdownShow(args)
         config: EvaluateConfig = settings.load(args.config or "configs/demo.py")

@@ -4,7 +4,13 @@ import dataclasses
 
 import pytest
 
+import forking
+from apr_jax.decode import Stop
+from apr_jax.evaluate import methods
 from apr_jax.evaluate.methods import ControlWords, RolloutConfig
+from apr_jax.tasks.countdown import solver as search
+from apr_jax.tasks.countdown.problems import Problem
+from apr_jax.tokenizer.load import load
 from configs import demo
 
 NAN, INFINITE = float("nan"), float("inf")
@@ -62,3 +68,25 @@ def test_samples_that_would_be_copies_are_refused():
 def test_evaluations_check_their_numbers(options, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(demo.config(), **options)
+
+
+def test_a_method_that_does_not_fit_its_sizes_is_refused_before_anything_is_decoded():
+    config = demo.config()
+    rollout = config.methods["self_consistency"].rollout
+    small = dataclasses.replace(rollout, samples=8, sizes=dataclasses.replace(rollout.sizes, threads=4))
+    with pytest.raises(ValueError, match="sizes.threads = 4: Samples opens 9 threads, so at least 9 are needed"):
+        methods.requests(config.task, [], small, load(config.tokenizer))
+
+
+def test_nothing_is_an_answer_where_the_model_gave_nan():
+    """Best-of-N would choose by a mean log-probability that is not a number."""
+    config = demo.config()
+    words = load(config.tokenizer)
+    question = Problem((22, 26, 31, 53), 27)
+    steps = search.solve(question.nums, question.target)
+    said = words.encode(f"<goal><join>{';'.join(steps)}<end>")
+    transcript = forking.played({(): said}, forking.Sequential(end=words.id("<end>")), words.encode("<s>27<go>"))
+    for stop, answered in ((Stop.END, True), (Stop.NOT_FINITE, False)):
+        ended = dataclasses.replace(transcript, stop=stop)
+        ((answer,),) = methods.read(config.task, [question], [ended], words, config.methods["sequential"].rollout)
+        assert (answer.sample.answer is not None) == answered == answer.sample.correct

@@ -20,7 +20,7 @@ from apr_jax.decode import state as states
 from apr_jax.decode.book import FINISHED, OPENED, RANDOM
 from apr_jax.decode.loop import Program
 from apr_jax.decode.placement import Placement
-from apr_jax.decode.problem import Problem, check, whole
+from apr_jax.decode.problem import Problem, check, check_seed
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.state import State
 from apr_jax.decode.transcript import Log, Source, Stop, ThreadRecord, Transcript, peak_context
@@ -139,9 +139,9 @@ class Engine:
         return self._run
 
     def create(self, seed: int) -> State:
-        """An empty state, born in its place on the mesh; `seed` is a whole number of 32 bits."""
-        seed = whole("seed", seed)
-        return self._create(np.asarray(jax.random.key_data(jax.random.key(seed, impl=RANDOM))))
+        """An empty state, born in its place on the mesh; `seed`: see `check_seed`."""
+        key = jax.random.key(np.uint32(check_seed(seed)), impl=RANDOM)
+        return self._create(np.asarray(jax.random.key_data(key)))
 
     def load(self, state: State, problems: Sequence[Problem]) -> State:
         """Put problems into the queue, which must be spent; at most Q per shard are taken, dealt over the shards."""

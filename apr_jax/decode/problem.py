@@ -1,7 +1,6 @@
 """A problem as the engine is given it, and what is refused before anything is decoded."""
 
 import dataclasses
-import math
 import operator
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from apr_jax.decode.sizes import Sizes
 
-_INT32 = np.iinfo(np.int32)
+_INT32, _FLOAT32 = np.iinfo(np.int32), np.finfo(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,28 +36,28 @@ class Problem:
     child_max_tokens: int = 0
 
 
-def whole(name: str, value: Any, least: int = _INT32.min, meaning: str = "") -> int:
-    """The number, if it is whole and fits 32 bits.
-
-    Args:
-        name: of the field, for the message.
-        least: smallest number allowed.
-        meaning: of the smallest number, for the message.
+def whole(name: str, value: Any, least: int = _INT32.min, most: int = _INT32.max) -> int:
+    """The number, if it is whole and in range.
 
     Raises:
-        ValueError: it is something else; the message has the field, the value and what is allowed.
+        ValueError: with the name, the value and what is allowed.
     """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} = {value!r}; a whole number is needed") from None
-    if not least <= number <= _INT32.max:
-        raise ValueError(f"{name} = {number}; allowed are {least}{meaning} .. {_INT32.max}")
-    return number
+    if (
+        isinstance(value, (bool, np.bool_))
+        or not hasattr(value, "__index__")
+        or not least <= operator.index(value) <= most
+    ):
+        raise ValueError(f"{name} is {value!r}; it must be a whole number of {least} .. {most}")
+    return operator.index(value)
+
+
+def check_seed(seed: int) -> int:
+    """The seed, unless it draws what another one draws: JAX keeps 32 bits of it."""
+    return whole("seed", seed, 0, 2**32 - 1)
 
 
 def check_sampling(given: Any, where: str = "") -> None:
-    """Refuse parameters of sampling and budgets that mean nothing.
+    """Refuse parameters of sampling and budgets that mean nothing, in the 32 bits in which sampling computes.
 
     Args:
         given: what has the fields `temperature`, `top_k`, `top_p`, `max_tokens` and `child_max_tokens`.
@@ -67,13 +66,16 @@ def check_sampling(given: Any, where: str = "") -> None:
     Raises:
         ValueError: with the field, its value and what is allowed.
     """
-    if not 0 <= given.temperature < math.inf:
-        raise ValueError(f"{where}temperature = {given.temperature}; a number from 0 (greedy) is needed")
-    if not 0 < given.top_p <= 1:
-        raise ValueError(f"{where}top_p = {given.top_p}; must be above 0 and at most 1 (1 is off)")
-    whole(f"{where}top_k", given.top_k, 0, " (off)")
-    whole(f"{where}max_tokens", given.max_tokens, 1)
-    whole(f"{where}child_max_tokens", given.child_max_tokens, 0, " (like max_tokens)")
+    if not 0 <= given.temperature <= _FLOAT32.max:
+        raise ValueError(
+            f"{where}temperature is {given.temperature}; it must be 0 (greedy) or more, up to {_FLOAT32.max:g}"
+        )
+    if not _FLOAT32.tiny <= given.top_p <= 1:
+        raise ValueError(
+            f"{where}top_p is {given.top_p}; it must be above 0 ({_FLOAT32.tiny:g} or more) and at most 1 (1 is off)"
+        )
+    for name, least in (("top_k", 0), ("max_tokens", 1), ("child_max_tokens", 0)):
+        whole(f"{where}{name}", getattr(given, name), least)
 
 
 def check(problem: Problem, vocabulary: int, sizes: Sizes) -> None:

@@ -5,6 +5,7 @@ once, and their wall time stands with each of the methods.
 """
 
 import dataclasses
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,6 +15,10 @@ from typing import Literal
 import numpy as np
 
 from apr_jax.decode import Engine, Problem, Progress, Sizes, Transcript
+from apr_jax.decode.loop import fit
+from apr_jax.decode.problem import check_sampling, whole
+from apr_jax.decode.sampling import COLDEST
+from apr_jax.decode.transcript import Stop
 from apr_jax.evaluate import metrics, select
 from apr_jax.evaluate.kept import Kept
 from apr_jax.evaluate.outcomes import Outcome, outcome, summary
@@ -29,8 +34,6 @@ from apr_jax.tokenizer import TextCodec
 from apr_jax.tokenizer.load import check_fits
 
 ProtocolName = Literal["sequential", "samples", "spawn_join"]
-LARGEST = int(np.iinfo(np.int32).max)
-TINY, HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)  # sampling computes in 32 bits
 SAMPLING = ("temperature", "top_k", "top_p", "max_tokens", "child_max_tokens")
 Selection = Literal["only", "majority", "logprob", "verifier"]
 
@@ -55,7 +58,7 @@ class ControlWords:
     gain: float = 1.0
 
     def __post_init__(self):
-        if not 0 < self.gain <= HUGE:
+        if not 0 < self.gain < math.inf:
             raise ValueError(f"gain is {self.gain}; it must be above 0 and finite")
 
     @property
@@ -103,26 +106,15 @@ class RolloutConfig:
     sizes: Sizes = Sizes()
 
     def __post_init__(self):
-        for name, least in dict(samples=1, max_depth=1, max_tokens=1, child_max_tokens=0, top_k=0).items():
-            value = getattr(self, name)
-            if type(value) is not int or not least <= value <= LARGEST:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of {least} .. {LARGEST}")
-        if not 0 <= self.temperature <= HUGE:
-            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or more, up to {HUGE:g}")
-        if not TINY <= self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be above 0 ({TINY:g} or more) and at most 1 (1 is off)")
-        if self.protocol == "samples" and self.samples > 1 and (self.temperature < TINY or self.top_k == 1):
+        check_sampling(self)
+        for name in ("samples", "max_depth"):
+            whole(name, getattr(self, name), 1)
+        if self.protocol == "samples" and self.samples > 1 and (self.temperature < COLDEST or self.top_k == 1):
             greedy = "top_k is 1" if self.top_k == 1 else f"temperature is {self.temperature:g}"
             raise ValueError(
                 f"{greedy}: the {self.samples} samples of each question would be copies of one answer; raise temperature (0.7, "
                 "say) and top_k, or take the protocol sequential"
             )
-
-
-def check_seed(seed: int) -> None:
-    """Refuse a seed that draws what another one draws, because JAX keeps 32 bits of it."""
-    if type(seed) is not int or not 0 <= seed < 1 << 32:
-        raise ValueError(f"seed is {seed!r}; it must be a whole number of 0 .. {(1 << 32) - 1}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,10 +210,12 @@ def requests(task: Task, questions: Sequence, config: RolloutConfig, words: Text
     """The questions as the engine wants them; their numbers are their places. The tokenizer may lack added control words.
 
     Raises:
-        ValueError: a question whose prompt is longer than the sizes allow, or of which the chat template makes nothing.
+        ValueError: a question whose prompt is longer than the sizes allow, or of which the chat template makes nothing, or sizes
+            in which the method cannot work.
     """
     sampling = {name: getattr(config, name) for name in SAMPLING}
     task, words = put(task, config), config.control.spoken(words)
+    fit(make_protocol(config, words), config.sizes)
     made = []
     for i, question in enumerate(questions):
         prompt = np.array(task.prompt(question, words), np.int32)
@@ -312,11 +306,15 @@ def read(
 ) -> list[list[Answer]]:
     """The answers of each transcript, graded: the root's, or where the root only reads the prompt its children's.
 
-    What a thread asks of its children is no answer of its own.
+    What a thread asks of its children is no answer of its own, and nothing is one where the model gave NaN.
     """
     said = lambda transcript, thread: _without_messages(transcript.generated(thread), config, words)
     answers = [
-        [(i, task.answer(said(transcript, i), words)) for i in _speakers(transcript)] for transcript in transcripts
+        [
+            (i, None if transcript.stop == Stop.NOT_FINITE else task.answer(said(transcript, i), words))
+            for i in _speakers(transcript)
+        ]
+        for transcript in transcripts
     ]
     # The same answer to the same question is graded once: verifiers may be slow.
     wanted = {(place, answer) for place, given in enumerate(answers) for _, answer in given if answer is not None}
