@@ -13,6 +13,8 @@ from experiments.benchmark.workers import gguf_file
 from experiments.benchmark.workers.serve import Measured, Options, serve, unsupported
 from experiments.benchmark.workloads import Feed, Threads, Workload
 
+CPU = Path("/proc/cpuinfo")
+
 
 class LlamaCpp:
     """A context of llama.cpp whose sequences share one cache."""
@@ -25,6 +27,10 @@ class LlamaCpp:
             unfinished.rename(path)
         llama_cpp.llama_backend_init()
         model = llama_cpp.llama_model_default_params()
+        # On processors with AMX it repacks weights for tiles and dies of a segmentation fault in the first product with them
+        # (ggml-org/llama.cpp issue 20824, pull request 26954): the fault is its own, so it runs there without.
+        repacks = "amx_int8" not in CPU.read_text() if CPU.exists() else True
+        model.use_extra_bufts = repacks
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), model)
         context = llama_cpp.llama_context_default_params()
         context.n_ctx, context.n_batch, context.n_seq_max = options.context, options.context, 64
@@ -38,6 +44,7 @@ class LlamaCpp:
         self.greedy = llama_cpp.llama_sampler_init_greedy()
         self.batch = llama_cpp.llama_batch_init(options.context, 0, 1)
         self.versions = {"llama-cpp-python": llama_cpp.__version__, "gguf": options.quantisation}
+        self.versions |= {} if repacks else {"llama.cpp repacking": "off, it dies of it on AMX"}
 
     def run(self, work: Workload) -> Measured:
         self.memory = llama_cpp.llama_get_memory(self.context)
