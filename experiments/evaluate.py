@@ -5,7 +5,7 @@
     python -m experiments.evaluate --config configs/language_math.py --problems-file my_questions.jsonl
     python -m experiments.evaluate --methods.apr.rollout.max-tokens 300 --only apr
 
-The folder of the results holds summary.json, config.json, report.md, samples.md (one transcript a method, to be read),
+The folder of the results holds summary.json, settings.json, report.md, samples.md (one transcript a method, to be read),
 transcripts_METHOD.jsonl (+ .npz), two plots, threads_METHOD.png (one problem that forked, solved if any was) and timeline.html.
 Ctrl-C ends it with exit code 130; the methods that are finished by then are written as always. What was decoded is kept in
 rollouts/ as soon as a method is done or was ended: the same command with `--resume True` decodes only what is missing.
@@ -34,6 +34,11 @@ from apr_jax.interrupt import Interrupt
 from apr_jax.tasks.task import Task
 from apr_jax.tokenizer import TextCodec
 from apr_jax.tokenizer.load import load
+
+WRITTEN = (
+    "summary.json", "report.md", "samples.md", "timeline.html", "transcripts_*", "accuracy_*.png", "threads_*.png",
+    "rollouts/*",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +102,12 @@ def describe(progress: Progress) -> str:
 
 
 def run(config: EvaluateConfig) -> dict[str, Result]:
-    """Run every method; rollouts that agree are decoded once."""
+    """Run every method; rollouts that agree are decoded once.
+
+    Raises:
+        ValueError, FileNotFoundError: something cannot be read, or `output` is not to be written to (`settings.claim`).
+    """
+    settings.claim(config, config.output, "output", WRITTEN)
     questions = config.task.questions(config.seed)
     words = load(config.tokenizer)
     earlier = begin(config, questions, words)

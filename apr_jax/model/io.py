@@ -10,6 +10,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from apr_jax import files
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import Model, Params, abstract_params, graph_of
 
@@ -29,6 +30,7 @@ def save(path: str | Path, model: Model, config: ModelConfig, storage: str | Non
     Raises:
       ValueError: the parameters do not fit the configuration.
     """
+    path = files.local(path, "path")
     check(f"the model to be saved in {path}", flatten(model.params), config)
     dtype = jnp.dtype(storage or config.param_dtype)
     tensors = {name: np.ascontiguousarray(np.asarray(x).astype(dtype)) for name, x in flatten(model.params).items()}
@@ -46,7 +48,7 @@ def load(path: str | Path) -> Model:
       ValueError: the file is truncated, is not of this format, or its tensors do not fit its configuration; the message
         names the tensors.
     """
-    if not Path(path).is_file():
+    if not files.local(path, "path").is_file():
         raise FileNotFoundError(f"no model file at {path}")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from apr_jax import sharding
+from apr_jax import files, sharding
 from apr_jax.model import io
 from apr_jax.model.config import DTYPES, ModelConfig
 from apr_jax.model.pretrained import configuration, gguf_file, names, stored
@@ -35,7 +35,7 @@ def load_pretrained(path: str | Path, mesh: sharding.Mesh | None = None, dtype: 
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
-    source = _open(Path(path))
+    source = _open(files.local(path, "path"))
     table = source.tensors.get(names.foreign("embed", source.column))
     dtype = dtype or (table.dtype if table and table.dtype in DTYPES else "float32")
     config = dataclasses.replace(source.config, dtype=dtype, param_dtype=dtype)

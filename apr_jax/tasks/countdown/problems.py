@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from apr_jax import files
 from apr_jax.tasks.countdown import solver
 
 Split = Literal["train", "val", "test"]
@@ -177,7 +178,7 @@ def read_jsonl(path: Path, setting: Setting | None = None) -> list[Problem]:
     Raises:
         ValueError: a line that is no such problem, named by file and line number; a file without problems.
     """
-    problems = []
+    path, problems = files.local(path, "problems_file"), []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         if not line.strip():
             continue
