@@ -1,5 +1,6 @@
 """Where a training run writes, and what it keeps when its numbers are not finite."""
 
+import asyncio
 import dataclasses
 import json
 import threading
@@ -129,6 +130,13 @@ def test_it_runs_outside_of_the_main_thread(toy, tmp_path):
     thread.start()
     thread.join()
     assert found and found[0].finished
+
+
+def test_it_runs_where_an_event_loop_runs_already(toy, tmp_path):
+    async def cell():  # of a notebook
+        return sft.run(at(toy, tmp_path))
+
+    assert asyncio.run(cell()).finished
 
 
 # ---- what is not finite
