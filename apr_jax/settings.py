@@ -13,11 +13,13 @@ import dataclasses
 import json
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import tyro
+
+from apr_jax import files
 
 FREE = {"free": True}
 """Metadata of a field that may differ when a run is resumed: it changes neither the data nor the numbers computed."""
@@ -25,6 +27,8 @@ CLASS = "class"
 """The key under which the dict of a dataclass says its class; no field can have this name."""
 MODULE = "config file "
 """How the names of the modules begin that configuration files become."""
+FILE = "settings.json"
+"""In a folder of results, the resolved configuration; models have a `config.json`."""
 
 
 def fail(message: str) -> NoReturn:
@@ -91,7 +95,7 @@ def parse(
     description = (
         f"Configuration: {path or (default if is_file else type(config).__name__)} (--config FILE.py for another)"
     )
-    return tyro.cli(
+    config = tyro.cli(
         type(config),
         prog=Path(sys.argv[0]).stem,
         description=description,
@@ -100,6 +104,14 @@ def parse(
         # Which of several dataclasses a field holds is said by the file; its fields are then options as everywhere.
         config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
     )
+    try:
+        for name, value in flatten(config).items():
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str):
+                    files.local(text, name)
+    except ValueError as error:
+        fail(str(error))
+    return config
 
 
 def _take(arguments: list[str], name: str) -> str | None:
@@ -175,10 +187,38 @@ def describe(config: Any) -> str:
 
 
 def save(config: Any, folder: str | Path) -> Path:
-    """Write the resolved configuration as `config.json` in `folder` (made if missing); returns the file's path."""
-    path = Path(folder) / "config.json"
+    """Write the resolved configuration as `settings.json` in `folder` (made if missing); returns the file's path."""
+    path = Path(folder) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    return path
+
+
+def claim(config: Any, folder: str | Path, field: str, names: Iterable[str]) -> Path:
+    """The folder that a program is to write results into, if that replaces nothing but results of its own.
+
+    Args:
+        config: that of the program.
+        folder: a new one, one of an earlier run of the program, or one that has no files of these names yet.
+        field: where the configuration names it, for messages.
+        names: patterns of what is written beside `settings.json`.
+
+    Raises:
+        ValueError: the folder is not on this machine, or is a file, holds a model, or files of these names that no earlier
+            run of the program has left.
+    """
+    path = files.local(folder, field)
+    advice = "give another folder; nothing is replaced there"
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{field}: {folder} is a file; give a folder")
+    if found := files.model_in(path):
+        raise ValueError(f"{field}: {folder} holds a model ({found}); {advice}")
+    taken = sorted(str(file.relative_to(path)) for name in (FILE, *names) for file in path.glob(name))
+    known = {entry.name for entry in dataclasses.fields(config)}
+    # Versions differ in some fields, programs in most; earlier versions called the file config.json.
+    saved = files.read_json(path / FILE).keys() or files.read_json(path / "config.json").keys()
+    if taken and not (saved and (saved <= known or known <= saved)):
+        raise ValueError(f"{field}: {folder} holds {taken[0]}, which no earlier run of this program has left; {advice}")
     return path
 
 

@@ -52,5 +52,5 @@ def config() -> SftConfig:
         evaluate_every=20,
         checkpoint_every=10,
         workdir="work/lora_smollm2",
-        export="work/smollm2_lora",
+        export="{workdir}/model",
     )

@@ -47,5 +47,4 @@ def config() -> SftConfig:
         steps=3_800,
         checkpoint_every=250,
         workdir="work/sft_apr",
-        export="work/sft_apr/model.safetensors",
     )

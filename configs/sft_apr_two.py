@@ -26,5 +26,4 @@ def config() -> SftConfig:
         steps=650,
         checkpoint_every=100,
         workdir="work/sft_apr_two",
-        export="work/sft_apr_two/model.safetensors",
     )

@@ -24,5 +24,4 @@ def config() -> SftConfig:
         data=data,
         rows_per_batch=3,
         workdir="work/sft_sos",
-        export="work/sft_sos/model.safetensors",
     )

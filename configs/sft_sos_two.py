@@ -24,5 +24,4 @@ def config() -> SftConfig:
         steps=780,
         checkpoint_every=100,
         workdir="work/sft_sos_two",
-        export="work/sft_sos_two/model.safetensors",
     )

@@ -58,6 +58,12 @@ class Compare:
     margin: float = 1e-4
     folder: Path = Path("work/compared")
 
+    def __post_init__(self):
+        if self.folder.resolve() == self.path.resolve():
+            raise ValueError(
+                f"folder is {self.folder}, the model that is compared; it would be replaced, give another one"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class Greedy:

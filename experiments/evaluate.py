@@ -5,7 +5,7 @@
     python -m experiments.evaluate --config configs/language_math.py --problems-file my_questions.jsonl
     python -m experiments.evaluate --methods.apr.rollout.max-tokens 300 --only apr
 
-The folder of the results holds summary.json, config.json, report.md, samples.md (one transcript a method, to be read),
+The folder of the results holds summary.json, settings.json, report.md, samples.md (one transcript a method, to be read),
 transcripts_METHOD.jsonl (+ .npz), two plots, threads_METHOD.png (one problem that forked, solved if any was) and timeline.html.
 Ctrl-C ends it with exit code 130; the methods that are finished by then are written as always. What was decoded is kept in
 rollouts/ as soon as a method is done or was ended, before it is judged: the same command with `--resume True` decodes only
@@ -39,6 +39,10 @@ from apr_jax.tokenizer.load import load
 
 Decoded = tuple[Kept, TextCodec]
 """What was decoded, and the tokenizer that reads it."""
+WRITTEN = (
+    "summary.json", "report.md", "samples.md", "timeline.html", "transcripts_*", "accuracy_*.png", "threads_*.png",
+    "rollouts/*",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +127,11 @@ def run(config: EvaluateConfig) -> dict[str, Result]:
     """Run every method; rollouts that agree are decoded once, and kept before they are judged.
 
     Methods that are finished are written, whatever becomes of the others.
+
+    Raises:
+        ValueError, FileNotFoundError: something cannot be read, or `output` is not to be written to (`settings.claim`).
     """
+    settings.claim(config, config.output, "output", WRITTEN)
     questions = config.task.questions(config.seed)
     words = load(config.tokenizer)
     plans = begin(config, questions, words)

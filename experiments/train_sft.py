@@ -3,8 +3,9 @@
     python -m experiments.train_sft --config configs/sft_apr.py --optimizer.learning-rate 1e-3 --workdir work/my_run
     python -m experiments.train_sft --config configs/lora_smollm2.py
 
-The data are made first if their folder is missing. Interrupted with Ctrl-C (or killed), the same command goes on where
-it was. Exit codes: 0 finished, 130 interrupted, 2 something in the configuration is wrong, 1 the loss is not finite.
+The data are made first if their folder is missing; the parameters go into the working folder (`--export` elsewhere).
+Interrupted with Ctrl-C (or killed), the same command goes on where it was. Exit codes: 0 finished, 130 interrupted, 2
+something in the configuration is wrong, 1 the loss, the gradient or a parameter is not finite.
 """
 
 import sys
@@ -20,8 +21,8 @@ def main(argv: Sequence[str]) -> int:
     print(settings.describe(config), flush=True)
     print(f"model: {config.model.parameters:,} parameters", flush=True)
     try:
-        if not data.is_made(config.data):
-            data.make(config.data, lambda line: print(line, flush=True))
+        sft.check_places(config)
+        data.make(config.data, lambda line: print(line, flush=True))
         result = sft.run(config)
     except (ValueError, FileNotFoundError) as error:
         settings.fail(str(error))

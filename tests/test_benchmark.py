@@ -76,6 +76,15 @@ def test_weights_are_written_once_and_read_as_they_are(tmp_path):
     assert not np.array_equal(load_pretrained(tmp_path, dtype="float32").params["embed"], model.params["embed"])
 
 
+def test_weights_of_somebody_else_are_not_replaced(tmp_path):
+    contents = {"config.json": '{"model_type": "llama"}', "mine.gguf": "x"}
+    for name, text in contents.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match="output: .* holds no random weights of the benchmark"):
+        weights.write(tmp_path, SMALL, seed=0)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == contents
+
+
 def row(name="vs_vllm", **options) -> Row:
     return Row(name, "tiny", Job(ENGINE, THREADS), Job(VLLM, THREADS), **{"target": 1.5, **options})
 

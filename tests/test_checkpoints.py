@@ -47,3 +47,17 @@ def test_donation_after_save(tmp_path):
         checkpoints.wait_until_finished()
         found = checkpoints.restore(jax.eval_shape(lambda: {"w": jnp.zeros(1 << 20)}))
     np.testing.assert_array_equal(found.state["w"], np.arange(1 << 20, dtype=np.float32))
+
+
+def test_a_checkpoint_of_another_kind_of_device_is_restored(tmp_path):
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, tree(3), {"position": 1})
+    (file,) = (tmp_path / "c").rglob("_sharding")
+    written = file.read_text()
+    assert "cpu:0" in written
+    file.write_text(written.replace("cpu:0", "cuda:0"))
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        found = checkpoints.restore(jax.eval_shape(lambda: tree(0)))
+    assert found.cursor == {"position": 1}
+    jax.tree.map(np.testing.assert_array_equal, data(found.state), data(tree(3)))
+    assert found.state["step"].devices() == {jax.devices()[0]}

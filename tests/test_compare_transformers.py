@@ -1,5 +1,7 @@
 """Greedy decoding by the engine is that of transformers, for random small models of Llama and Qwen3."""
 
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -62,3 +64,10 @@ def test_what_is_missing_is_named(options, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         compare_transformers.main(options)
     assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_the_model_that_is_compared_is_not_replaced():
+    with pytest.raises(
+        ValueError, match="folder is some/../some/model, the model that is compared; it would be replaced"
+    ):
+        compare_transformers.Compare(Path("some/model"), folder=Path("some/../some/model"))

@@ -45,7 +45,7 @@ def test_evaluate_leaves_what_it_says(results):
     assert entry["traces"] == 1
     assert sum(entry["stop_reasons"].values()) == 3
     assert f"{entry['accuracy']:.1%}".rstrip("%")[:2] in printed
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "settings.json").read_text())
     assert config["methods"]["apr"]["rollout"]["max_tokens"] == 500
     assert "max_tokens" in printed
     for name in ("accuracy_critical_path.png", "accuracy_peak_context.png", "timeline.html", "report.md"):

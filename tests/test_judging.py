@@ -290,7 +290,7 @@ def test_files_that_are_not_noted_are_not_trusted(folder, capsys):
     file.write_text(json.dumps(record))
     with pytest.raises(SystemExit):
         again(folder)
-    assert re.search(r"/model: was absent or not noted, is now", capsys.readouterr().err)
+    assert re.search(r"/model: was not noted, is now", capsys.readouterr().err)
 
 
 def test_a_task_of_the_same_fields_is_another(folder, capsys):

@@ -247,6 +247,14 @@ def test_bf16_storage(tmp_path):
     assert {x.dtype.name for x in jax.tree.leaves(loaded)} == {"bfloat16"}
 
 
+def test_numbers_that_storage_does_not_hold_are_not_lost(tmp_path):
+    model = transformer.init(CONFIG, jax.random.key(0))
+    large = dict(model.params) | {"embed": model.params["embed"].at[0, 0].set(1e5)}
+    with pytest.raises(ValueError, match="storage: float16 does not hold the largest numbers in embed; store float32"):
+        io.save(tmp_path / "m", transformer.Model(model.graph, large), CONFIG, "float16")
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_that_do_not_fit_are_refused(tmp_path):
     model = transformer.init(CONFIG, jax.random.key(0))
     path = tmp_path / "model"

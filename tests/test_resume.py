@@ -111,7 +111,7 @@ def test_what_belongs_to_another_evaluation_is_refused(folder, change, capsys):
     if change == "an option":
         options += ["--methods.sequential.rollout.max-tokens", "9"]
         message = r"resume: .*sequential\.json was made with another configuration \(rollout\.max_tokens: .*8.*9"
-    before = (folder / "whole" / "config.json").read_text()
+    before = (folder / "whole" / "settings.json").read_text()
     language_folder.write_questions(folder, questions(7 if change == "an option" else 8))
     try:
         with pytest.raises(SystemExit) as stopped:
@@ -120,7 +120,7 @@ def test_what_belongs_to_another_evaluation_is_refused(folder, change, capsys):
         language_folder.write_questions(folder, questions(7))
     assert stopped.value.code == 2
     assert re.search(message, capsys.readouterr().err)
-    assert (folder / "whole" / "config.json").read_text() == before
+    assert (folder / "whole" / "settings.json").read_text() == before
 
 
 def test_without_resume_nothing_old_is_kept(folder):

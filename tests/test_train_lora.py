@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +103,29 @@ def test_the_program_trains_resumes_merges_and_exports(run, tmp_path, monkeypatc
         assert set(rows_changed) <= set(run.lora.tokens) and len(rows_changed)
     saved = load(tmp_path / "parts" / "model")
     assert [saved.id(word) for word in WORDS] == [codec.id(word) for word in WORDS] == list(run.lora.tokens[1:])
+
+
+@pytest.mark.parametrize("replaced", ["base/model.safetensors", "log.jsonl"])
+def test_adapters_do_not_go_on_beside_another_base_or_on_other_data(replaced, run, tmp_path):
+    """What a run that goes on reads again has to be what it began with: neither is in its checkpoints."""
+    shutil.copytree(run.start, tmp_path / "base")
+    for end in (".jsonl", ".npz"):
+        shutil.copy(Path(run.data.transcripts[0]).with_suffix(end), tmp_path / f"log{end}")
+    logs = dataclasses.replace(run.data, folder=str(tmp_path / "data"), transcripts=(str(tmp_path / "log.jsonl"),))
+    config = dataclasses.replace(at(run, tmp_path / "run"), data=logs, start=str(tmp_path / "base"), steps=2)
+    data.make(logs, lambda line: None)
+    assert sft.run(config).finished
+    if replaced == "log.jsonl":
+        lines = (tmp_path / "log.jsonl").read_text().replace('"correct": false', '"correct": true', 1)
+        (tmp_path / "log.jsonl").write_text(lines)
+        shutil.rmtree(logs.folder)
+        data.make(logs, lambda line: None)
+    else:
+        model = load_pretrained(tmp_path / "base")
+        other = transformer.Model(model.graph, jax.tree.map(lambda leaf: leaf * 1.5, model.params))
+        save_pretrained(tmp_path / "base", other, tokenizer=CODEC)
+    with pytest.raises(ValueError, match=rf"made from other files \(.*{replaced}: was [\d,]+ bytes, SHA-256"):
+        sft.run(config)
 
 
 def test_only_adapters_are_in_the_state(run):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from apr_jax import files
+
 SCHEMA = 1
 
 
@@ -162,6 +164,7 @@ def write(path: Path, transcripts: Sequence[Transcript], text, extra: Iterable[d
         text: function from token ids to text.
         extra: one dict per transcript with further fields (answer, correct, nums ...), or nothing.
     """
+    path = files.local(path, "path")
     extra = list(extra) or [{} for _ in transcripts]
     with path.open("w") as file:
         for transcript, more in zip(transcripts, extra, strict=True):
@@ -193,6 +196,7 @@ def read(path: Path) -> Iterator[tuple[Transcript, dict]]:
     Raises:
         ValueError: a line of another schema version.
     """
+    path = files.local(path, "path")
     with np.load(path.with_suffix(".npz")) as archive:
         arrays = {name: archive[name] for name in archive.files}
     entry = seen = 0

@@ -136,15 +136,9 @@ def read(folder: Path, name: str, asked: Asked, prompts: Sequence[np.ndarray]) -
             raise ValueError(
                 f"resume: question {number + 1} is not the one that {file.with_suffix('.jsonl')} has, or is put otherwise; {advice}"
             )
-    if other := _replaced(record["asked"].get("files", {}), asked.files):
+    before = record["asked"].get("files", {})
+    if other := files.replaced(before, {**asked.files, **dict.fromkeys(before.keys() - asked.files.keys(), "absent")}):
         raise ValueError(f"resume: {file} was decoded with other files ({'; '.join(other)}); {advice}")
     progress = record["progress"] | {"shard_steps": tuple(record["progress"]["shard_steps"])}
     progress["stops"] = {Stop[stop.upper()]: count for stop, count in progress["stops"].items()}
     return Kept(finished, Progress(**progress), record["traces"])
-
-
-def _replaced(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """One line for each file that is not what it was; what was not noted is not known to be the same."""
-    names = dict.fromkeys([*now, *before])
-    lines = ((name, before.get(name, "absent or not noted"), now.get(name, "absent")) for name in names)
-    return [f"{name}: was {was}, is now {what}" for name, was, what in lines if was != what]

@@ -10,6 +10,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from apr_jax import files
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import Model, Params, abstract_params, graph_of
 
@@ -27,11 +28,15 @@ def save(path: str | Path, model: Model, config: ModelConfig, storage: str | Non
         `config.param_dtype`.
 
     Raises:
-      ValueError: the parameters do not fit the configuration.
+      ValueError: the parameters do not fit the configuration, or do not fit into `storage` (beyond 65504 in float16).
     """
+    path = files.local(path, "path")
     check(f"the model to be saved in {path}", flatten(model.params), config)
     dtype = jnp.dtype(storage or config.param_dtype)
     tensors = {name: np.ascontiguousarray(np.asarray(x).astype(dtype)) for name, x in flatten(model.params).items()}
+    lost = [n for n, x in flatten(model.params).items() if not np.array_equal(np.isfinite(x), np.isfinite(tensors[n]))]
+    if lost:
+        raise ValueError(f"storage: {dtype.name} does not hold the largest numbers in {', '.join(lost)}; store float32")
     temporary = Path(f"{path}.writing")
     metadata = {"format": FORMAT, "config": json.dumps(config.to_dict())}
     safetensors.numpy.save_file(tensors, temporary, metadata=metadata)
@@ -46,7 +51,7 @@ def load(path: str | Path) -> Model:
       ValueError: the file is truncated, is not of this format, or its tensors do not fit its configuration; the message
         names the tensors.
     """
-    if not Path(path).is_file():
+    if not files.local(path, "path").is_file():
         raise FileNotFoundError(f"no model file at {path}")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from apr_jax import files
 from apr_jax.tokenizer.codec import TextCodec
 from apr_jax.tokenizer.gguf_vocabulary import from_gguf
 from apr_jax.tokenizer.huggingface import HuggingFaceTokenizer
@@ -20,7 +21,7 @@ def load(path: str | Path) -> TextCodec:
         FileNotFoundError: there is nothing at `path`, or a folder without a tokenizer.
         ValueError: a file that cannot be read as what it is called.
     """
-    path = Path(path)
+    path = files.local(path, "path")
     if path.suffix == ".gguf":
         return from_gguf(path)
     if path.is_file():

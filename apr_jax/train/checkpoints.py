@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from apr_jax import files
+
 T = TypeVar("T")
 
 
@@ -41,7 +43,7 @@ class Checkpoints:
             keep: how many of the newest are kept.
         """
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+        self._manager = ocp.CheckpointManager(files.local(folder, "folder").absolute(), options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -70,6 +72,12 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), cursor=ocp.args.JsonSave(cursor))
         self._manager.save(step, args=args)
 
+    def delete(self, step: int) -> None:
+        """Removes the checkpoint of a step, if there is one."""
+        self.wait_until_finished()
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
+
     def cursor(self, step: int | None = None) -> dict[str, Any]:
         """What was saved beside the arrays of a step (the newest one by default), without reading the arrays."""
         step = self.latest if step is None else step
@@ -79,7 +87,8 @@ class Checkpoints:
         """Reads a checkpoint.
 
         Args:
-            abstract: the tree of `jax.ShapeDtypeStruct`s (with shardings, if they are to be on more than one device).
+            abstract: the tree of `jax.ShapeDtypeStruct`s; where one has no sharding, the array goes to the first device that
+                is here, whatever it was saved from.
             step: which; the newest one by default.
 
         Raises:
@@ -88,7 +97,9 @@ class Checkpoints:
         step = self.latest if step is None else step
         if step is None:
             raise FileNotFoundError(f"there is no complete checkpoint in {self._manager.directory}")
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), cursor=ocp.args.JsonRestore())
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        placed = jax.tree.map(lambda leaf: leaf.update(sharding=leaf.sharding or here), abstract)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(placed), cursor=ocp.args.JsonRestore())
         found = self._manager.restore(step, args=args)
         return Restored(step, found.state, found.cursor)
 

@@ -1,8 +1,9 @@
 """Training data of Countdown: demonstrations drawn ahead of time, packed in rows on disk, with their tokenizer.
 
 A data folder holds `tokenizer.model`, `train/` and `held_out/` (see `rows`) and, written last, `data.json` with the
-configuration and counts. Demonstrations are numbered and drawn in blocks, so the folder does not depend on how many
-processes wrote it.
+configuration, what it was made from, and counts. Nothing that exists is ever replaced: a folder is made whole where none
+is, or taken as it is if it is the one that the configuration describes. Demonstrations are numbered and drawn in blocks, so
+the folder does not depend on how many processes wrote it.
 """
 
 import concurrent.futures
@@ -17,7 +18,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from apr_jax import settings, tokenizer
+from apr_jax import files, settings, tokenizer
 from apr_jax.model.transformer import Model
 from apr_jax.tasks.countdown import compact, demonstrations, problems
 from apr_jax.tasks.countdown.demonstrations import DemonstrationConfig, Method
@@ -25,6 +26,7 @@ from apr_jax.train import packing, rows
 from apr_jax.train.packing import Count, Rows
 from apr_jax.train.rows import RowStore
 
+FACTS = "data.json"
 BLOCK = 500  # demonstrations that are packed together
 CLASSES = {
     "number": tuple(map(str, range(1000))),
@@ -87,6 +89,10 @@ class DataConfig:
         if not self.mixture:
             raise ValueError("mixture is empty; give at least one Part")
 
+    def made_from(self) -> dict[str, str]:
+        """The files that the data are made from: none, demonstrations are drawn."""
+        return {}
+
     def write(self, folder: Path, report: Callable[[str], None]) -> dict[str, Count]:
         """Draw, pack and write all that the folder holds; it is there and empty. Returns counts by split."""
         return _write(self, folder, report)
@@ -101,6 +107,8 @@ class Data(Protocol):
 
     folder: str
 
+    def made_from(self) -> dict[str, str]: ...
+
     def write(self, folder: Path, report: Callable[[str], None]) -> dict[str, Count]: ...
 
     def fit(self, model: Model) -> Model: ...
@@ -114,35 +122,29 @@ class Dataset:
         train, held_out: packed rows.
         vocabulary: ids the tokenizer has.
         members: token ids by class of token.
+        made_from: the identity of each file that the rows were made from, by its path.
     """
 
     train: RowStore
     held_out: RowStore
     vocabulary: int
     members: dict[str, list[int]]
+    made_from: dict[str, str]
 
     @classmethod
     def open(cls, config: Data) -> "Dataset":
         """Opens the folder of a configuration.
 
         Raises:
-            FileNotFoundError: it is not there, or not complete.
-            ValueError: it was made with other settings.
+            FileNotFoundError: it is not there.
+            ValueError: it holds something else, see `is_made`.
         """
-        path = Path(config.folder) / "data.json"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{config.folder} holds no complete data; write it with `python -m experiments.make_data`"
-            )
-        facts = json.loads(path.read_text())
-        changed = settings.differences(config, facts["config"])
-        if changed:
-            raise ValueError(
-                f"data.folder: {config.folder} was made with other settings ({'; '.join(changed)}); "
-                "give another folder, or remove it to have it made anew"
-            )
-        train, held_out = (RowStore.open(path.parent / name) for name in ("train", "held_out"))
-        return cls(train, held_out, facts["vocabulary"], facts["classes"])
+        if not is_made(config):
+            raise FileNotFoundError(f"{config.folder} holds no data; write them with `python -m experiments.make_data`")
+        folder = Path(config.folder)
+        facts = files.read_json(folder / FACTS)
+        train, held_out = (RowStore.open(folder / name) for name in ("train", "held_out"))
+        return cls(train, held_out, facts["vocabulary"], facts["classes"], facts.get("made_from", {}))
 
     def classes(self, vocabulary: int) -> tuple[np.ndarray, tuple[str, ...]]:
         """The class of every id of a model's vocabulary, Int32 [V], and the names of the classes ("other" last)."""
@@ -153,32 +155,62 @@ class Dataset:
 
 
 def is_made(config: Data) -> bool:
-    """Whether the folder holds complete data (of whatever settings)."""
-    return (Path(config.folder) / "data.json").is_file()
+    """Whether the folder holds the data of a configuration; False if there is no such folder, or nothing in it.
+
+    Files that the data were made from and that are no longer there are taken to be those.
+
+    Raises:
+        ValueError: something else is there: data of other settings, of files that were replaced since, or no data.
+    """
+    folder = files.local(config.folder, "data.folder")
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+        return False
+    facts = files.read_json(folder / FACTS)
+    if not {"config", "vocabulary", "counts"} <= facts.keys():
+        raise ValueError(
+            f"data.folder: {folder} is there and holds no data of this program; give another one, nothing is replaced there"
+        )
+    changed = settings.differences(config, facts["config"])
+    changed += files.replaced(facts.get("made_from", {}), config.made_from())
+    if changed:
+        raise ValueError(
+            f"data.folder: {folder} was made with other settings or from other files ({'; '.join(changed)}); "
+            "give another folder, or remove it to have it made anew"
+        )
+    return True
 
 
 def make(config: Data, report: Callable[[str], None] = print) -> dict[str, Count]:
-    """Draw, pack and write the data of a configuration; returns the counts of "train" and "held_out".
+    """Draw, pack and write the data of a configuration if they are not there; returns the counts of "train" and "held_out".
 
-    They are written to a folder of their own beside `config.folder` and moved there when they are complete: data that
-    are being read stay as they are, and two programs that make the same data do not meet.
+    They are written to a folder of their own beside `config.folder` and moved there when they are complete: two programs
+    that make the same data do not meet.
+
+    Raises:
+        ValueError: something else is in the folder, see `is_made`; or the configuration's `write` raises it.
     """
-    target = Path(config.folder)
+    if is_made(config):
+        report(f"{config.folder} holds these data already")
+        counts = files.read_json(Path(config.folder) / FACTS)["counts"]
+        return {name: Count(**count) for name, count in counts.items()}
+    target = Path(config.folder).resolve()  # a link may lead to a folder on another disk
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{target.name}.partial-", dir=target.parent) as parent:
         folder = Path(parent) / target.name
         folder.mkdir()
         counts = config.write(folder, report)
-        if target.exists():
-            target.rename(Path(parent) / "replaced")
-        folder.rename(target)
+        try:
+            folder.rename(target)  # an empty folder gives way, nothing else does
+        except OSError:
+            if not is_made(config):  # another program was faster
+                raise
     return counts
 
 
 def _write(config: DataConfig, folder: Path, report: Callable[[str], None]) -> dict[str, Count]:
     words = tokenizer.compact(config.whole)
     words.save(folder / "tokenizer.model")
-    counts = {}
+    counts: dict[str, Count] = {}
     for split, name, wanted in (("val", "held_out", config.held_out), ("train", "train", config.train)):
         counts[name] = Count()
         parts = _count(_blocks(config, split, wanted), counts, name, wanted, report)
@@ -186,17 +218,22 @@ def _write(config: DataConfig, folder: Path, report: Callable[[str], None]) -> d
         report(f"{name}: {sentence(counts[name])}")
     known = {words.piece(i): i for i in range(words.size)}
     classes = {name: [known[piece] for piece in pieces if piece in known] for name, pieces in CLASSES.items()}
-    write_facts(folder, config, words.size, classes, counts)
+    write_facts(folder, config, {}, words.size, classes, counts)
     return counts
 
 
 def write_facts(
-    folder: Path, config: Data, vocabulary: int, classes: Mapping[str, Sequence[int]], counts: Mapping[str, Count]
+    folder: Path,
+    config: Data,
+    made_from: Mapping[str, str],
+    vocabulary: int,
+    classes: Mapping[str, Sequence[int]],
+    counts: Mapping[str, Count],
 ) -> None:
     """Say in `data.json` what a folder holds; written last, it makes the folder complete."""
-    facts = {"config": settings.to_dict(config), "vocabulary": vocabulary, "classes": classes}
+    facts = {"config": settings.to_dict(config), "made_from": made_from, "vocabulary": vocabulary, "classes": classes}
     facts["counts"] = {name: dataclasses.asdict(count) for name, count in counts.items()}
-    (folder / "data.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def sentence(count: Count) -> str:

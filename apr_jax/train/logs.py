@@ -4,13 +4,14 @@ Kept to those whose answer is right, this is rejection sampling: a model learns 
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from apr_jax import settings
+from apr_jax import files, settings
 from apr_jax.decode import transcript as transcripts
 from apr_jax.decode.transcript import Log, Transcript, peak_context
 from apr_jax.model.pretrained import with_control_words
@@ -18,6 +19,8 @@ from apr_jax.model.transformer import Model
 from apr_jax.tokenizer.load import load
 from apr_jax.train import data, packing, rows
 from apr_jax.train.packing import Count
+
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,7 @@ class LogData:
         control_words: words that were added to it, in the order they were added.
         gain: of their rows in the model (see `apr_jax.model.pretrained.add_control_tokens`).
         correct: leave out what led to a wrong answer: transcripts, and of samples each that is wrong (`right`).
-        held_out: one transcript of so many is held out.
+        held_out: one question of so many is held out, with all of its transcripts.
         length: S, entries of a row.
         threads: U, threads of a row.
         too_long: "drop" leaves threads out that are longer than a row, and counts them; "error" stops.
@@ -61,25 +64,36 @@ class LogData:
         """A pretrained model with rows for the control words of these data."""
         return with_control_words(model, load(self.tokenizer), self.control_words, gain=self.gain)[0]
 
+    def made_from(self) -> dict[str, str]:
+        """The identity of the files of transcripts and of the tokenizer, by their paths, of those that are there."""
+        found = files.identities(files.local(self.tokenizer, "data.tokenizer"), TOKENIZER)
+        for name in self.transcripts:
+            path = files.local(name, "data.transcripts")
+            found |= files.identities(path) | files.identities(path.with_suffix(".npz"))
+        return found
+
     def write(self, folder: Path, report: Callable[[str], None]) -> dict[str, Count]:
         """Read, choose, pack and write; see `apr_jax.train.data.make`.
 
         Raises:
             FileNotFoundError: a file of transcripts is missing.
-            ValueError: too few transcripts are left to hold one out.
+            ValueError: too few questions are left to hold one out.
         """
+        made_from = self.made_from()  # as they are now: a file that is replaced while it is read is told later
         words = load(self.tokenizer).with_control_words(self.control_words)
-        kept = self._read(report)
-        if len(kept) < self.held_out:
+        kept, questions = self._read(report)
+        count = len(set(questions))
+        if count < self.held_out:
             raise ValueError(
-                f"transcripts: {len(kept)} are left to train on, and one of {self.held_out} is to be held out; give more "
-                f"files, lower held_out{', or set correct to False' if self.correct else ''}"
+                f"transcripts: of their questions {count} are left to train on, and one of {self.held_out} is to be held out; "
+                f"give more files, lower held_out{', or set correct to False' if self.correct else ''}"
             )
+        apart = held_out(questions, self.held_out)
         # A vocabulary that is padded in the model has ids beyond the tokenizer's, which may be sampled.
         vocabulary = max(words.size, *(int(t.log.token.max()) + 1 for t in kept))
         splits = {
-            "held_out": kept[self.held_out - 1 :: self.held_out],
-            "train": [t for i, t in enumerate(kept) if i % self.held_out != self.held_out - 1],
+            "held_out": [t for t, question in zip(kept, questions, strict=True) if question in apart],
+            "train": [t for t, question in zip(kept, questions, strict=True) if question not in apart],
         }
         counts = {}
         for name, chosen in splits.items():
@@ -88,25 +102,29 @@ class LogData:
             report(f"{name}: {data.sentence(counts[name])}")
         words.save_folder(folder)
         classes = {"control": [words.id(word) for word in self.control_words], "end": [words.eos]}
-        data.write_facts(folder, self, vocabulary, classes, counts)
+        data.write_facts(folder, self, made_from, vocabulary, classes, counts)
         return counts
 
-    def _read(self, report: Callable[[str], None]) -> list[Transcript]:
+    def _read(self, report: Callable[[str], None]) -> tuple[list[Transcript], list[str]]:
+        """The transcripts that are taken, and the question of each."""
         kept: list[Transcript] = []
+        questions: list[str] = []
         for file in self.transcripts:
             if not Path(file).is_file():
                 raise FileNotFoundError(f"transcripts: there is no file {file}; `experiments.evaluate` writes them")
             pairs = list(transcripts.read(Path(file)))
-            chosen = [t for t, _ in pairs]
+            chosen = pairs
             if self.correct:
-                parts = (right(t, line, f"{file}:{i}") for i, (t, line) in enumerate(pairs, start=1))
-                chosen = [part for part in parts if part is not None]
+                parts = ((right(t, line, f"{file}:{i}"), line) for i, (t, line) in enumerate(pairs, start=1))
+                chosen = [(part, line) for part, line in parts if part is not None]
+            taken = [transcript for transcript, _ in chosen]
             report(
-                f"{file}: {len(chosen):,} of {len(pairs):,} transcripts are taken, {_sampled(chosen):,} of "
+                f"{file}: {len(chosen):,} of {len(pairs):,} transcripts are taken, {_sampled(taken):,} of "
                 f"{_sampled([t for t, _ in pairs]):,} sampled tokens"
             )
-            kept += chosen
-        return kept
+            kept += taken
+            questions += [question_of(line) for _, line in chosen]
+        return kept, questions
 
 
 def right(transcript: Transcript, line: Mapping[str, Any], name: str) -> Transcript | None:
@@ -167,3 +185,16 @@ def only(transcript: Transcript, children: Sequence[int], name: str) -> Transcri
 
 def _sampled(found: Sequence[Transcript]) -> int:
     return sum(int(transcript.log.sampled.sum()) for transcript in found)
+
+
+def question_of(line: Mapping[str, Any]) -> str:
+    """What tells the question of a transcript's line from others: its text; where it has none, its number."""
+    return line.get("question") or f"problem {line['problem']}"
+
+
+def held_out(questions: Sequence[str], every: int) -> set[str]:
+    """One question of `every`, whatever file it stands in and where: those whose hashes come first."""
+    drawn = sorted(
+        set(questions), key=lambda question: hashlib.sha256(question.encode(errors="surrogatepass")).digest()
+    )
+    return set(drawn[: len(drawn) // every])

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from apr_jax.model import transformer
@@ -90,3 +91,12 @@ def rows_loss(
     x, _ = transformer.hidden(graph, params, rows.token, rows.position, attend, memory, remat)
     sums = cross_entropy(transformer.logits(graph, params, x), rows.label, rows.weight, classes, count)
     return sums.loss, sums
+
+
+def summarise(sums: Sums, names: tuple[str, ...]) -> dict[str, float]:
+    """Sums as numbers to report: loss (nats per label), accuracy, and accuracy by class of label."""
+    labels, correct = np.asarray(sums.labels, np.float64), np.asarray(sums.correct, np.float64)
+    values = {"loss": float(sums.nll) / max(float(sums.weight), 1e-9), "accuracy": correct.sum() / max(labels.sum(), 1)}
+    for name, right, all_ in zip(names, correct, labels, strict=True):
+        values[f"accuracy/{name}"] = right / max(all_, 1)
+    return {name: float(value) for name, value in values.items()}

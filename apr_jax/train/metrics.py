@@ -9,6 +9,8 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from apr_jax import files
+
 
 class Metrics:
     """Writes numbers by step to `metrics.jsonl` and to TensorBoard event files in one folder."""
@@ -21,7 +23,7 @@ class Metrics:
             from_step: the run goes on from here; what an earlier attempt wrote about later steps is dropped.
             tensorboard: write event files as well.
         """
-        folder = Path(folder)
+        folder = files.local(folder, "folder")
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         if self.path.exists():

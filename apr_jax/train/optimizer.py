@@ -40,6 +40,8 @@ class OptimizerConfig:
         for name in ("learning_rate", "epsilon", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.learning_rate == float("inf"):
+            raise ValueError("learning_rate is inf; it must be finite")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed are 0 up to, not including, 1")

@@ -8,6 +8,7 @@ and the configuration. A run that is interrupted and started again ends with the
 """
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,22 +20,25 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, Key
 
-from apr_jax import settings
+from apr_jax import files, settings
 from apr_jax.interrupt import Interrupt
-from apr_jax.model import io, transformer
+from apr_jax.model import transformer
 from apr_jax.model.config import PRESETS, ModelConfig
-from apr_jax.model.pretrained import load_pretrained, save_pretrained
-from apr_jax.tokenizer.load import load
-from apr_jax.train import lora, optimizer
+from apr_jax.train import lora, optimizer, weights
 from apr_jax.train.checkpoints import Checkpoints
 from apr_jax.train.data import DataConfig, Dataset
 from apr_jax.train.logs import LogData
 from apr_jax.train.lora import Lora
-from apr_jax.train.losses import Sums, rows_loss
+from apr_jax.train.losses import rows_loss, summarise
 from apr_jax.train.metrics import Metrics, ProgressReport
 from apr_jax.train.optimizer import OptimizerConfig
 from apr_jax.train.packing import Rows
 from apr_jax.train.rows import RowStore, order
+
+DIVERGED = "diverged.json"
+"""In the working folder of a run whose numbers were not finite any more, the newest checkpoint that was left by then."""
+WRITTEN = ("metrics.jsonl", "checkpoints/*", DIVERGED, weights.NOTE)
+"""What a run writes into its working folder, beside its settings, its export and TensorBoard's files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +61,7 @@ class SftConfig:
         log_every, evaluate_every, checkpoint_every: steps between reports, held-out evaluations, checkpoints (free).
         workdir: folder for checkpoints, metrics and the resolved configuration (free).
         export: where the trained parameters go, adapters merged into them: a `.safetensors` file of ours, or a folder as
-            `transformers` reads it, tokenizer included; empty: nowhere (free).
+            `transformers` reads it, tokenizer included; `{workdir}` stands for the working folder, empty: nowhere (free).
         tensorboard: write event files beside `metrics.jsonl` (free).
     """
 
@@ -76,7 +80,7 @@ class SftConfig:
     evaluate_every: int = dataclasses.field(default=250, metadata=settings.FREE)
     checkpoint_every: int = dataclasses.field(default=250, metadata=settings.FREE)
     workdir: str = dataclasses.field(default="work/sft", metadata=settings.FREE)
-    export: str = dataclasses.field(default="work/sft/model.safetensors", metadata=settings.FREE)
+    export: str = dataclasses.field(default="{workdir}/model.safetensors", metadata=settings.FREE)
     tensorboard: bool = dataclasses.field(default=True, metadata=settings.FREE)
 
     def __post_init__(self):
@@ -87,6 +91,11 @@ class SftConfig:
             raise ValueError("model.int8_weights is True; int8 is for decoding and has no gradients, train with False")
         if self.lora and not self.start:
             raise ValueError("start is empty; adapters (lora) are trained beside the parameters of a model, name it")
+
+    @property
+    def exported(self) -> Path | None:
+        """Where the trained parameters go."""
+        return files.local(self.export.replace("{workdir}", self.workdir), "export") if self.export else None
 
 
 @jax.tree_util.register_dataclass
@@ -153,7 +162,7 @@ def make_step(
     config: SftConfig,
     classes: np.ndarray,
     count: int,
-    weights: np.ndarray | None = None,
+    label_weight: np.ndarray | None = None,
     base: transformer.Params | None = None,
 ) -> Callable[[TrainState, Rows], tuple[TrainState, dict]]:
     """The compiled training step; it consumes (donates) the state it is given.
@@ -162,7 +171,7 @@ def make_step(
         config: of the run.
         classes: class of every token id, Int [V].
         count: number of classes.
-        weights: weight of every token id as a label, Float [V]; None: all 1.
+        label_weight: weight of every token id as a label, Float [V]; None: all 1.
         base: parameters that adapters stand beside; None: there are no adapters.
 
     Returns:
@@ -173,8 +182,8 @@ def make_step(
     rate = optimizer.schedule(config.optimizer, config.steps)
 
     def step(state: TrainState, rows: Rows, base) -> tuple[TrainState, dict[str, Any]]:
-        if weights is not None:
-            rows = dataclasses.replace(rows, weight=rows.weight * jnp.asarray(weights)[rows.label])
+        if label_weight is not None:
+            rows = dataclasses.replace(rows, weight=rows.weight * jnp.asarray(label_weight)[rows.label])
 
         def loss(params):
             return rows_loss(graph, whole(config, params, base), rows, classes, count, config.chunk, config.remat)
@@ -213,22 +222,25 @@ def make_evaluation(
     return evaluate
 
 
-def summarise(sums: Sums, names: tuple[str, ...]) -> dict[str, float]:
-    """Sums as numbers to report: loss (nats per label), accuracy, and accuracy by class of label."""
-    labels, correct = np.asarray(sums.labels, np.float64), np.asarray(sums.correct, np.float64)
-    values = {"loss": float(sums.nll) / max(float(sums.weight), 1e-9), "accuracy": correct.sum() / max(labels.sum(), 1)}
-    for name, right, all_ in zip(names, correct, labels, strict=True):
-        values[f"accuracy/{name}"] = right / max(all_, 1)
-    return {name: float(value) for name, value in values.items()}
+def check_places(config: SftConfig) -> None:
+    """Refuse to write where something else would be lost, before anything is computed.
+
+    Raises:
+        ValueError: `workdir` or `export` holds what this run has not written, or cannot be written.
+    """
+    workdir = settings.claim(config, config.workdir, "workdir", WRITTEN)
+    if config.exported:
+        weights.is_exported(config.exported, workdir)
 
 
 def run(config: SftConfig) -> Result:
     """Train to the end, or until SIGINT or SIGTERM; goes on from the checkpoints in `workdir` if there are any.
 
     Raises:
-        ValueError: the data do not fit the model, or the checkpoints are those of another configuration.
-        FloatingPointError: the loss is not finite.
+        ValueError: the data do not fit the model, the checkpoints are those of another configuration, or see `check_places`.
+        FloatingPointError: the loss, the gradient or a parameter is not finite; the last good state stays.
     """
+    check_places(config)
     data = Dataset.open(config.data)
     if data.vocabulary > config.model.vocabulary:
         raise ValueError(
@@ -237,11 +249,13 @@ def run(config: SftConfig) -> Result:
         )
     classes, names = data.classes(config.model.vocabulary)
     with Checkpoints(Path(config.workdir) / "checkpoints") as checkpoints, Interrupt() as interrupt:
-        state, position = _restore_or_init(config, checkpoints)
-        base = _load(config) if config.lora else None
+        # What a run that goes on reads again: the data, and the parameters that adapters stand beside.
+        made_from = data.made_from | (weights.made_from(config.start) if config.lora else {})
+        state, position = _restore_or_init(config, checkpoints, made_from)
+        base = weights.load(config.start, config.model, config.data) if config.lora else None
         settings.save(config, config.workdir)
         step = make_step(config, classes, len(names), label_weights(config, classes, names), base)
-        loop = _Loop(config, data, step, names, checkpoints, interrupt)
+        loop = _Loop(config, data, made_from, step, names, checkpoints, interrupt)
         evaluate = make_evaluation(config, data.held_out, classes, names, base)
         first = int(state.step)
         with (
@@ -252,60 +266,52 @@ def run(config: SftConfig) -> Result:
                 progress.note(f"resumed at step {first} from {config.workdir}")
             state, step, held_out = loop.run(state, first, position, evaluate, metrics, progress)
         if step == config.steps:
-            if config.export:
-                export(config, state.params, base)
-            progress.note(f"finished; parameters are in {config.export or config.workdir}")
+            if config.exported:
+                _export(config, state.params, base)
+            progress.note(f"finished; parameters are in {config.exported or config.workdir}")
         else:
             progress.note(f"interrupted at step {step}, which is saved; run the same command again to go on")
     return Result(step, step == config.steps, held_out, state)
 
 
-def _restore_or_init(config: SftConfig, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+def _restore_or_init(config: SftConfig, checkpoints: Checkpoints, made_from: dict[str, str]) -> tuple[TrainState, int]:
     """The state to go on from and the position in the data."""
     if checkpoints.latest is None:
         state = jax.jit(initial_state, static_argnums=0)(config)
-        plain = config.start and not config.lora
-        return (dataclasses.replace(state, params=_load(config)) if plain else state), 0
-    changed = settings.differences(config, checkpoints.cursor()["config"])
+        if config.start and not config.lora:
+            state = dataclasses.replace(state, params=weights.load(config.start, config.model, config.data))
+        return state, 0
+    cursor = checkpoints.cursor()
+    changed = settings.differences(config, cursor["config"])
+    diverged = files.read_json(Path(config.workdir) / DIVERGED)
+    if diverged and diverged["checkpoint"] == checkpoints.latest:  # the advice of `_Loop._diverged` is followed
+        free = lambda line: line.startswith("optimizer.") and not line.startswith("optimizer.kind:")
+        changed = [line for line in changed if not free(line)]
+    if "made_from" in cursor:  # earlier versions did not note it
+        changed += files.replaced(cursor["made_from"], made_from)
     if changed:
         raise ValueError(
-            f"{config.workdir} holds a run with another configuration ({'; '.join(changed)}); "
-            "give these fields their old values to go on with it, or choose another --workdir"
+            f"{config.workdir} holds a run with another configuration or made from other files ({'; '.join(changed)}); "
+            "give these their old values to go on with it, or choose another --workdir"
         )
     restored = checkpoints.restore(jax.eval_shape(lambda: initial_state(config)))
     return restored.state, restored.cursor["position"]
 
 
-def _load(config: SftConfig) -> transformer.Params:
-    """The parameters that `start` names; they must be those of the same model."""
-    pretrained = _pretrained(config.start)
-    dtype = config.model.param_dtype
-    model = config.data.fit(load_pretrained(config.start, dtype=dtype)) if pretrained else io.load(config.start)
-    if model.config != config.model:
-        changed = settings.differences(config.model, settings.to_dict(model.config))
-        raise ValueError(f"start: {config.start} holds another model ({'; '.join(changed)})")
-    return model.params
-
-
-def _pretrained(path: str) -> bool:
-    return path.endswith(".gguf") or Path(path).is_dir()
-
-
-def export(config: SftConfig, params: transformer.Params, base: transformer.Params | None) -> None:
-    """Write what was trained as `config.export` says, adapters merged into the base."""
-    params = params if base is None else lora.merge(config.lora, base, params)
-    model = transformer.Model(transformer.graph_of(config.model), params)
-    if config.export.endswith(".safetensors"):
-        io.save(config.export, model, config.model)
-    else:
-        source = config.start if _pretrained(config.start) else None
-        save_pretrained(config.export, model, source, tokenizer=load(config.data.folder))
+def _export(config: SftConfig, params: transformer.Params, base: transformer.Params | None) -> None:
+    """Write what was trained as `config.export` says, unless this run has done so; adapters are merged into the base."""
+    workdir = Path(config.workdir)
+    if not weights.is_exported(config.exported, workdir):
+        params = params if base is None else lora.merge(config.lora, base, params)
+        model = transformer.Model(transformer.graph_of(config.model), params)
+        weights.write(config.exported, workdir, model, config.start, config.data)
 
 
 @dataclasses.dataclass
 class _Loop:
     config: SftConfig
     data: Dataset
+    made_from: dict[str, str]
     step: Callable
     names: tuple[str, ...]
     checkpoints: Checkpoints
@@ -332,9 +338,11 @@ class _Loop:
                 held_out = {f"held_out/{name}": value for name, value in evaluate(state.params).items()}
                 metrics.write(done, held_out)
                 progress.report(done, held_out)
+                if not np.isfinite(held_out["held_out/loss"]):
+                    raise self._diverged(done, done, f"the held-out loss is {held_out['held_out/loss']}")
                 clock = time.monotonic()
             if done % config.checkpoint_every == 0:
-                clock = self._report(done, pending, clock, metrics, progress)  # a state that is not finite is not saved
+                clock = self._report(done, pending, clock, metrics, progress)
                 pending = []
                 self._save(done, state, position)
         self._report(done, pending, clock, metrics, progress)
@@ -342,7 +350,11 @@ class _Loop:
         return state, done, held_out
 
     def _save(self, done: int, state: TrainState, position: int) -> None:
-        self.checkpoints.save(done, state, {"position": position, "config": settings.to_dict(self.config)})
+        """Saves the state; the steps to it have been reported."""
+        if names := weights.not_finite((state.params, state.optimizer)):
+            raise self._diverged(done, done, f"numbers are not finite in {len(names)} arrays of the state ({names[0]})")
+        cursor = {"position": position, "config": settings.to_dict(self.config)}
+        self.checkpoints.save(done, state, cursor | {"made_from": self.made_from})
 
     def _report(self, step: int, pending: list, clock: float, metrics: Metrics, progress: ProgressReport) -> float:
         """Writes the means over the pending steps; returns the time."""
@@ -351,15 +363,29 @@ class _Loop:
         outputs = jax.device_get([output for output, _ in pending])
         values = summarise(jax.tree.map(lambda *xs: np.sum(xs, axis=0), *[o["sums"] for o in outputs]), self.names)
         now = time.monotonic()
-        values["gradient_norm"] = float(np.mean([o["gradient_norm"] for o in outputs]))
+        values["gradient_norm"] = float(np.mean([o["gradient_norm"] for o in outputs], dtype=np.float64))
         values["learning_rate"] = float(outputs[-1]["learning_rate"])
         values["tokens_per_second"] = sum(tokens for _, tokens in pending) / max(now - clock, 1e-9)
         metrics.write(step, values)
         shown = ("loss", "accuracy", "gradient_norm", "tokens_per_second")
         progress.report(step, {name: values[name] for name in shown})
-        if not np.isfinite(values["loss"]):
-            raise FloatingPointError(
-                f"the loss is {values['loss']} in the steps up to {step}; lower --optimizer.learning-rate "
-                f"(now {self.config.optimizer.learning_rate}) and start again from {self.config.workdir}"
-            )
+        for number, output in enumerate(outputs, start=step - len(outputs) + 1):
+            loss, norm = float(output["sums"].nll), float(output["gradient_norm"])
+            if not np.isfinite([loss, norm]).all():
+                # The step began from a state that is no good either, though its numbers may be finite.
+                raise self._diverged(number, number - 1, f"the summed loss is {loss}, the norm of the gradient {norm}")
         return now
+
+    def _diverged(self, step: int, bad: int, what: str) -> FloatingPointError:
+        """The error of a run whose numbers are not finite: the state after step `bad` is not kept, and the run may go on in
+        the same folder with another optimiser."""
+        self.checkpoints.delete(bad)
+        last = self.checkpoints.latest
+        (Path(self.config.workdir) / DIVERGED).write_text(
+            json.dumps({"checkpoint": last, "step": step, "what": what}) + "\n"
+        )
+        goes_on = f"goes on from step {last}, the last good state" if last else "begins anew, no good state was saved"
+        return FloatingPointError(
+            f"step {step}: {what}; give a lower --optimizer.learning-rate (now {self.config.optimizer.learning_rate}) with the "
+            f"same --workdir {self.config.workdir}, and the run {goes_on}"
+        )

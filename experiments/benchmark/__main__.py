@@ -242,7 +242,7 @@ def main(argv: Sequence[str]) -> int:
     }
     try:
         summary |= measure(config, chosen, say)
-    except Unavailable as error:
+    except (Unavailable, ValueError) as error:
         settings.fail(str(error))
     path = Path(config.output) / "summary.json"
     path.write_text(json.dumps(summary, indent=2) + "\n")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from apr_jax import files
 from apr_jax.model.config import ModelConfig
 
 SHAPES: Mapping[str, ModelConfig] = types.MappingProxyType(
@@ -31,11 +32,19 @@ CONTEXT = 8192
 
 
 def write(folder: Path, config: ModelConfig, seed: int) -> None:
-    """Write the folder, bfloat16; one that already describes this model is left as it is."""
+    """Write the folder, bfloat16; one that already describes this model is left as it is.
+
+    Raises:
+        ValueError: the folder holds something else than weights that were written here.
+    """
     described = json.dumps(_describe(config, seed), indent=2) + "\n"
     file = folder / "config.json"
     if file.is_file() and file.read_text() == described:
         return
+    if folder.exists() and any(folder.iterdir()) and files.read_json(file).keys() != _describe(config, seed).keys():
+        raise ValueError(
+            f"output: {folder} holds no random weights of the benchmark; remove it, or give another --output"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     tensors = {

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from apr_jax import sharding
+from apr_jax import files, sharding
 from apr_jax.model import io
 from apr_jax.model.config import DTYPES, ModelConfig
 from apr_jax.model.pretrained import configuration, gguf_file, names, stored
@@ -40,7 +40,7 @@ def load_pretrained(path: str | Path, mesh: sharding.Mesh | None = None, dtype: 
     known = [name for name in DTYPES if name != "float64" or jax.config.jax_enable_x64]
     if dtype is not None and dtype not in known:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(known)} (float64 needs jax_enable_x64)")
-    source = _open(Path(path))
+    source = _open(files.local(path, "path"))
     if dtype is None:
         table = source.tensors.get(EMBED[source.column])
         dtype = table.dtype if table and table.dtype in known else "float32"

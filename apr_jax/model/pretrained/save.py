@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from apr_jax import files
 from apr_jax.model import io
 from apr_jax.model.pretrained import configuration, gguf_file, names, stored
 from apr_jax.model.transformer import Model, Params
@@ -52,7 +53,7 @@ def save_pretrained(
         configuration (adapters that are not merged, for instance), the tokenizer has ids that the model has not, or that
         of a GGUF file cannot be read.
     """
-    folder, source = Path(folder), Path(source) if source is not None else None
+    folder, source = files.local(folder, "folder"), Path(source) if source is not None else None
     config = model.config
     io.check(f"the model to be saved in {folder}", io.flatten(model.params), config)
     kept = _kept_fields(source) if source else {}

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from apr_jax import files
 from apr_jax.tasks.countdown import solver
 
 Split = Literal["train", "val", "test"]
@@ -178,7 +179,7 @@ def read_jsonl(path: Path, setting: Setting | None = None) -> list[Problem]:
         FileNotFoundError: there is no such file.
         ValueError: a line that is no such problem, named by file and line number; a file without problems, or not in UTF-8.
     """
-    problems = []
+    path, problems = files.local(path, "problems_file"), []
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:

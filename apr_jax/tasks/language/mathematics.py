@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from apr_jax import files
 from apr_jax.tasks import timed
 from apr_jax.tasks.language import answers
 from apr_jax.tasks.language.task import LanguageTask, Question
@@ -55,6 +56,7 @@ def read_jsonl(path: Path) -> list[Question]:
         FileNotFoundError: there is no such file.
         ValueError: a line that is no such question, named by file and line number; a file without questions, or not in UTF-8.
     """
+    path = files.local(path, "problems_file")
     if not path.is_file():
         raise FileNotFoundError(f"problems_file: there is no file {path}; give one with lines like {EXAMPLE}")
     try:

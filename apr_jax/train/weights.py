@@ -1,0 +1,111 @@
+"""Parameters in and out of a training run: those it starts from, and those it exports.
+
+An export never replaces anything. What a run has exported is noted in its working folder, so that the run that is started
+again when it is finished knows its own.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from apr_jax import files, settings
+from apr_jax.model import io, transformer
+from apr_jax.model.config import ModelConfig
+from apr_jax.model.pretrained import load_pretrained, save_pretrained
+from apr_jax.tokenizer.load import load as load_tokenizer
+from apr_jax.train.data import Data
+
+NOTE = "exported.json"
+PARTS = ("config.json", "*.safetensors")  # of a folder, what makes its parameters
+
+
+def load(start: str, model: ModelConfig, data: Data) -> transformer.Params:
+    """The parameters that `start` names, as the data need them.
+
+    Raises:
+        FileNotFoundError: they are not there.
+        ValueError: they are of another model, or not finite.
+    """
+    pretrained = is_pretrained(start)
+    found = data.fit(load_pretrained(start, dtype=model.param_dtype)) if pretrained else io.load(start)
+    if found.config != model:
+        changed = settings.differences(model, settings.to_dict(found.config))
+        raise ValueError(f"start: {start} holds another model ({'; '.join(changed)})")
+    if names := not_finite(found.params):
+        raise ValueError(
+            f"start: {start} holds numbers that are not finite, in {', '.join(names)}; start from another model"
+        )
+    return found.params
+
+
+def is_pretrained(path: str) -> bool:
+    """Whether a path is of a GGUF file or a folder, not of a file of ours."""
+    return path.endswith(".gguf") or Path(path).is_dir()
+
+
+def made_from(start: str) -> dict[str, str]:
+    """The identity of the files that hold the parameters, by their paths."""
+    return files.identities(Path(start), PARTS)
+
+
+def not_finite(tree: object) -> list[str]:
+    """Names of the arrays of a tree that hold a number that is not finite."""
+    return [name for name, fine in io.flatten(jax.device_get(_finite(tree))).items() if not fine]
+
+
+@jax.jit
+def _finite(tree: object) -> object:
+    numbers = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all() if numbers(leaf) else jnp.array(True), tree)
+
+
+def is_exported(export: Path, workdir: Path) -> bool:
+    """Whether a run has exported its parameters there already; False if nothing is there and it can be written.
+
+    Raises:
+        ValueError: something else is there, or it cannot be written.
+    """
+    if export.resolve() in (workdir.resolve(), *workdir.resolve().parents):
+        raise ValueError(
+            f"export: {export} is the working folder or holds it; give a place in it, such as {workdir}/model"
+        )
+    if export.exists() and not (_folder(export) and export.is_dir() and not any(export.iterdir())):
+        noted = files.read_json(workdir / NOTE)
+        if noted and list(noted.values()) == list(
+            files.identities(export).values()
+        ):  # whatever the path is written like
+            return True
+        raise ValueError(
+            f"export: {export} is there, and the run in {workdir} has not written it; give another --export, or remove it"
+        )
+    try:
+        export.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=export.parent).close()
+    except OSError as error:
+        raise ValueError(f"export: {export} cannot be written ({error}); give another --export") from error
+    return False
+
+
+def write(export: Path, workdir: Path, model: transformer.Model, start: str, data: Data) -> None:
+    """Write what was trained, and note in the working folder that this run did.
+
+    Args:
+        export: a `.safetensors` file of ours, or a folder as `transformers` reads it, with the tokenizer of the data.
+        workdir: of the run.
+        model: with the adapters merged, if there are any.
+        start: what the run started from.
+        data: what it was trained on.
+    """
+    if _folder(export):
+        source = start if start and is_pretrained(start) else None
+        save_pretrained(export, model, source, tokenizer=load_tokenizer(data.folder))
+    else:
+        io.save(export, model, model.config)
+    (workdir / NOTE).write_text(json.dumps(files.identities(export), indent=2) + "\n")
+
+
+def _folder(export: Path) -> bool:
+    return export.suffix != ".safetensors"
