@@ -68,13 +68,14 @@ class Threads:
         message, message_end: pieces of the waiting message, from and to.
         cursor: tokens of that message already fed.
         waiting: tokens of it not yet fed.
-        span, span_end: a range of its parent's log (while OPENED) or of its own, kept for the protocol. What was split off
-            keeps in `span` where it stands in its parent's log.
+        split_at: where what was split off stands in its parent's log.
         length: entries of its log.
         slot_run, log_run: the run it writes to.
         last: log entry of its last fed token, the predictor of what it samples next.
         key, draw_key: UInt32 [M, 2], of its path and of its draws.
         temperature, top_k, top_p: sampling parameters.
+        budget: tokens that it may generate.
+        own: the state that the protocol keeps of each thread, a tree of arrays with a leading axis M.
     """
 
     status: Int[Array, "M"]
@@ -107,8 +108,7 @@ class Threads:
     message_end: Int[Array, "M"]
     cursor: Int[Array, "M"]
     waiting: Int[Array, "M"]
-    span: Int[Array, "M"]
-    span_end: Int[Array, "M"]
+    split_at: Int[Array, "M"]
     length: Int[Array, "M"]
     slot_run: Int[Array, "M"]
     log_run: Int[Array, "M"]
@@ -118,6 +118,8 @@ class Threads:
     temperature: Float[Array, "M"]
     top_k: Int[Array, "M"]
     top_p: Float[Array, "M"]
+    budget: Int[Array, "M"]
+    own: Any
 
     def where(self, mask: Bool[Array, "M"], **values: Any) -> "Threads":
         """A copy in which the named fields of the masked threads have new values (broadcast over threads)."""
@@ -125,7 +127,19 @@ class Threads:
         def put(old, new):
             return jnp.where(mask.reshape(mask.shape + (1,) * (old.ndim - 1)), jnp.asarray(new).astype(old.dtype), old)
 
-        return dataclasses.replace(self, **{name: put(getattr(self, name), value) for name, value in values.items()})
+        new = {name: jax.tree.map(put, getattr(self, name), value) for name, value in values.items()}
+        return dataclasses.replace(self, **new)
+
+
+@pytree
+class Request:
+    """How a problem is to be sampled; see `apr_jax.decode.problem.Problem`."""
+
+    temperature: Float[Array, ""]
+    top_k: Int[Array, ""]
+    top_p: Float[Array, ""]
+    max_tokens: Int[Array, ""]
+    child_max_tokens: Int[Array, ""]
 
 
 @pytree
@@ -161,7 +175,8 @@ class Book:
         log_used: log runs handed out.
         prompt, prompt_length: the prompt.
         problem, sample: the caller's numbers.
-        budgets: Int [2], tokens that the root and that any other thread may generate.
+        request: how the problem is to be sampled.
+        shared: the state that the protocol keeps of the problem, a tree of arrays.
         key: UInt32 [2], the key of the problem.
         active: a problem is here; stop: why it ended, Stop.RUNNING before that.
     """
@@ -179,14 +194,11 @@ class Book:
     prompt_length: Int[Array, ""]
     problem: Int[Array, ""]
     sample: Int[Array, ""]
-    budgets: Int[Array, "2"]
+    request: Request
+    shared: Any
     key: UInt32[Array, "2"]
     active: Bool[Array, ""]
     stop: Int[Array, ""]
-
-    def budget(self, level: Int[Array, ""]) -> Int[Array, ""]:
-        """Tokens that a thread with so many forks above it may generate."""
-        return self.budgets[jnp.minimum(level, 1)]
 
     def replace(self, **values: Any) -> "Book":
         """A copy with other values, in the dtypes of the old ones: a loop's carry must not widen under `jax_enable_x64`."""
@@ -201,8 +213,8 @@ class Book:
         return self.replace(stop=jnp.where(condition & (self.stop == Stop.RUNNING), int(stop), self.stop))
 
 
-def empty(sizes: Sizes) -> Book:
-    """A book without a problem."""
+def empty(sizes: Sizes, own: Any = (), shared: Any = ()) -> Book:
+    """A book without a problem; `own` and `shared`: the protocol's state of a new thread and of a new problem."""
     m = sizes.threads
 
     def ints(shape, value=0):
@@ -222,6 +234,7 @@ def empty(sizes: Sizes) -> Book:
         "top_p": jnp.ones(m, jnp.float32),
         "parent": ints(m, NOBODY),
         "last": ints(m, -1),
+        "own": jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x), (m, *jnp.shape(x))), own),
     }
     names = [field.name for field in dataclasses.fields(Threads)]
     return Book(
@@ -238,7 +251,8 @@ def empty(sizes: Sizes) -> Book:
         prompt_length=ints(()),
         problem=ints(()),
         sample=ints(()),
-        budgets=ints(2),
+        request=Request(jnp.zeros((), jnp.float32), ints(()), jnp.ones((), jnp.float32), ints(()), ints(())),
+        shared=jax.tree.map(jnp.asarray, shared),
         key=jnp.zeros(2, jnp.uint32),
         active=jnp.zeros((), bool),
         stop=ints((), int(Stop.RUNNING)),
@@ -261,12 +275,18 @@ def numbers(book: Book) -> Int[Array, "M"]:
     return jnp.arange(book.threads.status.shape[0], dtype=jnp.int32)
 
 
-def open_root(book: Book, temperature, top_k, top_p, samples: bool) -> Book:
+def open_root(book: Book, samples: bool) -> Book:
     """Put the root thread into an empty book."""
-    root = numbers(book) == 0
+    root, request = numbers(book) == 0, book.request
     threads = book.threads.where(
         root, status=READY, samples=samples, key=book.key, draw_key=fold(book.key, jnp.int32(0))
-    ).where(root, temperature=temperature, top_k=top_k, top_p=top_p)
+    ).where(
+        root,
+        temperature=request.temperature,
+        top_k=request.top_k,
+        top_p=request.top_p,
+        budget=request.max_tokens,
+    )
     sees = jnp.where(root[:, None], one_bit(jnp.int32(0), book.sees.shape[1]), book.sees)
     return book.replace(threads=threads, sees=sees, used=jnp.int32(1))
 
@@ -281,6 +301,8 @@ def open_child(book: Book, parent: Int[Array, ""]) -> Book:
         new, status=OPENED, parent=parent, ordinal=mother.opened, level=mother.level + 1, samples=True
     ).where(new, key=key, draw_key=fold(key, jnp.int32(0)))
     threads = threads.where(new, temperature=mother.temperature, top_k=mother.top_k, top_p=mother.top_p)
+    child = book.request.child_max_tokens
+    threads = threads.where(new, budget=jnp.where(child > 0, child, book.request.max_tokens))
     threads = threads.where(numbers(book) == parent, opened=mother.opened + 1)
     sees = jnp.where(new[:, None], one_bit(book.used, book.sees.shape[1]), book.sees)
     return book.replace(threads=threads, sees=sees, used=book.used + jnp.where(full, 0, 1)).halt(

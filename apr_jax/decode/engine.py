@@ -21,9 +21,10 @@ from apr_jax.decode.book import FINISHED, OPENED, RANDOM
 from apr_jax.decode.loop import Program
 from apr_jax.decode.placement import Placement
 from apr_jax.decode.problem import Problem, check, check_seed
+from apr_jax.decode.protocol import Protocol
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.state import State
-from apr_jax.decode.transcript import Log, Source, Stop, ThreadRecord, Transcript, peak_context
+from apr_jax.decode.transcript import DRAWN, Log, Stop, ThreadRecord, Transcript, peak_context
 from apr_jax.model import transformer
 from apr_jax.model.transformer import Model
 
@@ -101,7 +102,7 @@ class Engine:
     def __init__(
         self,
         model: Model,
-        protocol: Any,
+        protocol: Protocol,
         sizes: Sizes,
         mesh: jax.sharding.Mesh | None = None,
         kernel: bool | None = None,
@@ -182,7 +183,7 @@ class Engine:
 
     def peek(self, state: State) -> list[Transcript]:
         """The problems in flight as they stand: their threads so far, with the stop reason RUNNING."""
-        book = jax.tree.map(sharding.local, states.kept(state.books))
+        book = jax.tree.map(sharding.local, states.kept(state.books, self.program.protocol.needs.recorded))
         log = jax.tree.map(sharding.local, state.log)
         places = [tuple(place) for place in np.argwhere(sharding.local(state.books.active))]
         return [_transcript(book, log, place, self.program) for place in places]
@@ -238,7 +239,7 @@ class Engine:
 
 
 def decode(
-    model: Model, problems: Sequence[Problem], protocol: Any, sizes: Sizes, seed: int = 0, **options: Any
+    model: Model, problems: Sequence[Problem], protocol: Protocol, sizes: Sizes, seed: int = 0, **options: Any
 ) -> list[Transcript]:
     """Decode problems with one method and return their transcripts, in the order of `problems`.
 
@@ -277,11 +278,11 @@ def _activation_dtype(model: Model):
 
 
 def _transcript(
-    books: dict[str, np.ndarray], logs: states.LogArrays, place: tuple[int, int], program: Program
+    books: dict[str, Any], logs: states.LogArrays, place: tuple[int, int], program: Program
 ) -> Transcript:
     """Build the transcript of one place (shard, row): threads in the order of their paths, entries thread by thread."""
-    sizes, together = program.sizes, program.protocol.together > 0
-    book = {name: value[place] for name, value in books.items()}
+    sizes, needs = program.sizes, program.protocol.needs
+    book = jax.tree.map(lambda value: value[place], books)
     log = jax.tree.map(lambda x: x[place], logs)
     used = int(book["used"])
     paths = [_path(book, i) for i in range(used)]
@@ -292,7 +293,7 @@ def _transcript(
     number = np.full(sizes.log + 1, -1)
     number[entries] = np.arange(len(entries))
     queued, fed = log.queued[:, entries], log.fed[:, entries]
-    logprob = np.where(queued[1] == Source.SAMPLED, log.logprob[:, entries], np.nan)
+    logprob = np.where(np.isin(queued[1], DRAWN), log.logprob[:, entries], np.nan)
     thread = np.concatenate([np.full(book["thread_length"][i], renamed[i]) for i in order])
     words = book["sees"][order]
     sees = (words[:, [i // 32 for i in order]] >> np.array([i % 32 for i in order], np.uint32)) & 1
@@ -314,9 +315,18 @@ def _transcript(
         behaviour_logprob=logprob[1],
         predictor=number[queued[2]],
         depth=queued[3],
+        drawn=queued[4],
     )
     problem, sample, stop = int(book["problem"]), int(book["sample"]), Stop(int(book["stop"]))
-    return Transcript(problem, sample, stop, records, sees, log, peak_context(sees, log, together), together)
+    peak, together = peak_context(sees, log, needs.together > 0), needs.together > 0
+    own, shared = (named(book["own"], np.array(order)), named(book["shared"])) if needs.recorded else ({}, {})
+    return Transcript(problem, sample, stop, records, sees, log, peak, together, own, shared)
+
+
+def named(tree: Any, rows: Any = ...) -> dict[str, np.ndarray]:
+    """The leaves of a protocol's state by their names, in the order of `rows`."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)[rows] for path, leaf in leaves}
 
 
 def _path(book: dict[str, np.ndarray], thread: int) -> tuple[int, ...]:
@@ -328,7 +338,7 @@ def _path(book: dict[str, np.ndarray], thread: int) -> tuple[int, ...]:
 def _entries(book: dict[str, np.ndarray], thread: int, sizes: Sizes) -> np.ndarray:
     """Log entries of a thread in order; what was split off stands in its parent's log."""
     split_off = book["thread_stop"][thread] == Stop.SPLIT
-    writer, start = (book["thread_parent"][thread], book["thread_span"][thread]) if split_off else (thread, 0)
+    writer, start = (book["thread_parent"][thread], book["thread_split_at"][thread]) if split_off else (thread, 0)
     runs = np.flatnonzero(book["log_owner"] == writer)
     runs = runs[np.argsort(book["log_first"][runs])]
     entries = (runs[:, None] * sizes.log_run + np.arange(sizes.log_run)).reshape(-1)

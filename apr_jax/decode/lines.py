@@ -15,7 +15,7 @@ from apr_jax.decode.transcript import Stop
 # What a thread hands on to the next one of its line.
 HANDED_ON = (
     "status", "parent", "ordinal", "level", "opened", "fork", "pending", "samples", "clock", "depth", "generated", "stitched",
-    "group", "arena", "first", "shared", "key", "draw_key", "temperature", "top_k", "top_p",
+    "group", "arena", "first", "shared", "key", "draw_key", "temperature", "top_k", "top_p", "budget", "own",
 )  # fmt: skip
 
 
@@ -172,7 +172,7 @@ def split(
     cut = books.open_child(book, thread)
     tail, whole = number == book.used, books.has(book.sees, thread) & (number != thread)
     ended = dict(status=FINISHED, stop=int(Stop.SPLIT), released=True, clock=old.clock)
-    threads = cut.threads.where(tail, **ended, span=start, length=old.length - start)
+    threads = cut.threads.where(tail, **ended, split_at=start, length=old.length - start)
     # The next fork begins behind the tail, which has taken a number of a child.
     fork = old.fork + (old.fork == old.opened)
     threads = threads.where(number == thread, length=start, fork=fork)

@@ -22,6 +22,7 @@ from apr_jax import sharding
 from apr_jax.decode import book as books
 from apr_jax.decode import lines, messages, pool, races, schedule
 from apr_jax.decode.book import NOBODY, READY, WAITING, Book
+from apr_jax.decode.protocol import Drawn, Protocol
 from apr_jax.decode.sampling import sample
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.state import LogArrays, State, leaving, refill, retire, room
@@ -34,7 +35,7 @@ class Program:
     """What a run compiles for: hashable, static. `kernel`: whether attention is that of `apr_jax.decode.native`."""
 
     graph: transformer.Graph
-    protocol: Any
+    protocol: Protocol
     sizes: Sizes
     kernel: bool = False
 
@@ -54,26 +55,21 @@ class Program:
     def length(self) -> int:
         return len(self.protocol.handlers) + 3
 
-    @property
-    def groups(self) -> bool:
-        """Whether threads must keep step with others."""
-        return self.protocol.live or self.protocol.races
-
     def due(self, held: Book) -> tuple[Int[Array, "P"], Int[Array, "P"]]:
         """What is to be decided in each problem, 0 for nothing, and the thread concerned."""
-        if not self.protocol.races:
+        if not self.protocol.needs.races:
             nothing = jnp.zeros_like(held.stop)
             return nothing, nothing
         return jax.vmap(races.due)(held)
 
 
-def fit(protocol: Any, sizes: Sizes) -> None:
+def fit(protocol: Protocol, sizes: Sizes) -> None:
     """Refuse sizes under which no problem of the protocol could come to its end.
 
     Raises:
         ValueError: with the size, its value and the least that would do.
     """
-    name, least, together = type(protocol).__name__, protocol.threads, protocol.together
+    name, least, together = type(protocol).__name__, protocol.needs.threads, protocol.needs.together
     holds = {"threads": (sizes.threads, 1), "slots": (sizes.runs, sizes.run), "log": (sizes.log_runs, sizes.log_run)}
     for size, (most, unit) in holds.items():  # a thread has a run of slots and a run of the log at least
         if most < least:
@@ -95,13 +91,13 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
         tokens = read_tokens(program, state, placed, tiles, places, chunk)
         at = jnp.minimum(tiles.problem, sizes.problems - 1)
         table = state.books.threads
-        if program.protocol.live:
+        if program.protocol.needs.live:
             table = dataclasses.replace(table, depth=jnp.maximum(table.depth, schedule.heard(table)))
         threads = jax.tree.map(lambda field: field[at, tiles.thread], table)
         offset = jnp.arange(chunk, dtype=jnp.int32)[None, :]
         position, clock = threads.position[:, None] + offset, threads.clock[:, None] + 1 + offset
         slots = pool.write(state.slots, tiles, places, clock)
-        view = pool.look(placed, slots, tiles, clock, sizes, program.protocol.together > 0)
+        view = pool.look(placed, slots, tiles, clock, sizes, program.protocol.needs.together > 0)
     attend = pool.attention(view, tiles, places, sizes.block, program.kernel)
     placed_tokens = places.slot < sizes.slots  # the rest are none
     real = jnp.where(placed_tokens, tokens, -1)
@@ -114,17 +110,21 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
         parameters = threads.temperature, threads.top_k, threads.top_p
         token, logprob, behaviour = sharding.by_rows(sample, logits, _uniform(threads), *parameters)
     with jax.named_scope("record"):
-        drawn = places.drawn < sizes.log
-        log = record(state.log, tiles, places, (tokens, position, clock), threads, (token, logprob, behaviour))
-        finite &= ~drawn | jnp.isfinite(logprob)
-        new_threads, events = advance(program, placed, tiles, places, threads, token, drawn, finite)
+        drawn = Drawn(token, logprob, behaviour)
+        shared = jax.tree.map(lambda field: field[at], state.books.shared)
+        own, token, event = jax.vmap(program.protocol.observe)(shared, threads.own, drawn)
+        log = record(state.log, tiles, places, (tokens, position, clock), threads, token, drawn)
+        draws = places.drawn < sizes.log
+        finite &= ~draws | jnp.isfinite(logprob)
+        seen = Seen(own, token, jnp.where(draws, event, 0), draws, finite)
+        new_threads, events = advance(program, placed, tiles, places, threads, seen)
     counters = dataclasses.replace(
         state.counters,
         feed_steps=state.counters.feed_steps + int(chunk > 1),
         decode_steps=state.counters.decode_steps + int(chunk == 1),
         decode_rows=state.counters.decode_rows + (jnp.sum(tiles.busy, dtype=jnp.int32) if chunk == 1 else 0),
         fed=state.counters.fed + jnp.sum(placed_tokens, dtype=jnp.int32),
-        sampled=state.counters.sampled + jnp.sum(drawn, dtype=jnp.int32),
+        sampled=state.counters.sampled + jnp.sum(draws, dtype=jnp.int32),
     )
     return state.replace(
         pool=memory, slots=slots, log=log, books=placed.replace(threads=new_threads), events=events, counters=counters
@@ -156,58 +156,68 @@ def _uniform(threads: books.Threads) -> Array:
     return jax.vmap(draw)(threads.draw_key, threads.generated)
 
 
-def record(log: LogArrays, tiles, places, fed, threads, drawn) -> LogArrays:
+def record(log: LogArrays, tiles, places, fed, threads, token: Int[Array, "B"], drawn: Drawn) -> LogArrays:
     """Write what was fed and what was sampled into the logs.
 
     Args:
         fed: tokens, positions, clocks of the tiles, [B, C] each.
-        drawn: token, logprob, behaviour logprob of each tile, [B] each.
+        token: what each tile's thread goes on with.
+        drawn: what was sampled, [B] each.
     """
     tokens, position, clock = fed
-    token, logprob, behaviour = drawn
     nowhere = log.queued.shape[2]
     row = jnp.broadcast_to(tiles.problem[:, None], tokens.shape)
     fed = log.fed.at[row, :, places.entry].set(jnp.stack([places.index, position, clock], axis=-1), mode="drop")
     depth = jnp.broadcast_to(threads.depth[:, None], tokens.shape)
-    said = jnp.stack([tokens, jnp.full_like(tokens, Source.FED), jnp.full_like(tokens, -1), depth], axis=-1)
+    nothing = jnp.full_like(tokens, -1)
+    said = jnp.stack([tokens, jnp.full_like(tokens, Source.FED), nothing, depth, nothing], axis=-1)
     # The unfed sampled token was recorded when it was sampled.
     entry = jnp.where(places.message < 0, nowhere, places.entry)
     last = jnp.take_along_axis(places.entry, jnp.maximum(tiles.count - 1, 0)[:, None], axis=1)[:, 0]
-    new = jnp.stack([token, jnp.full_like(token, Source.SAMPLED), last, threads.depth + 1], axis=-1)
+    source = jnp.where(token == drawn.token, int(Source.SAMPLED), int(Source.REWRITTEN))
+    new = jnp.stack([token, source, last, threads.depth + 1, drawn.token], axis=-1)
     where = jnp.concatenate([row.reshape(-1), tiles.problem]), jnp.concatenate([entry.reshape(-1), places.drawn])
-    values = jnp.concatenate([said.reshape(-1, 4), new])
+    values = jnp.concatenate([said.reshape(-1, 5), new])
     queued = log.queued.at[where[0], :, where[1]].set(values, mode="drop")
-    both = jnp.stack([logprob, behaviour], axis=-1).astype(log.logprob.dtype)
+    both = jnp.stack([drawn.logprob, drawn.behaviour_logprob], axis=-1).astype(log.logprob.dtype)
     return LogArrays(queued, fed, log.logprob.at[tiles.problem, :, places.drawn].set(both, mode="drop"))
 
 
-def advance(
-    program: Program,
-    placed: Book,
-    tiles,
-    places,
-    old: books.Threads,
-    token: Int[Array, "B"],
-    drawn: Bool[Array, "B"],
-    finite: Bool[Array, "B"],
-) -> tuple[books.Threads, Int[Array, "P M"]]:
-    """The thread table after the step, and the events it brought: Int [P, M].
+@books.pytree
+class Seen:
+    """What the protocol made of what the tiles drew.
 
-    Args:
-        drawn: a token was sampled.
+    Attributes:
+        own: the threads' own state.
+        token: what they go on with.
+        event: of the protocol, 0 for none.
+        draws: a token was sampled at all.
         finite: neither the tile's hidden states nor its logits hold NaN or infinity.
     """
+
+    own: Any
+    token: Int[Array, "B"]
+    event: Int[Array, "B"]
+    draws: Bool[Array, "B"]
+    finite: Bool[Array, "B"]
+
+
+def advance(
+    program: Program, placed: Book, tiles, places, old: books.Threads, seen: Seen
+) -> tuple[books.Threads, Int[Array, "P M"]]:
+    """The thread table after the step, and the events it brought: Int [P, M]."""
     sizes = program.sizes
     good = places.slot[:, 0] < sizes.slots
     row = jnp.where(good, tiles.problem, sizes.problems)
     unfed = old.unfed.astype(jnp.int32)
     said = tiles.count - unfed
-    sampled = drawn.astype(jnp.int32)
+    token, draws = seen.token, seen.draws
+    sampled = draws.astype(jnp.int32)
     generated = old.generated + sampled
     last = jnp.maximum(tiles.count - 1, 0)[:, None]
     pick = lambda values: jnp.take_along_axis(values, last, axis=1)[:, 0]
     last_message = jnp.where(said > 0, pick(places.entry), -1)
-    entry = jnp.where(drawn, places.drawn, last_message)
+    entry = jnp.where(draws, places.drawn, last_message)
     values = {
         "fed": old.fed + tiles.count,
         "position": old.position + tiles.count,
@@ -216,9 +226,9 @@ def advance(
         "told": placed.threads.depth[tiles.problem, tiles.thread],
         "told_before": old.told,
         "generated": generated,
-        "unfed": drawn,
-        "token": jnp.where(drawn, token, old.token),
-        "entry": jnp.where(drawn, places.drawn, old.entry),
+        "unfed": draws,
+        "token": jnp.where(draws, token, old.token),
+        "entry": jnp.where(draws, places.drawn, old.entry),
         "cursor": old.cursor + said,
         "waiting": old.waiting - said,
         "length": old.length + said + sampled,
@@ -228,14 +238,16 @@ def advance(
     }
     threads = placed.threads
     write = lambda name, new: getattr(threads, name).at[row, tiles.thread].set(new, mode="drop")
-    threads = dataclasses.replace(threads, **{name: write(name, new) for name, new in values.items()})
+    own_row = jnp.where(draws, row, sizes.problems)
+    own = jax.tree.map(
+        lambda table, new: table.at[own_row, tiles.thread].set(new.astype(table.dtype), mode="drop"), threads.own, seen.own
+    )
+    threads = dataclasses.replace(threads, own=own, **{name: write(name, new) for name, new in values.items()})
 
-    max_tokens = placed.budgets[jnp.minimum(tiles.problem, sizes.problems - 1), jnp.minimum(old.level, 1)]
-    event = jnp.where(drawn, program.protocol.event(token).astype(jnp.int32), 0)
-    event = jnp.where(drawn & (event == 0) & (generated >= max_tokens), program.length, event)
+    event = jnp.where(draws & (seen.event == 0) & (generated >= old.budget), program.length, seen.event)
     dry = good & ~old.samples & (old.waiting + unfed == tiles.count)
     event = jnp.where(dry, program.drained, event)
-    event = jnp.where(good & ~finite, program.broken, event)
+    event = jnp.where(good & ~seen.finite, program.broken, event)
     events = jnp.zeros(threads.status.shape, jnp.int32).at[row, tiles.thread].set(event, mode="drop")
     return threads, events
 
@@ -265,15 +277,15 @@ def handle(program: Program, state: State) -> State:
         kind, thread = jnp.where(decides, join + decision, kind), jnp.where(decides, decider, thread)
         for number, handler in enumerate(_handlers(program), start=1):
             held = _apply(handler, kind == number, held, thread)
-        if program.protocol.together:
-            held = held.halt(schedule.crowded(held.threads, program.protocol.together), Stop.LANES_FULL)
+        if together := program.protocol.needs.together:
+            held = held.halt(schedule.crowded(held.threads, together), Stop.LANES_FULL)
         last = jax.vmap(lines.heir)(held, thread)
         after = jax.tree.map(lambda field: field[jnp.arange(thread.shape[0]), last], held.threads)
         spent = (
             (kind > 0)
             & (held.stop == Stop.RUNNING)
             & (after.status == READY)
-            & (after.generated >= jax.vmap(Book.budget)(held, after.level))
+            & (after.generated >= after.budget)
             & after.samples
         )
         number = jnp.arange(events.shape[1])[None, :]
@@ -284,7 +296,7 @@ def handle(program: Program, state: State) -> State:
 
     held, events = jax.lax.while_loop(more, once, (state.books, state.events))
     slots = state.slots
-    if program.protocol.splits:
+    if program.protocol.needs.splits:
         new = jnp.arange(events.shape[1])[None, :] >= state.books.used[:, None]
         cut = jnp.any(new & (held.threads.stop == Stop.SPLIT))
         resign = lambda: pool.resign(slots, state.log.fed[:, 2], held, program.sizes)
@@ -312,7 +324,7 @@ def _handlers(program: Program):
     def event(book, thread):
         return races.event(book, thread, protocol.decided)
 
-    decisions = (races.win, races.exhaust, event) if protocol.races else ()
+    decisions = (races.win, races.exhaust, event) if protocol.needs.races else ()
     return (*protocol.handlers, drained, broken, spent, join, *decisions)
 
 
@@ -336,7 +348,7 @@ def change(program: Program, state: State) -> State:
     """Ended problems leave, the next enter. The pool is no part of it."""
 
     def run(rest):
-        return refill(retire(rest), program.protocol, program.sizes)
+        return refill(retire(rest, program.protocol.needs.recorded), program.protocol, program.sizes)
 
     rest = jax.lax.cond(changes(state), run, lambda rest: rest, state.replace(pool=()))
     return rest.replace(pool=state.pool)
@@ -344,12 +356,12 @@ def change(program: Program, state: State) -> State:
 
 def run_slice(program: Program, params: Any, state: State, steps: Int[Array, ""]) -> State:
     """Run until `steps` more steps are done, nothing is left to run, or a finished problem finds the outbox full."""
-    sizes = program.sizes
+    sizes, needs = program.sizes, program.protocol.needs
     taken = lambda s: s.counters.feed_steps + s.counters.decode_steps
     limit = taken(state) + steps
 
     def runnable(s):
-        return schedule.runnable(s.books, program.groups, program.protocol.together > 0)
+        return schedule.runnable(s.books, needs.groups, needs.together > 0)
 
     def goes_on(s):
         blocked = jnp.any(leaving(s)) & ~room(s)

@@ -73,7 +73,7 @@ class Placement:
         """An empty state with a leading axis of shards; traceable, to be jitted with the shardings of `abstract_state`."""
         config = self.program.graph.config
         heads = config.kv_heads, config.head_dim
-        state = states.create(self.program.sizes, config.layers, *heads, self.dtype, seed)
+        state = states.create(self.program.sizes, config.layers, *heads, self.dtype, seed, self.program.protocol)
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.shards, *x.shape)), state)
 
     def abstract_state(self) -> State:

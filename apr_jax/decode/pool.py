@@ -97,7 +97,7 @@ def resign(slots: Slots, log_clock: Int[Array, "P T"], books: Book, sizes: Sizes
         log_clock: clock of every entry, -1 if it was not fed.
     """
     threads, every = books.threads, jnp.arange(books.active.shape[0])
-    entry = messages.find_entry(books, every, threads.parent, threads.span, sizes)
+    entry = messages.find_entry(books, every, threads.parent, threads.split_at, sizes)
     first = log_clock[every[:, None], entry]
     written = (threads.stop == Stop.SPLIT) & (first >= 0)
     theirs = slots.owner[:, None, :] == threads.parent[:, :, None]  # [P, M, N]

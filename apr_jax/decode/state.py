@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from apr_jax.decode import book as books
-from apr_jax.decode.book import Book, pytree
+from apr_jax.decode.book import Book, Request, pytree
 from apr_jax.decode.pool import Slots, Stored, empty
+from apr_jax.decode.protocol import Protocol
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.transcript import Stop
 
@@ -25,13 +26,13 @@ class LogArrays:
     Entries are the last axis: as the last but one they would be padded to 128 numbers each on TPU.
 
     Attributes:
-        queued: Int [P, 4, T]: token, source, predictor, depth; written when the token is sampled or fed.
+        queued: Int [P, 5, T]: token, source, predictor, depth, the token that was drawn; written when it is sampled or fed.
         fed: Int [P, 3, T]: index, position, clock; written when the token is fed, -1 before.
         logprob: Float [P, 2, T]: under the model, under the distribution drawn from; anything for tokens not sampled (no NaN,
             which `jax_debug_nans` would take for a fault).
     """
 
-    queued: Int[Array, "P 4 T"]
+    queued: Int[Array, "P 5 T"]
     fed: Int[Array, "P 3 T"]
     logprob: Float[Array, "P 2 T"]
 
@@ -58,7 +59,7 @@ class Outbox:
     """Finished problems that the host has not fetched: books and logs in their first `count` places."""
 
     log: LogArrays
-    book: dict[str, Array]
+    book: dict[str, Any]
     count: Int[Array, ""]
 
 
@@ -105,30 +106,38 @@ class State:
         return dataclasses.replace(self, **{name: same(new, getattr(self, name)) for name, new in values.items()})
 
 
-_KEPT_THREADS = ("status", "stop", "parent", "ordinal", "segment", "length", "span")
+_KEPT_THREADS = ("status", "stop", "parent", "ordinal", "segment", "length", "split_at")
 _KEPT = ("sees", "used", "log_owner", "log_first", "problem", "sample", "stop")
 
 
-def kept(book: Book) -> dict[str, Array]:
-    """What of a book a transcript is made from."""
+def kept(book: Book, recorded: bool) -> dict[str, Any]:
+    """What of a book a transcript is made from; `recorded`: the protocol's own state, too."""
     threads = {f"thread_{name}": getattr(book.threads, name) for name in _KEPT_THREADS}
-    return threads | {name: getattr(book, name) for name in _KEPT}
+    own = {"own": book.threads.own, "shared": book.shared} if recorded else {}
+    return threads | {name: getattr(book, name) for name in _KEPT} | own
 
 
 def _empty_log(rows: int, entries: int, wide: jnp.dtype) -> LogArrays:
     return LogArrays(
-        queued=jnp.zeros((rows, 4, entries), jnp.int32),
+        queued=jnp.zeros((rows, 5, entries), jnp.int32),
         fed=jnp.full((rows, 3, entries), -1, jnp.int32),
         logprob=jnp.zeros((rows, 2, entries), wide),
     )
 
 
-def create(sizes: Sizes, layers: int, kv_heads: int, head_dim: int, dtype: Any, seed: Array) -> State:
-    """An empty state of one shard; jit it with `out_shardings` to have it born in its place."""
+def create(
+    sizes: Sizes, layers: int, kv_heads: int, head_dim: int, dtype: Any, seed: Array, protocol: Protocol | None = None
+) -> State:
+    """An empty state of one shard; jit it with `out_shardings` to have it born in its place.
+
+    Args:
+        protocol: whose state the books hold; None for one that has none.
+    """
     p, m = sizes.problems, sizes.threads
     wide = jnp.promote_types(dtype, jnp.float32)
-    blank = books.empty(sizes)
+    blank = books.empty(sizes, protocol.own(), protocol.shared()) if protocol else books.empty(sizes)
     stack = lambda count: jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), blank)
+    recorded = protocol is not None and protocol.needs.recorded
     zero = jnp.zeros((), jnp.int32)
     queue_ints = jnp.zeros(sizes.queue, jnp.int32)
     return State(
@@ -147,7 +156,7 @@ def create(sizes: Sizes, layers: int, kv_heads: int, head_dim: int, dtype: Any, 
             next=zero,
             count=zero,
         ),
-        outbox=Outbox(_empty_log(sizes.outbox, sizes.log, wide), kept(stack(sizes.outbox)), zero),
+        outbox=Outbox(_empty_log(sizes.outbox, sizes.log, wide), kept(stack(sizes.outbox), recorded), zero),
         counters=Counters(*(zero for _ in dataclasses.fields(Counters))),
         seed=seed,
     )
@@ -163,7 +172,7 @@ def room(state: State) -> Bool[Array, ""]:
     return state.outbox.count < state.outbox.book["used"].shape[0]
 
 
-def retire(state: State) -> State:
+def retire(state: State, recorded: bool) -> State:
     """Move ended problems to the outbox, as many as it has room for."""
     ended = leaving(state)
     place = state.outbox.count + jnp.cumsum(ended) - 1
@@ -173,7 +182,7 @@ def retire(state: State) -> State:
     put = lambda box, value: box.at[place].set(value, mode="drop")
     outbox = Outbox(
         log=jax.tree.map(put, state.outbox.log, state.log),
-        book=jax.tree.map(put, state.outbox.book, kept(state.books)),
+        book=jax.tree.map(put, state.outbox.book, kept(state.books, recorded)),
         count=state.outbox.count + jnp.sum(goes, dtype=jnp.int32),
     )
     finished = state.counters.finished + jnp.sum(goes, dtype=jnp.int32)
@@ -185,7 +194,7 @@ def retire(state: State) -> State:
     )
 
 
-def refill(state: State, protocol: Any, sizes: Sizes) -> State:
+def refill(state: State, protocol: Protocol, sizes: Sizes) -> State:
     """Let the next problems of the queue enter the free places. Stale keys and values stay; nobody sees them."""
     queue = state.queue
     free = ~state.books.active
@@ -194,19 +203,18 @@ def refill(state: State, protocol: Any, sizes: Sizes) -> State:
     row = jnp.minimum(number, sizes.queue - 1)
 
     def begin(row, enters, old):
-        blank = books.empty(sizes)
+        blank = books.empty(sizes, protocol.own(), protocol.shared())
         problem, sample = queue.problem[row], queue.sample[row]
-        child = jnp.where(queue.child_max_tokens[row] > 0, queue.child_max_tokens[row], queue.max_tokens[row])
         book = blank.replace(
             prompt=queue.prompt[row],
             prompt_length=queue.prompt_length[row],
             problem=problem,
             sample=sample,
-            budgets=jnp.stack([queue.max_tokens[row], child]),
+            request=Request(*(getattr(queue, field.name)[row] for field in dataclasses.fields(Request))),
             key=books.fold(books.fold(state.seed, problem), sample),
             active=jnp.ones((), bool),
         )
-        book = protocol.begin(book, queue.temperature[row], queue.top_k[row], queue.top_p[row])
+        book = protocol.begin(book)
         return jax.tree.map(lambda new, old: jnp.where(enters, new, old), book, old)
 
     entered = jax.vmap(begin)(row, enters, state.books)

@@ -7,7 +7,7 @@ Axes: E log entries, M threads.
 import dataclasses
 import enum
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,9 @@ class Source(enum.IntEnum):
     FED = 1  # prompt, spawn message, join message
     HANDED = 2  # a copy of the parent's unfed last token, given to a child forked without a header
     REWRITTEN = 3  # put in place of a sampled token by a rule of the protocol
+
+
+DRAWN = (Source.SAMPLED, Source.REWRITTEN)  # the sources of generated tokens
 
 
 class Stop(enum.IntEnum):
@@ -61,6 +64,8 @@ class Log:
         behaviour_logprob: the same under the distribution it was drawn from (temperature, truncation), nats.
         predictor: number of the entry whose logits it was sampled from, -1 for tokens that were not sampled.
         depth: critical-path count: generated tokens on the longest chain that ends with this token, itself included.
+        drawn: the token that the model drew, whose log-probabilities these are; another than `token` where a rule of the protocol
+            rewrote it, -1 for tokens that were not sampled. By default the tokens that were sampled.
     """
 
     token: np.ndarray
@@ -73,14 +78,19 @@ class Log:
     behaviour_logprob: np.ndarray
     predictor: np.ndarray
     depth: np.ndarray
+    drawn: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.drawn is None:
+            object.__setattr__(self, "drawn", np.where(self.sampled, self.token, -1))
 
     def __len__(self) -> int:
         return len(self.token)
 
     @property
     def sampled(self) -> np.ndarray:
-        """Bool [E]: which entries the model generated."""
-        return self.source == Source.SAMPLED
+        """Bool [E]: which entries the model generated, rewritten ones included."""
+        return np.isin(self.source, DRAWN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +123,8 @@ class Transcript:
         log: the tokens.
         peak_context: the most slots one thread ever saw at once.
         together: live siblings saw each other's entries of the same clock, too (Hogwild).
+        own: what the protocol kept of each thread, if it asks for that to be recorded: arrays [M, ...] by name.
+        shared: what it kept of the problem, by name.
     """
 
     problem: int
@@ -123,6 +135,8 @@ class Transcript:
     log: Log
     peak_context: int
     together: bool = False
+    own: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    shared: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def lines(self) -> np.ndarray:
@@ -187,6 +201,9 @@ def write(path: Path, transcripts: Sequence[Transcript], text, extra: Iterable[d
     )
     arrays["entries"] = np.array([len(t.log) for t in transcripts], np.int64)
     arrays["sees"] = np.concatenate([t.sees.reshape(-1) for t in transcripts]) if transcripts else np.zeros(0, bool)
+    for number, transcript in enumerate(transcripts):
+        for kind in ("own", "shared"):
+            arrays |= {f"{kind}/{number}/{name}": value for name, value in getattr(transcript, kind).items()}
     np.savez_compressed(path.with_suffix(".npz"), **arrays)
 
 
@@ -205,7 +222,8 @@ def read(path: Path) -> Iterator[tuple[Transcript, dict]]:
         if line["schema"] != SCHEMA:
             raise ValueError(f"{path}:{number + 1}: schema {line['schema']}, this version reads {SCHEMA}")
         count, threads = int(arrays["entries"][number]), len(line["threads"])
-        log = Log(**{name: arrays[name][entry : entry + count] for name in _FIELDS})
+        log = Log(**{name: arrays[name][entry : entry + count] for name in _FIELDS if name in arrays})
+        own, shared = (_states(arrays, f"{kind}/{number}/") for kind in ("own", "shared"))
         sees = arrays["sees"][seen : seen + threads**2].reshape(threads, threads)
         records = tuple(
             ThreadRecord(tuple(t["path"]), t["parent"], Stop[t["stop"].upper()], t.get("segment", 0))
@@ -213,5 +231,9 @@ def read(path: Path) -> Iterator[tuple[Transcript, dict]]:
         )
         stop = Stop[line["stop"].upper()]
         peak, together = line["peak_context"], line.get("together", False)
-        yield Transcript(line["problem"], line["sample"], stop, records, sees, log, peak, together), line
+        yield Transcript(line["problem"], line["sample"], stop, records, sees, log, peak, together, own, shared), line
         entry, seen = entry + count, seen + threads**2
+
+
+def _states(arrays: Mapping[str, np.ndarray], begin: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(begin): value for name, value in arrays.items() if name.startswith(begin)}

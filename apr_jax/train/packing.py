@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from apr_jax.decode.transcript import Transcript
+from apr_jax.decode.transcript import Source, Transcript
 
 
 @jax.tree_util.register_dataclass
@@ -158,7 +158,8 @@ def pack(
         length: S, entries of a row.
         threads: U, threads of a row.
         too_long: what to do with a component that no row can hold: "error", or "drop" it and count it.
-        weights: per transcript the loss weight of each log entry, Float [E], used where it was sampled; None: all 1.
+        weights: per transcript the loss weight of each log entry, Float [E], used where it was sampled and not
+            rewritten (whose label is what was drawn); None: all 1.
 
     Returns:
         Rows of NumPy arrays (as many as needed), where their entries come from, and counts.
@@ -238,8 +239,9 @@ def _fill(rows, transcripts, weights, length: int, threads: int) -> tuple[Rows, 
             out.owner[place] = part.owner + first
             labelled = part.label_entry >= 0
             weight = 1.0 if weights is None else weights[part.transcript][part.label_entry]
-            out.label[place] = np.where(labelled, log.token[part.label_entry], -1)
-            out.weight[place] = np.where(labelled, weight, 0.0)
+            chosen = log.source[part.label_entry] != Source.REWRITTEN  # else the model drew it, and a rule did not let it stand
+            out.label[place] = np.where(labelled, log.drawn[part.label_entry], -1)
+            out.weight[place] = np.where(labelled & chosen, weight, 0.0)
             own = slice(first, first + len(part.sees))
             out.sees[row, own, own] = part.sees
             origin.transcript[place] = part.transcript
