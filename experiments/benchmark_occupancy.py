@@ -73,7 +73,7 @@ def sizes(config: OccupancyConfig, in_flight: int, scripts: Sequence[Script], pr
     """Sizes that hold every problem."""
     longest = max(len(script.prompt) for script in scripts)
     # What is written once, and what the join feeds again; a run more for each thread.
-    tokens = max(len(s.prompt) + s.tokens + sum(s.lengths) for s in scripts) + protocol.threads * (config.run + 3)
+    tokens = max(len(s.prompt) + s.tokens + sum(s.lengths) for s in scripts) + protocol.needs.threads * (config.run + 3)
     return Sizes(
         problems=in_flight,
         lanes=config.lanes,
@@ -81,14 +81,14 @@ def sizes(config: OccupancyConfig, in_flight: int, scripts: Sequence[Script], pr
         feed_tiles=4,
         feed_chunk=32,
         feed_threshold=4,
-        threads=protocol.threads,
+        threads=protocol.needs.threads,
         slots=up(tokens, 128),
         run=config.run,
         log=up(tokens, 128),
         log_run=config.run,
         queue=config.problems,
         outbox=64,
-        prompt=longest + protocol.script,
+        prompt=longest,
         attention_block=128,
     )
 
@@ -119,7 +119,7 @@ def run(config: OccupancyConfig) -> list[dict]:
         config.problems, config.rows, vocabulary=MODEL.vocabulary, share=config.share, seed=config.seed
     ).scripts
     protocol = Scripted(most=CHILDREN[1])
-    problems = [Problem(i, protocol.prompt(s.prompt, s.alone, s.lengths, s.after)) for i, s in enumerate(scripts)]
+    problems = [protocol.problem(i, s.prompt, s.alone, s.lengths, s.after) for i, s in enumerate(scripts)]
     model = transformer.init(MODEL, jax.random.key(config.seed))
     found = []
     for in_flight in rich.progress.track(config.in_flight, console=rich.console.Console(stderr=True)):

@@ -35,7 +35,7 @@ CONFIG = ModelConfig(
     dtype="float64", param_dtype="float64",
 )  # fmt: skip
 TEXT = 12  # tokens of a prompt, at most
-COMMON = dict(prompt=TEXT + programs.NUMBERS, queue=32, outbox=8)
+COMMON = dict(prompt=TEXT, queue=32, outbox=8)
 HOLD = dict(threads=48, slots=1024, log=2048, attention_block=256) | COMMON
 
 
@@ -117,7 +117,7 @@ class Case:
     def show(self) -> str:
         lines = [f"setting {self.setting!r}: {SETTINGS[self.setting]}, seed {self.seed}"]
         for problem, body in self.problems:
-            facts = dataclasses.asdict(problem) | {"prompt": problem.prompt[: -programs.NUMBERS].tolist()}
+            facts = dataclasses.asdict(problem) | {"prompt": problem.prompt.tolist(), "arguments": "of the program"}
             lines.append(f"{facts}\n{programs.show(body, '    ')}")
         return "\n".join(lines)
 
@@ -154,7 +154,8 @@ def _draw_problem(rng: random.Random, number: int, setting: Setting) -> tuple[Pr
     budget = rng.choice((2, 6, 16, 32, 48))
     problem = Problem(
         id=number,
-        prompt=with_program(text, body),
+        prompt=np.array(text, np.int32),
+        arguments=programs.encode(body),
         sample=rng.randrange(3),
         temperature=rng.choice((0.0, 0.75, 1.0, 1.0, 1.25, 1.5)),
         top_k=rng.choice((0, 0, 0, 5, 12)),
@@ -163,10 +164,6 @@ def _draw_problem(rng: random.Random, number: int, setting: Setting) -> tuple[Pr
         child_max_tokens=rng.choice((0, 0, 3, 8, 24)),
     )
     return problem, body
-
-
-def with_program(text: Sequence[int], body: Body) -> np.ndarray:
-    return np.array([*text, *programs.encode(body)], np.int32)
 
 
 def run_case(case: Case) -> tuple[list[str], collections.Counter]:
@@ -204,10 +201,9 @@ def _smaller(case: Case):
         yield from (keep(*problems[:half]), keep(*problems[half:]))
         yield from (keep(*problems[:i], *problems[i + 1 :]) for i in range(len(problems)))
     for i, (problem, body) in enumerate(problems):
-        text = problem.prompt[: -programs.NUMBERS]
         for less in programs.smaller(body):
             if programs.size(less) < programs.size(body):
-                new = dataclasses.replace(problem, prompt=with_program(text, less)), less
+                new = dataclasses.replace(problem, arguments=programs.encode(less)), less
                 yield keep(*problems[:i], new, *problems[i + 1 :])
 
 

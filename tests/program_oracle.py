@@ -70,11 +70,11 @@ def run(
     rng: np.random.Generator | None = None,
     together: bool = False,
 ) -> Expected:
-    """Interpret one problem, whose prompt ends with the numbers of `body`; see `oracle.run`. `together`: see `Programs`."""
+    """Interpret one problem, whose program is `body`; see `oracle.run`. `together`: see `Programs`."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), problem.id), problem.sample)
     choose = lambda thread, logits, uniform, problem: draw(logits, uniform, problem)  # noqa: E731
     world, root = _World(together, forward, problem, choose), Thread((), None, key)
-    world.add(_Line(_Child(root, body)), [int(token) for token in problem.prompt[: -programs.NUMBERS]])
+    world.add(_Line(_Child(root, body)), [int(token) for token in problem.prompt])
     world.loop(rng)
     return Expected(oracle._record(root, problem, together), world.pieces, world.held)
 

@@ -1,7 +1,7 @@
 """The protocol that runs programs of threads (`thread_programs`): one compiled loop for all of them.
 
-The program stands behind the prompt's tokens, as in `apr_jax.protocols.scripted`. A thread keeps the address of its
-instruction in `span` and the event tokens that it still waits for in `span_end`. Every token from FIRST_EVENT on is an
+The program is the problem's arguments. A thread keeps the address of its instruction and the number of event tokens that it
+still waits for as its own state. Every token from FIRST_EVENT on is an
 event, so that most programs have steps with events and steps without.
 """
 
@@ -14,17 +14,26 @@ from jaxtyping import Array, Bool, Int
 import thread_programs as programs
 from apr_jax.decode import book as books
 from apr_jax.decode import lines, races
-from apr_jax.decode.book import Book
+from apr_jax.decode.book import Book, pytree
+from apr_jax.decode.protocol import Handler, Needs, Protocol
 from apr_jax.decode.transcript import Stop
-from apr_jax.protocols import protocol
+from apr_jax.protocols import verbs
 from thread_programs import Action, Context, Join
 
 _AT = {name: place for place, name in enumerate(programs.OPERANDS)}
 _CHILDREN = len(programs.OPERANDS)
 
 
+@pytree
+class Counter:
+    """Where a thread stands: the address of its instruction, and the event tokens that it waits for before it acts."""
+
+    address: Int[Array, ""]
+    left: Int[Array, ""]
+
+
 @dataclasses.dataclass(frozen=True)
-class Programs:
+class Programs(Protocol):
     """Without `live` no program may fork live children, without `races` none may race, go on or be split.
 
     With `together` live siblings, so many at most, see each other's tokens of the same clock.
@@ -34,34 +43,38 @@ class Programs:
     races: bool = False
     together: int = 0
 
-    threads = 1
     templates = programs.TEMPLATES
 
     @property
-    def splits(self) -> bool:
-        return self.races
+    def needs(self) -> Needs:
+        return Needs(
+            live=self.live, races=self.races, splits=self.races, together=self.together, arguments=programs.NUMBERS
+        )
 
     @property
-    def handlers(self) -> tuple[protocol.Handler, ...]:
+    def handlers(self) -> tuple[Handler, ...]:
         return (self._tick,)
 
-    def begin(self, book: Book, temperature, top_k, top_p) -> Book:
-        root = jnp.int32(0)
-        book = books.open_root(book, temperature, top_k, top_p, samples=False)
-        book = self._enter(book, books.numbers(book) == root, root)
-        return protocol.feed_prompt(book, root, root, book.prompt_length - programs.NUMBERS)
+    def own(self) -> Counter:
+        return Counter(jnp.int32(0), jnp.int32(0))
 
-    def event(self, token: Int[Array, "B"]) -> Int[Array, "B"]:
-        return (token >= programs.FIRST_EVENT).astype(jnp.int32)
+    def begin(self, book: Book) -> Book:
+        root = jnp.int32(0)
+        book = books.open_root(book, samples=False)
+        book = self._enter(book, books.numbers(book) == root, root)
+        return verbs.feed_prompt(book, root, root, book.prompt_length)
+
+    def observe(self, shared, own, drawn):
+        return own, drawn.token, (drawn.token >= programs.FIRST_EVENT).astype(jnp.int32)
 
     def _tick(self, book: Book, thread: Int[Array, ""]) -> Book:
-        left = book.threads.span_end[thread] - 1
-        book = book.replace(threads=book.threads.where(books.numbers(book) == thread, span_end=left))
+        left = book.threads.own.left[thread] - 1
+        book = book.update_own(books.numbers(book) == thread, left=left)
         return books.choose(left == 0, self.drained(book, thread), book)
 
     def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
         """The thread acts: it has said all that it was to say, or was fed all that it was to be fed."""
-        now = self._instruction(book, book.threads.span[thread])
+        now = self._instruction(book, book.threads.own.address[thread])
 
         def closes(stop):
             return lambda: books.close(book, thread, jnp.int32(stop))
@@ -105,15 +118,15 @@ class Programs:
 
     def _feed(self, book: Book, old: Int[Array, ""], new: Int[Array, ""], start, length) -> Book:
         """Feed a thread that goes on a quotation of the old one and a footer, and put it before the next instruction."""
-        number, address = books.numbers(book), book.threads.span[old] + 1
-        fed = protocol.say(
+        number, address = books.numbers(book), book.threads.own.address[old] + 1
+        fed = verbs.say(
             book, number * 0 + new, (books.SPAN,), old, (start,), (length,), valid=number == new, footer=programs.FOOTER
         )
         return self._enter(fed, number == new, address)
 
     def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
         now, number, born = (
-            self._instruction(book, book.threads.span[thread]),
+            self._instruction(book, book.threads.own.address[thread]),
             books.numbers(book),
             books.children(book, thread),
         )
@@ -121,7 +134,7 @@ class Programs:
         book = lines.stitch(book, thread, stitched)
         length, is_message = book.threads.length, now[_AT["join"]] == Join.MESSAGE
         said = jnp.where(is_message, jnp.minimum(length, now[_AT["message"]]), length)
-        book = protocol.say(
+        book = verbs.say(
             book,
             to=number * 0 + thread,
             kind=(books.TEMPLATE, books.SPAN),
@@ -134,16 +147,16 @@ class Programs:
         return self._next(book, thread)
 
     def _instruction(self, book: Book, address: Int[Array, ""]) -> Int[Array, "width"]:
-        start = book.prompt_length - programs.NUMBERS + address * programs.WIDTH
-        return jax.lax.dynamic_slice_in_dim(book.prompt, start, programs.WIDTH)
+        return jax.lax.dynamic_slice_in_dim(book.arguments, address * programs.WIDTH, programs.WIDTH)
 
     def _enter(self, book: Book, who: Bool[Array, "M"], address: Int[Array, ""]) -> Book:
         """Put threads before an instruction."""
         say = self._instruction(book, address)[_AT["say"]]
-        return book.replace(threads=book.threads.where(who, span=address, span_end=say, samples=say > 0))
+        book = book.update_own(who, address=address, left=say)
+        return book.replace(threads=book.threads.where(who, samples=say > 0))
 
     def _next(self, book: Book, thread: Int[Array, ""]) -> Book:
-        return self._enter(book, books.numbers(book) == thread, book.threads.span[thread] + 1)
+        return self._enter(book, books.numbers(book) == thread, book.threads.own.address[thread] + 1)
 
     def _open(self, book: Book, thread: Int[Array, ""], now: Int[Array, "width"]) -> Book:
         def one(place, book):
@@ -163,7 +176,7 @@ class Programs:
         seen = (join == Join.STITCH) | ((join == Join.REENCODE) & first)
         opened = opened.replace(threads=threads.where(born, stitched=seen))
         quote = jnp.minimum(now[_AT["quote"]], threads.length[thread])
-        said = protocol.say(
+        said = verbs.say(
             opened,
             to=number,
             kind=(books.SPAN, books.TEMPLATE),

@@ -16,7 +16,7 @@ from apr_jax.decode import book as books
 from apr_jax.decode.transcript import Stop
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
-from apr_jax.protocols import SpawnJoin, protocol
+from apr_jax.protocols import SpawnJoin, verbs
 from racing_oracle import World
 
 _RESULT, _GO = 1, 2  # places in the template table
@@ -50,17 +50,18 @@ class Racing(SpawnJoin):
         return self.first or self.shared > 0 or self.kill >= 0
 
     @property
-    def splits(self):
-        return self.cut >= 0
+    def needs(self):
+        return dataclasses.replace(super().needs, races=self.races, splits=self.cut >= 0)
 
     @property
     def handlers(self):
         return (*super().handlers, races.defer, self._turn, self._cut)
 
-    def event(self, token):
-        words = jnp.where(token == self.turn, 6, super().event(token))
-        words = jnp.where(token == self.cut, 7, words)
-        return jnp.where(token == self.kill, 5, words)
+    def observe(self, shared, own, drawn):
+        own, token, event = super().observe(shared, own, drawn)
+        event = jnp.where(token == self.turn, 6, event)
+        event = jnp.where(token == self.cut, 7, event)
+        return own, token, jnp.where(token == self.kill, 5, event)
 
     def _wait(self, book, thread):
         return self._race(super()._wait(book, thread), thread)
@@ -109,7 +110,7 @@ class Racing(SpawnJoin):
         cut = lines.split(book, thread, start, row, position)
         number = books.numbers(book)
         new = number == lines.heir(cut, thread)
-        cut = protocol.say(
+        cut = verbs.say(
             cut, number, (books.TEMPLATE,), thread, (number * 0 + _GO,), (1,), valid=new & (number != thread)
         )
         malformed = jnp.any(books.opened(book, thread))
@@ -120,14 +121,14 @@ class Racing(SpawnJoin):
             return super().joined(book, thread)
         number, born, new = books.numbers(book), books.children(book, thread), book.used
         threads = book.threads.where(number == thread, samples=True)
+        start, length = self.returned(book)
         stitched = born & threads.stitched
         row = lines.joined_row(book, thread, stitched) & ~books.one_bit(thread, book.sees.shape[1])
         position = jnp.max(jnp.where(stitched | (number == thread), threads.position, 0))
         book = lines.proceed(book.replace(threads=threads), thread, row, position)
-        length = jnp.where(threads.stop == Stop.END, threads.span_end - threads.span, 0)
-        pieces = dict(kind=(books.TEMPLATE, books.SPAN), start=(number * 0 + _RESULT, threads.span), length=(1, length))
+        pieces = dict(kind=(books.TEMPLATE, books.SPAN), start=(number * 0 + _RESULT, start), length=(1, length))
         valid = born & (self.returns == "message")
-        return protocol.say(book, number * 0 + new, thread=number, valid=valid, footer=_GO, **pieces)
+        return verbs.say(book, number * 0 + new, thread=number, valid=valid, footer=_GO, **pieces)
 
 
 def bias() -> np.ndarray:

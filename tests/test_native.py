@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from apr_jax import sharding
-from apr_jax.decode import Engine, Problem, Sizes, native
+from apr_jax.decode import Engine, Sizes, native
 from apr_jax.decode.native import product
 from apr_jax.model import transformer
 from apr_jax.model.attention import masked_attention
@@ -164,11 +164,10 @@ def test_engine_with_and_without_the_kernel():
     model = transformer.init(CONFIG, jax.random.key(0))
     protocol = Scripted(3, stitch=True)
     sizes = Sizes(
-        problems=2, lanes=3, rows=6, feed_tiles=2, feed_chunk=8, threads=protocol.threads, slots=256, log=256,
+        problems=2, lanes=3, rows=6, feed_tiles=2, feed_chunk=8, threads=protocol.needs.threads, slots=256, log=256,
         queue=4, prompt=40, outbox=4, attention_block=64,
     )  # fmt: skip
-    prompts = [protocol.prompt(range(3, 20 + i), 5, (9, 4 + i, 7), 6) for i in range(4)]
-    problems = [Problem(i, prompt, max_tokens=12) for i, prompt in enumerate(prompts)]
+    problems = [protocol.problem(i, range(3, 20 + i), 5, (9, 4 + i, 7), 6) for i in range(4)]
     with_kernel, without = (
         sorted(Engine(model, protocol, sizes, kernel=kernel).decode(problems), key=lambda t: t.problem)
         for kernel in (True, False)

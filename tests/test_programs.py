@@ -33,8 +33,8 @@ def test_the_loop_runs_programs_as_the_interpreter_does(setting):
 
 
 def problem(number, body, **fields):
-    prompt = fuzz_programs.with_program([1, 2, 3], body)
-    return Problem(number, prompt, **{"temperature": 1.0, "max_tokens": 48, **fields})
+    text, program = np.array([1, 2, 3]), programs.encode(body)
+    return Problem(number, text, arguments=program, **{"temperature": 1.0, "max_tokens": 48, **fields})
 
 
 def interpret(body, seed=0, **fields):

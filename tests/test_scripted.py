@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import reference_model
-from apr_jax.decode import Engine, Problem, Sizes, Source, Stop
+from apr_jax.decode import Engine, Sizes, Source, Stop
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
 from apr_jax.protocols import Scripted
@@ -23,10 +23,9 @@ def decoded(layers: int, stitch: bool, **sizes):
     model = transformer.Model(model.graph, params)
     protocol = Scripted(most=3, stitch=stitch)
     problems = [
-        Problem(i, protocol.prompt(prompt, *script))
-        for i, (prompt, script) in enumerate(zip(PROMPTS, SCRIPTS, strict=True))
+        protocol.problem(i, prompt, *script) for i, (prompt, script) in enumerate(zip(PROMPTS, SCRIPTS, strict=True))
     ]
-    defaults = {"problems": 2, "lanes": 2, "rows": 3, "threads": protocol.threads, "slots": 128, "run": 4}
+    defaults = {"problems": 2, "lanes": 2, "rows": 3, "threads": protocol.needs.threads, "slots": 128, "run": 4}
     defaults |= {"log": 256, "log_run": 4, "queue": 3, "prompt": 16, "outbox": 3, "attention_block": 32}
     engine = Engine(model, protocol, Sizes(**(defaults | sizes)))
     found = {transcript.problem: transcript for transcript in engine.decode(problems)}
@@ -91,4 +90,4 @@ def test_threads_see_what_the_script_says(stitch, sizes):
 )
 def test_refuses_a_wrong_script(arguments, message):
     with pytest.raises(ValueError, match=message):
-        Scripted(most=3).prompt(*arguments)
+        Scripted(most=3).problem(0, *arguments)

@@ -74,7 +74,7 @@ def test_the_tail_is_a_thread_that_sees_the_rest_and_who_saw_the_whole_sees_both
     after = forget(parent_and_child())
     head, tail, line = (after.thread(jnp.int32(number)) for number in (0, 2, 3))
     assert (head.stop, head.length) == (Stop.CONTINUED, 6)
-    assert (tail.stop, tail.parent, tail.ordinal, tail.span, tail.length) == (Stop.SPLIT, 0, 1, 6, 4)
+    assert (tail.stop, tail.parent, tail.ordinal, tail.split_at, tail.length) == (Stop.SPLIT, 0, 1, 6, 4)
     assert rows(after) == [[0], [0, 1, 2], [0, 2], [0, 3], []]
     assert (line.clock, line.position, line.segment, line.opened, line.fork) == (
         12,

@@ -1,6 +1,6 @@
 """Programs of threads, as data: what a thread does at its events, and which programs its children run.
 
-A program is a tree. `encode` flattens it to numbers that stand behind a prompt, where `program_protocol.Programs` reads
+A program is a tree. `encode` flattens it to the numbers of a problem's arguments, where `program_protocol.Programs` reads
 them; `program_oracle` interprets the tree itself. `draw` makes random ones, `smaller` the next simpler ones of a given one.
 
 A new action needs a name here, a branch in the protocol and one in the interpreter.

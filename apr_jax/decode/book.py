@@ -176,6 +176,7 @@ class Book:
         prompt, prompt_length: the prompt.
         problem, sample: the caller's numbers.
         request: how the problem is to be sampled.
+        arguments: what the protocol is told of the problem.
         shared: the state that the protocol keeps of the problem, a tree of arrays.
         key: UInt32 [2], the key of the problem.
         active: a problem is here; stop: why it ended, Stop.RUNNING before that.
@@ -195,6 +196,7 @@ class Book:
     problem: Int[Array, ""]
     sample: Int[Array, ""]
     request: Request
+    arguments: Int[Array, "n"]
     shared: Any
     key: UInt32[Array, "2"]
     active: Bool[Array, ""]
@@ -203,6 +205,14 @@ class Book:
     def replace(self, **values: Any) -> "Book":
         """A copy with other values, in the dtypes of the old ones: a loop's carry must not widen under `jax_enable_x64`."""
         return dataclasses.replace(self, **{name: cast(new, getattr(self, name)) for name, new in values.items()})
+
+    def update_own(self, mask: Bool[Array, "M"], **values: Any) -> "Book":
+        """A copy in which the named fields of the protocol's own state have new values for the masked threads."""
+        own = self.threads.own
+        changed = dataclasses.replace(
+            own, **{name: jnp.where(mask, value, getattr(own, name)) for name, value in values.items()}
+        )
+        return self.replace(threads=dataclasses.replace(self.threads, own=changed))
 
     def thread(self, number: Int[Array, ""]) -> Threads:
         """One row of the thread table, as scalars."""
@@ -213,8 +223,13 @@ class Book:
         return self.replace(stop=jnp.where(condition & (self.stop == Stop.RUNNING), int(stop), self.stop))
 
 
-def empty(sizes: Sizes, own: Any = (), shared: Any = ()) -> Book:
-    """A book without a problem; `own` and `shared`: the protocol's state of a new thread and of a new problem."""
+def empty(sizes: Sizes, own: Any = (), shared: Any = (), arguments: int = 0) -> Book:
+    """A book without a problem.
+
+    Args:
+        own, shared: the protocol's state of a new thread and of a new problem.
+        arguments: numbers that a problem gives to the protocol.
+    """
     m = sizes.threads
 
     def ints(shape, value=0):
@@ -252,6 +267,7 @@ def empty(sizes: Sizes, own: Any = (), shared: Any = ()) -> Book:
         problem=ints(()),
         sample=ints(()),
         request=Request(jnp.zeros((), jnp.float32), ints(()), jnp.ones((), jnp.float32), ints(()), ints(())),
+        arguments=ints(arguments),
         shared=jax.tree.map(jnp.asarray, shared),
         key=jnp.zeros(2, jnp.uint32),
         active=jnp.zeros((), bool),

@@ -159,7 +159,10 @@ class Engine:
                 value = getattr(problem, field)
                 arrays[name][where] = len(value) if name == "prompt_length" else value
         count = np.array([len(range(shard, len(problems), shards)) for shard in range(shards)], np.int32)
-        queue = states.Queue(prompt=prompt, **arrays, next=np.zeros(shards, np.int32), count=count)
+        arguments = np.zeros((shards, sizes.queue, self.program.protocol.needs.arguments), np.int32)
+        for number, problem in enumerate(problems):
+            arguments[number % shards, number // shards] = problem.arguments
+        queue = states.Queue(prompt=prompt, **arrays, arguments=arguments, next=np.zeros(shards, np.int32), count=count)
         return dataclasses.replace(state, queue=jax.tree.map(self._put, queue))
 
     def _put(self, array: np.ndarray) -> jax.Array:
@@ -211,7 +214,7 @@ class Engine:
             ValueError: a problem that the sizes cannot hold, named with what is allowed.
         """
         for problem in problems:
-            check(problem, self.model.config.vocabulary, self.sizes)
+            check(problem, self.model.config.vocabulary, self.sizes, self.program.protocol.needs.arguments)
         state, start = self.create(seed), time.monotonic()
         batch, stops = self.sizes.queue * self.shards, collections.Counter()
         for first in range(0, len(problems), batch):
@@ -277,9 +280,7 @@ def _activation_dtype(model: Model):
     return jnp.float64 if wide else jnp.dtype(model.config.dtype)
 
 
-def _transcript(
-    books: dict[str, Any], logs: states.LogArrays, place: tuple[int, int], program: Program
-) -> Transcript:
+def _transcript(books: dict[str, Any], logs: states.LogArrays, place: tuple[int, int], program: Program) -> Transcript:
     """Build the transcript of one place (shard, row): threads in the order of their paths, entries thread by thread."""
     sizes, needs = program.sizes, program.protocol.needs
     book = jax.tree.map(lambda value: value[place], books)

@@ -240,7 +240,9 @@ def advance(
     write = lambda name, new: getattr(threads, name).at[row, tiles.thread].set(new, mode="drop")
     own_row = jnp.where(draws, row, sizes.problems)
     own = jax.tree.map(
-        lambda table, new: table.at[own_row, tiles.thread].set(new.astype(table.dtype), mode="drop"), threads.own, seen.own
+        lambda table, new: table.at[own_row, tiles.thread].set(new.astype(table.dtype), mode="drop"),
+        threads.own,
+        seen.own,
     )
     threads = dataclasses.replace(threads, own=own, **{name: write(name, new) for name, new in values.items()})
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ class Problem:
         top_p: keep that share of the probability, 1 is off.
         max_tokens: tokens that each thread may generate.
         child_max_tokens: the same for all threads but the root, 0: max_tokens.
+        arguments: Int [n], what the protocol is told of this problem; n is its `needs.arguments`.
     """
 
     id: int
@@ -34,6 +36,7 @@ class Problem:
     top_p: float = 1.0
     max_tokens: int = 512
     child_max_tokens: int = 0
+    arguments: Sequence[int] = ()
 
 
 def whole(name: str, value: Any, least: int = _INT32.min, most: int = _INT32.max) -> int:
@@ -78,8 +81,8 @@ def check_sampling(given: Any, where: str = "") -> None:
         whole(f"{where}{name}", getattr(given, name), least)
 
 
-def check(problem: Problem, vocabulary: int, sizes: Sizes) -> None:
-    """Refuse a problem that cannot be decoded as it is.
+def check(problem: Problem, vocabulary: int, sizes: Sizes, arguments: int = 0) -> None:
+    """Refuse a problem that cannot be decoded as it is; `arguments`: as many as the protocol needs.
 
     Raises:
         ValueError: with the field, its value and what is allowed.
@@ -100,3 +103,7 @@ def check(problem: Problem, vocabulary: int, sizes: Sizes) -> None:
     if prompt.min() < 0 or prompt.max() >= vocabulary:
         raise ValueError(f"{name}: token ids {prompt.min()} .. {prompt.max()}; allowed are 0 .. {vocabulary - 1}")
     check_sampling(problem, f"{name}: ")
+    if len(problem.arguments) != arguments:
+        raise ValueError(f"{name}: {len(problem.arguments)} arguments; the protocol needs {arguments}")
+    for argument in problem.arguments:
+        whole(f"{name}: arguments", argument)

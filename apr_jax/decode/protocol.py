@@ -7,7 +7,7 @@ handler only in steps where some problem has that event. Handlers see the book, 
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -27,8 +27,8 @@ class Needs:
         together: 0, or live siblings see each other's tokens of the same clock too, and a fork has so many at most (Hogwild).
         races: an event of one thread may end another, see `apr_jax.decode.races`.
         splits: threads may be cut in two, see `apr_jax.decode.lines.split`.
-        rewrites: `observe` may put another token in the place of the one that was drawn.
         recorded: the protocol's own state goes into the transcript.
+        arguments: numbers that each problem gives to the protocol (`Problem.arguments`), kept as `book.arguments`.
     """
 
     threads: int = 1
@@ -36,8 +36,8 @@ class Needs:
     together: int = 0
     races: bool = False
     splits: bool = False
-    rewrites: bool = False
     recorded: bool = False
+    arguments: int = 0
 
     @property
     def groups(self) -> bool:
@@ -69,9 +69,9 @@ class Protocol(abc.ABC):
         handlers: what the events of `observe` do, in order.
     """
 
-    needs: ClassVar[Needs] | Needs = Needs()
-    templates: ClassVar[tuple[int, ...]] | tuple[int, ...] = (0,)
-    handlers: ClassVar[tuple[Handler, ...]] | tuple[Handler, ...] = ()
+    needs: Needs = Needs()
+    templates: tuple[int, ...] = (0,)
+    handlers: tuple[Handler, ...] = ()
 
     def own(self) -> Any:
         """The state that each thread has of its own when it is opened: a tree of small arrays, kept as `book.threads.own`.
@@ -99,7 +99,7 @@ class Protocol(abc.ABC):
             shared, own: the problem's state and the thread's.
 
         Returns:
-            The thread's state; the token to go on with, which is the one that was drawn unless the protocol `rewrites`; the
+            The thread's state; the token to go on with, which is recorded as rewritten where it is not the one that was drawn; the
             event that this is, 0 for none, else 1 + the index of its handler.
         """
 

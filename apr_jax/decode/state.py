@@ -50,6 +50,7 @@ class Queue:
     temperature: Float[Array, "Q"]
     top_k: Int[Array, "Q"]
     top_p: Float[Array, "Q"]
+    arguments: Int[Array, "Q n"]
     next: Int[Array, ""]
     count: Int[Array, ""]
 
@@ -135,7 +136,7 @@ def create(
     """
     p, m = sizes.problems, sizes.threads
     wide = jnp.promote_types(dtype, jnp.float32)
-    blank = books.empty(sizes, protocol.own(), protocol.shared()) if protocol else books.empty(sizes)
+    blank = _blank(sizes, protocol) if protocol else books.empty(sizes)
     stack = lambda count: jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), blank)
     recorded = protocol is not None and protocol.needs.recorded
     zero = jnp.zeros((), jnp.int32)
@@ -153,6 +154,7 @@ def create(
                 for name in ("prompt_length", "problem", "sample", "max_tokens", "child_max_tokens", "top_k")
             },
             **{name: jnp.zeros(sizes.queue, jnp.float32) for name in ("temperature", "top_p")},
+            arguments=jnp.zeros((sizes.queue, len(blank.arguments)), jnp.int32),
             next=zero,
             count=zero,
         ),
@@ -160,6 +162,10 @@ def create(
         counters=Counters(*(zero for _ in dataclasses.fields(Counters))),
         seed=seed,
     )
+
+
+def _blank(sizes: Sizes, protocol: Protocol) -> Book:
+    return books.empty(sizes, protocol.own(), protocol.shared(), protocol.needs.arguments)
 
 
 def leaving(state: State) -> Bool[Array, "P"]:
@@ -203,7 +209,7 @@ def refill(state: State, protocol: Protocol, sizes: Sizes) -> State:
     row = jnp.minimum(number, sizes.queue - 1)
 
     def begin(row, enters, old):
-        blank = books.empty(sizes, protocol.own(), protocol.shared())
+        blank = _blank(sizes, protocol)
         problem, sample = queue.problem[row], queue.sample[row]
         book = blank.replace(
             prompt=queue.prompt[row],
@@ -211,6 +217,7 @@ def refill(state: State, protocol: Protocol, sizes: Sizes) -> State:
             problem=problem,
             sample=sample,
             request=Request(*(getattr(queue, field.name)[row] for field in dataclasses.fields(Request))),
+            arguments=queue.arguments[row],
             key=books.fold(books.fold(state.seed, problem), sample),
             active=jnp.ones((), bool),
         )

@@ -4,20 +4,22 @@ The choice among the samples (majority, mean log-probability, verifier) is made 
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from apr_jax.decode import book as books
 from apr_jax.decode import messages
 from apr_jax.decode.book import Book
+from apr_jax.decode.protocol import Drawn, Needs, Protocol, is_one_of
 from apr_jax.decode.transcript import Stop
-from apr_jax.protocols import protocol
+from apr_jax.protocols import verbs
 
 
 @dataclasses.dataclass(frozen=True)
-class Samples:
+class Samples(Protocol):
     """`count` threads that share the prompt and do not see each other.
 
     The root is fed all of the prompt but its last token; each child is fed that one, and samples from it.
@@ -26,31 +28,26 @@ class Samples:
     count: int
     end: int
 
-    live = False
-    races = False
-    splits = False
-    together = 0
-    templates = (0,)
-    handlers = (protocol.end,)
+    handlers = (verbs.end,)
 
     def __post_init__(self):
         if self.count < 1:
             raise ValueError(f"samples.count = {self.count}: at least 1 sample is needed")
 
-    def begin(self, book: Book, temperature: Float[Array, ""], top_k: Int[Array, ""], top_p: Float[Array, ""]) -> Book:
+    def begin(self, book: Book) -> Book:
         root = jnp.int32(0)
-        book = books.open_root(book, temperature, top_k, top_p, samples=False)
-        book = protocol.feed_prompt(book, root, root, book.prompt_length - 1)
+        book = books.open_root(book, samples=False)
+        book = verbs.feed_prompt(book, root, root, book.prompt_length - 1)
         # A prompt of one token leaves nothing to flush: the root would never be drained.
         forked = self.drained(book, root)
         return books.choose(book.prompt_length == 1, forked, book)
 
     @property
-    def threads(self) -> int:
-        return 1 + self.count
+    def needs(self) -> Needs:
+        return Needs(threads=1 + self.count)
 
-    def event(self, token: Int[Array, "B"]) -> Int[Array, "B"]:
-        return (token == self.end).astype(jnp.int32)
+    def observe(self, shared: Any, own: Any, drawn: Drawn) -> tuple[Any, Int[Array, ""], Int[Array, ""]]:
+        return own, drawn.token, is_one_of(drawn.token, (self.end,))
 
     def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
         book = jax.lax.fori_loop(0, self.count, lambda _, b: books.open_child(b, thread), book)

@@ -1,38 +1,28 @@
 """One thread that thinks until it ends: the baseline, and the way to run any ordinary language model."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from apr_jax.decode import book as books
 from apr_jax.decode.book import Book
-from apr_jax.protocols import protocol
+from apr_jax.decode.protocol import Drawn, Protocol, is_one_of
+from apr_jax.protocols import verbs
 
 
 @dataclasses.dataclass(frozen=True)
-class Sequential:
+class Sequential(Protocol):
     """The root samples until it draws `end` or has used its budget."""
 
     end: int
 
-    threads = 1
-    live = False
-    races = False
-    splits = False
-    together = 0
-    templates = (0,)
-    handlers = (protocol.end,)
+    handlers = (verbs.end,)
 
-    def begin(self, book: Book, temperature: Float[Array, ""], top_k: Int[Array, ""], top_p: Float[Array, ""]) -> Book:
-        book = books.open_root(book, temperature, top_k, top_p, samples=True)
-        return protocol.feed_prompt(book, jnp.int32(0), jnp.int32(0), book.prompt_length)
+    def begin(self, book: Book) -> Book:
+        book = books.open_root(book, samples=True)
+        return verbs.feed_prompt(book, jnp.int32(0), jnp.int32(0), book.prompt_length)
 
-    def event(self, token: Int[Array, "B"]) -> Int[Array, "B"]:
-        return (token == self.end).astype(jnp.int32)
-
-    def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
-        return book
-
-    def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
-        return book
+    def observe(self, shared: Any, own: Any, drawn: Drawn) -> tuple[Any, Int[Array, ""], Int[Array, ""]]:
+        return own, drawn.token, is_one_of(drawn.token, (self.end,))

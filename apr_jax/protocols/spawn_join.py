@@ -18,16 +18,17 @@ nests; here the block stays and `max_depth` says how deep threads may nest.
 """
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from apr_jax.decode import book as books
 from apr_jax.decode import lines
-from apr_jax.decode.book import Book
+from apr_jax.decode.book import Book, pytree
+from apr_jax.decode.protocol import Drawn, Handler, Needs, Protocol, is_one_of
 from apr_jax.decode.transcript import Stop
-from apr_jax.protocols import protocol
+from apr_jax.protocols import verbs
 
 Context = Literal["isolated", "shared", "live"]
 Returns = Literal["message", "stitch", "reencode"]
@@ -35,8 +36,23 @@ Returns = Literal["message", "stitch", "reencode"]
 _SPAWN, _RESULT, _GO = range(3)  # places in the template table
 
 
+@pytree
+class Spans:
+    """What a thread remembers of two stretches of text; -1 is none.
+
+    Attributes:
+        asked, asked_end: its message, in its parent's log.
+        joined, joined_end: what it returns, in its own log: from after its `<join>` up to its `<end>`.
+    """
+
+    asked: Int[Array, ""]
+    asked_end: Int[Array, ""]
+    joined: Int[Array, ""]
+    joined_end: Int[Array, ""]
+
+
 @dataclasses.dataclass(frozen=True)
-class SpawnJoin:
+class SpawnJoin(Protocol):
     """Token ids of the control words, and the choices of a method.
 
     Attributes:
@@ -57,10 +73,6 @@ class SpawnJoin:
     context: Context = "isolated"
     returns: Returns = "message"
     together: int = 0
-
-    threads = 2
-    races = False
-    splits = False
 
     def __post_init__(self):
         for name, allowed in (("context", get_args(Context)), ("returns", get_args(Returns))):
@@ -83,17 +95,22 @@ class SpawnJoin:
         return (self.spawn, self.result, self.go)
 
     @property
-    def handlers(self) -> tuple[protocol.Handler, ...]:
+    def needs(self) -> Needs:
+        return Needs(threads=2, live=self.live, together=self.together)
+
+    @property
+    def handlers(self) -> tuple[Handler, ...]:
         return (self._end, self._spawn, self._wait, self._join)
 
-    def begin(self, book: Book, temperature: Float[Array, ""], top_k: Int[Array, ""], top_p: Float[Array, ""]) -> Book:
-        book = books.open_root(book, temperature, top_k, top_p, samples=True)
-        return protocol.feed_prompt(book, jnp.int32(0), jnp.int32(0), book.prompt_length)
+    def own(self) -> Spans:
+        return Spans(*(jnp.int32(-1) for _ in range(4)))
 
-    def event(self, token: Int[Array, "B"]) -> Int[Array, "B"]:
-        words = jnp.array([self.end, self.spawn, self.wait, self.join], jnp.int32)
-        match = token[:, None] == words[None, :]
-        return jnp.sum(jnp.where(match, jnp.arange(1, 5), 0), axis=1)
+    def begin(self, book: Book) -> Book:
+        book = books.open_root(book, samples=True)
+        return verbs.feed_prompt(book, jnp.int32(0), jnp.int32(0), book.prompt_length)
+
+    def observe(self, shared: Any, own: Spans, drawn: Drawn) -> tuple[Spans, Int[Array, ""], Int[Array, ""]]:
+        return own, drawn.token, is_one_of(drawn.token, (self.end, self.spawn, self.wait, self.join))
 
     @property
     def live(self) -> bool:
@@ -106,15 +123,11 @@ class SpawnJoin:
     def _close_message(self, book: Book, thread: Int[Array, ""]) -> Book:
         """End the message of the child opened last: it stops before the control word just sampled."""
         latest = books.opened(book, thread) & (book.threads.ordinal == book.threads.opened[thread] - 1)
-        return book.replace(threads=book.threads.where(latest, span_end=book.threads.length[thread] - 1))
+        return book.update_own(latest, asked_end=book.threads.length[thread] - 1)
 
     def _end(self, book: Book, thread: Int[Array, ""]) -> Book:
         malformed = jnp.any(books.opened(book, thread))
-        threads = book.threads
-        me = books.numbers(book) == thread
-        # What a child returns stands between its <join> and this token; span 0 means that it never joined.
-        returned = jnp.where(threads.span[thread] > 0, threads.length[thread] - 1, 0)
-        book = book.replace(threads=threads.where(me, span_end=returned))
+        book = book.update_own(books.numbers(book) == thread, joined_end=book.threads.length[thread] - 1)
         return books.close(book, thread, jnp.where(malformed, int(Stop.MALFORMED), int(Stop.END)))
 
     def _spawn(self, book: Book, thread: Int[Array, ""]) -> Book:
@@ -127,25 +140,24 @@ class SpawnJoin:
             "stitch": True,
             "reencode": book.threads.opened[thread] == book.threads.fork[thread],
         }
-        spans = dict(span=book.threads.length[thread], stitched=stitched[self.returns])
-        new = new.replace(threads=new.threads.where(is_child, **spans))
+        new = new.replace(threads=new.threads.where(is_child, stitched=stitched[self.returns]))
+        new = new.update_own(is_child, asked=book.threads.length[thread])
         return books.choose(deep, books.close(book, thread, jnp.int32(Stop.MALFORMED)), new)
 
     def _wait(self, book: Book, thread: Int[Array, ""]) -> Book:
         book = self._close_message(book, thread)
         born = books.opened(book, thread)
-        threads, number = book.threads, books.numbers(book)
-        header, message, footer = number * 0 + _SPAWN, threads.span, number * 0 + _GO
-        started = protocol.say(
+        number, spans = books.numbers(book), book.threads.own
+        header, message, footer = number * 0 + _SPAWN, spans.asked, number * 0 + _GO
+        started = verbs.say(
             book,
             to=number,
             kind=(books.TEMPLATE, books.SPAN, books.TEMPLATE),
             thread=thread,
             start=(header, message, footer),
-            length=(1, threads.span_end - threads.span, 1),
+            length=(1, spans.asked_end - spans.asked, 1),
             valid=born,
         )
-        started = started.replace(threads=started.threads.where(born, span=0, span_end=0))
         if self.context == "isolated":
             started = books.commit(started, thread, shares=False)
         else:  # the children see the <wait>: it is fed before they start
@@ -153,22 +165,26 @@ class SpawnJoin:
         return books.choose(jnp.any(born), started, books.close(book, thread, jnp.int32(Stop.MALFORMED)))
 
     def _join(self, book: Book, thread: Int[Array, ""]) -> Book:
+        """What a child returns begins behind the first `<join>` that it samples; the root returns nothing."""
         threads = book.threads
-        first = (threads.level[thread] > 0) & (threads.span[thread] == 0)
-        me = (books.numbers(book) == thread) & first
-        return book.replace(threads=threads.where(me, span=threads.length[thread]))
+        first = (threads.level[thread] > 0) & (threads.own.joined[thread] < 0)
+        return book.update_own((books.numbers(book) == thread) & first, joined=threads.length[thread])
 
     def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
         number, born = books.numbers(book), books.children(book, thread)
         book = book.replace(threads=book.threads.where(number == thread, samples=True))
         threads, to = book.threads, number * 0 + thread
         if self.returns == "message":
-            length = jnp.where(threads.stop == Stop.END, threads.span_end - threads.span, 0)
-            pieces = dict(
-                kind=(books.TEMPLATE, books.SPAN), start=(number * 0 + _RESULT, threads.span), length=(1, length)
-            )
-            return protocol.say(book, to, thread=number, valid=born, footer=_GO, **pieces)
+            start, length = self.returned(book)
+            pieces = dict(kind=(books.TEMPLATE, books.SPAN), start=(number * 0 + _RESULT, start), length=(1, length))
+            return verbs.say(book, to, thread=number, valid=born, footer=_GO, **pieces)
         again = born & ~threads.stitched
         book = lines.stitch(book, thread, born & threads.stitched)
         pieces = dict(kind=(books.SPAN,), start=(number * 0,), length=(threads.length,))
-        return protocol.say(book, to, thread=number, valid=again, footer=_GO, **pieces)
+        return verbs.say(book, to, thread=number, valid=again, footer=_GO, **pieces)
+
+    def returned(self, book: Book) -> tuple[Int[Array, "M"], Int[Array, "M"]]:
+        """Where in its log what each thread returns begins, and how many tokens that is: none if it broke off or never joined."""
+        threads = book.threads
+        joined = (threads.own.joined >= 0) & (threads.stop == Stop.END)
+        return threads.own.joined, jnp.where(joined, threads.own.joined_end - threads.own.joined, 0)

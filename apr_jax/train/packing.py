@@ -239,7 +239,9 @@ def _fill(rows, transcripts, weights, length: int, threads: int) -> tuple[Rows, 
             out.owner[place] = part.owner + first
             labelled = part.label_entry >= 0
             weight = 1.0 if weights is None else weights[part.transcript][part.label_entry]
-            chosen = log.source[part.label_entry] != Source.REWRITTEN  # else the model drew it, and a rule did not let it stand
+            chosen = (
+                log.source[part.label_entry] != Source.REWRITTEN
+            )  # else the model drew it, and a rule did not let it stand
             out.label[place] = np.where(labelled, log.drawn[part.label_entry], -1)
             out.weight[place] = np.where(labelled & chosen, weight, 0.0)
             own = slice(first, first + len(part.sees))

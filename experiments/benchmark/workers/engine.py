@@ -74,7 +74,7 @@ class Project:
         in_flight, queue = work.in_flight // mesh.size, -(-len(problems) // mesh.size)
         sizes = Sizes(
             problems=in_flight, lanes=most, rows=min(int(in_flight * work.rows) + 1, in_flight * most), feed_tiles=1,
-            feed_chunk=CHUNK, feed_threshold=most, threads=protocol.threads, slots=multiple(room, BLOCK), run=RUN,
+            feed_chunk=CHUNK, feed_threshold=most, threads=protocol.needs.threads, slots=multiple(room, BLOCK), run=RUN,
             log=multiple(room, RUN), log_run=RUN, queue=queue, prompt=len(problems[0].prompt), outbox=queue,
             attention_block=BLOCK,
         )  # fmt: skip
@@ -97,10 +97,8 @@ class Project:
         return once
 
     def _scripted(self, protocol: Scripted, number: int, script: Script) -> Problem:
-        prompt = protocol.prompt(script.prompt, script.alone, script.lengths, script.after)
-        return Problem(
-            number, prompt, temperature=self.temperature, max_tokens=max(script.alone, *script.lengths, script.after)
-        )
+        tokens = script.prompt, script.alone, script.lengths, script.after
+        return protocol.problem(number, *tokens, temperature=self.temperature)
 
     def _threads(self, work: Threads) -> Callable[[], Measured]:
         # The prompt but its last two tokens goes in whole feed steps: the flush that the fork waits for is timed with it.
@@ -203,7 +201,7 @@ class Project:
         room = script_room(script, protocol)
         sizes = Sizes(
             problems=1, lanes=work.threads, rows=work.threads, feed_tiles=1, feed_chunk=CHUNK, feed_threshold=work.threads,
-            threads=protocol.threads, slots=multiple(room, BLOCK), run=RUN, log=multiple(room, RUN), log_run=RUN, queue=1,
+            threads=protocol.needs.threads, slots=multiple(room, BLOCK), run=RUN, log=multiple(room, RUN), log_run=RUN, queue=1,
             prompt=len(problem.prompt), outbox=1, attention_block=BLOCK,
         )  # fmt: skip
         engine = Engine(self.model, protocol, sizes)
@@ -219,7 +217,7 @@ class Project:
                 steps.append((time.perf_counter() - start) * 1e3)
                 threads.append(int(np.max(state.books.used)))
             # The step that flushes the last token has the fork in it, the last step of the threads their end and the join.
-            fork = next(i for i, used in enumerate(threads) if used == protocol.threads)
+            fork = next(i for i, used in enumerate(threads) if used == protocol.needs.threads)
             join = fork + few
             alone, together = statistics.median(steps[: fork - 1]), statistics.median(steps[fork + 2 : join])
             extra = {"fork_ms": steps[fork] - alone, "join_ms": steps[join] - together}
@@ -236,7 +234,7 @@ def multiple(number: int, of: int) -> int:
 def script_room(script: Script, protocol: Scripted) -> int:
     """Slots, and log entries, that a problem may need: what is written once, what is fed again, a run begun by each thread."""
     again = 0 if protocol.stitch else sum(script.lengths)
-    return len(script.prompt) + script.tokens + again + 3 * protocol.most + 2 * RUN * protocol.threads
+    return len(script.prompt) + script.tokens + again + 3 * protocol.most + 2 * RUN * protocol.needs.threads
 
 
 def check(transcript: Transcript, script: Script) -> None:

@@ -1,63 +1,12 @@
-"""What a method of parallel reasoning must say: how a problem begins and what its events do.
-
-A protocol is a frozen dataclass (hashable, static). It is written for one problem; the loop vmaps it, and applies a handler only
-in steps where some problem has that event. Handlers see the book, never keys and values. Axes: B sampled tokens.
-"""
-
-from collections.abc import Callable
-from typing import Protocol as Interface
+"""What protocols say in the same way: a stretch of the prompt, messages of the same pieces for many threads, an end."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from apr_jax.decode import book as books
 from apr_jax.decode import messages
 from apr_jax.decode.book import Book
 from apr_jax.decode.transcript import Stop
-
-Handler = Callable[[Book, Int[Array, ""]], Book]
-
-
-class Protocol(Interface):
-    """The methods that the loop calls; `thread` is always the number of the thread concerned."""
-
-    threads: int
-    """Threads that a problem opens at least, the root included; one that may fork needs room for a child."""
-
-    live: bool
-    """Whether threads may see others that still run."""
-
-    together: int
-    """0, or live siblings see each other's tokens of the same clock too, and a fork has so many at most (Hogwild)."""
-
-    races: bool
-    """Whether an event of one thread may end another, see `apr_jax.decode.races`."""
-
-    splits: bool
-    """Whether threads may be cut in two, see `apr_jax.decode.lines.split`."""
-
-    @property
-    def templates(self) -> tuple[int, ...]:
-        """Tokens that messages may quote, one table for all; at least one."""
-
-    def begin(self, book: Book, temperature: Float[Array, ""], top_k: Int[Array, ""], top_p: Float[Array, ""]) -> Book:
-        """Open the root in an empty book that holds the prompt, and give it something to feed."""
-
-    def event(self, token: Int[Array, "B"]) -> Int[Array, "B"]:
-        """The event that sampling each token is: 0 for none, else 1 + the index of its handler."""
-
-    @property
-    def handlers(self) -> tuple[Handler, ...]:
-        """What the events of `event` do."""
-
-    def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
-        """`thread`, which does not sample, has fed all it had."""
-
-    def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
-        """All children that `thread` waited for are finished: give it something to feed, or finish it."""
-
-    def decided(self, book: Book, thread: Int[Array, ""]) -> Book:
-        """An event of `thread` that was deferred may be acted on. Only asked of protocols that race."""
 
 
 def feed_prompt(book: Book, thread: Int[Array, ""], start: Int[Array, ""], length: Int[Array, ""]) -> Book:
