@@ -55,7 +55,7 @@ class Programs(Protocol):
     def handlers(self) -> tuple[Handler, ...]:
         return (self._tick,)
 
-    def own(self) -> Counter:
+    def own_state(self) -> Counter:
         return Counter(jnp.int32(0), jnp.int32(0))
 
     def begin(self, book: Book) -> Book:
@@ -96,23 +96,23 @@ class Programs(Protocol):
 
     def decided(self, book: Book, thread: Int[Array, ""]) -> Book:
         threads, number = book.threads, books.numbers(book)
-        siblings = books.children(book, threads.parent[thread]) & lines.unfinished(book) & (number != thread)
-        siblings &= threads.level[thread] > 0
-        youngest = jnp.max(jnp.where(siblings, threads.ordinal, -1))
-        return self._next(lines.kill(book, siblings & (threads.ordinal == youngest)), thread)
+        siblings = books.children(book, threads.line.parent[thread]) & lines.unfinished(book) & (number != thread)
+        siblings &= threads.line.nesting[thread] > 0
+        youngest = jnp.max(jnp.where(siblings, threads.line.ordinal, -1))
+        return self._next(lines.kill(book, siblings & (threads.line.ordinal == youngest)), thread)
 
     def _turn(self, book: Book, thread: Int[Array, ""], now: Int[Array, "width"]) -> Book:
         threads, new = book.threads, book.used
         forgot = jnp.where(now[_AT["keeps"]] > 0, 0, books.one_bit(thread, book.sees.shape[1]))
-        turned = lines.proceed(book, thread, book.sees[thread] ^ forgot, threads.position[thread])
-        quote = jnp.minimum(now[_AT["quote"]], threads.length[thread])
-        return self._feed(turned, thread, new, threads.length[thread] - quote, quote)
+        turned = lines.proceed(book, thread, book.sees[thread] ^ forgot, threads.cursor.position[thread])
+        quote = jnp.minimum(now[_AT["quote"]], threads.cursor.length[thread])
+        return self._feed(turned, thread, new, threads.cursor.length[thread] - quote, quote)
 
     def _cut(self, book: Book, thread: Int[Array, ""], now: Int[Array, "width"]) -> Book:
         threads, words = book.threads, book.sees.shape[1]
         halves = books.one_bit(thread, words) | books.one_bit(book.used, words)
         row = book.sees[thread] ^ jnp.where(now[_AT["keeps"]] > 0, 0, halves)
-        cut = lines.split(book, thread, threads.length[thread] // 2, row, threads.position[thread])
+        cut = lines.split(book, thread, threads.cursor.length[thread] // 2, row, threads.cursor.position[thread])
         done = self._feed(cut, thread, lines.heir(cut, thread), jnp.int32(0), jnp.int32(0))
         return books.choose(lines.splittable(book, thread), done, self._next(book, thread))
 
@@ -130,9 +130,9 @@ class Programs(Protocol):
             books.numbers(book),
             books.children(book, thread),
         )
-        stitched = born & book.threads.stitched
+        stitched = born & book.threads.bond.stitched
         book = lines.stitch(book, thread, stitched)
-        length, is_message = book.threads.length, now[_AT["join"]] == Join.MESSAGE
+        length, is_message = book.threads.cursor.length, now[_AT["join"]] == Join.MESSAGE
         said = jnp.where(is_message, jnp.minimum(length, now[_AT["message"]]), length)
         book = verbs.say(
             book,
@@ -172,16 +172,16 @@ class Programs(Protocol):
         waits = book.replace(threads=book.threads.where(number == thread, samples=False))
         opened = self._open(book, thread, now)
         born, threads = books.opened(opened, thread), opened.threads
-        first = threads.ordinal == threads.fork[thread]
+        first = threads.line.ordinal == threads.wait.fork[thread]
         seen = (join == Join.STITCH) | ((join == Join.REENCODE) & first)
         opened = opened.replace(threads=threads.where(born, stitched=seen))
-        quote = jnp.minimum(now[_AT["quote"]], threads.length[thread])
+        quote = jnp.minimum(now[_AT["quote"]], threads.cursor.length[thread])
         said = verbs.say(
             opened,
             to=number,
             kind=(books.SPAN, books.TEMPLATE),
             thread=thread,
-            start=(threads.length[thread] - quote, threads.ordinal % programs.HEADERS),
+            start=(threads.cursor.length[thread] - quote, threads.line.ordinal % programs.HEADERS),
             length=(quote, now[_AT["header"]]),
             valid=born,
         )
@@ -194,4 +194,4 @@ class Programs(Protocol):
             forked = books.choose(now[_AT["race"]] > 0, raced, forked)
         empty = ~jnp.any(born) & (opened.stop == Stop.RUNNING)  # and not for want of room in the table
         forked = books.choose(empty, books.close(opened, thread, jnp.int32(Stop.MALFORMED)), forked)
-        return books.choose((now[_AT["flush"]] > 0) & book.threads.unfed[thread], waits, forked)
+        return books.choose((now[_AT["flush"]] > 0) & book.threads.drawn.unfed[thread], waits, forked)

@@ -79,14 +79,14 @@ class Racing(SpawnJoin):
 
     def decided(self, book, thread):
         threads, number = book.threads, books.numbers(book)
-        siblings = books.children(book, threads.parent[thread]) & lines.unfinished(book) & (number != thread)
-        siblings &= threads.level[thread] > 0
-        youngest = jnp.max(jnp.where(siblings, threads.ordinal, -1))
-        return lines.kill(book, siblings & (threads.ordinal == youngest))
+        siblings = books.children(book, threads.line.parent[thread]) & lines.unfinished(book) & (number != thread)
+        siblings &= threads.line.nesting[thread] > 0
+        youngest = jnp.max(jnp.where(siblings, threads.line.ordinal, -1))
+        return lines.kill(book, siblings & (threads.line.ordinal == youngest))
 
     def _turn(self, book, thread):
         threads, new = book.threads, book.used
-        row, position = book.sees[thread], threads.position[thread]
+        row, position = book.sees[thread], threads.cursor.position[thread]
         if not self.keeps:
             row, position = row & ~books.one_bit(thread, row.shape[0]), position + 3
         turned = lines.proceed(book, thread, row, position)
@@ -95,7 +95,7 @@ class Racing(SpawnJoin):
             to=jnp.stack([new, new]),
             kind=jnp.array([books.SPAN, books.TEMPLATE]),
             thread=jnp.stack([thread, thread]),
-            start=jnp.stack([threads.length[thread] - 1, jnp.int32(_GO)]),
+            start=jnp.stack([threads.cursor.length[thread] - 1, jnp.int32(_GO)]),
             length=jnp.ones(2, jnp.int32),
             valid=jnp.ones(2, bool),
         )
@@ -104,9 +104,9 @@ class Racing(SpawnJoin):
 
     def _cut(self, book, thread):
         threads, tail, words = book.threads, book.used, book.sees.shape[1]
-        start, odd = threads.length[thread] // 2, book.problem % 2 == 1
+        start, odd = threads.cursor.length[thread] // 2, book.problem % 2 == 1
         row = book.sees[thread] ^ jnp.where(odd, books.one_bit(thread, words) | books.one_bit(tail, words), 0)
-        position = threads.position[thread] + 2
+        position = threads.cursor.position[thread] + 2
         cut = lines.split(book, thread, start, row, position)
         number = books.numbers(book)
         new = number == lines.heir(cut, thread)
@@ -122,9 +122,9 @@ class Racing(SpawnJoin):
         number, born, new = books.numbers(book), books.children(book, thread), book.used
         threads = book.threads.where(number == thread, samples=True)
         start, length = self.returned(book)
-        stitched = born & threads.stitched
+        stitched = born & threads.bond.stitched
         row = lines.joined_row(book, thread, stitched) & ~books.one_bit(thread, book.sees.shape[1])
-        position = jnp.max(jnp.where(stitched | (number == thread), threads.position, 0))
+        position = jnp.max(jnp.where(stitched | (number == thread), threads.cursor.position, 0))
         book = lines.proceed(book.replace(threads=threads), thread, row, position)
         pieces = dict(kind=(books.TEMPLATE, books.SPAN), start=(number * 0 + _RESULT, start), length=(1, length))
         valid = born & (self.returns == "message")

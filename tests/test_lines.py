@@ -60,7 +60,7 @@ def test_a_record_on_disk_keeps_the_segments(tmp_path):
 def two_children() -> books.Book:
     """A root that waits for two live children; each thread owns the run of its number."""
     sizes = Sizes(problems=1, lanes=1, rows=1, threads=4, slots=128, run=16, log=128, attention_block=128)
-    book = books.open_root(books.empty(sizes), 0.0, 0, 1.0, samples=True).replace(active=True)
+    book = books.open_root(books.empty(sizes), samples=True).replace(active=True)
     for _ in range(2):
         book = books.open_child(book, jnp.int32(0))
     book = books.commit(book, jnp.int32(0), shares=True, live=True)
@@ -73,14 +73,15 @@ def rows(book: books.Book) -> list[list[int]]:
 
 def test_a_new_thread_takes_the_place_of_the_old_one():
     book = two_children()
-    book = book.replace(threads=book.threads.where(jnp.arange(4) == 1, clock=7, generated=5, depth=6, opened=2))
+    book = book.replace(threads=book.threads.where(jnp.arange(4) == 1, clock=7, generated=5, critical_path=6, opened=2))
     after = lines.proceed(book, jnp.int32(1), books.one_bit(jnp.int32(1), 1), jnp.int32(30))
     new = after.thread(jnp.int32(3))
-    assert (new.parent, new.ordinal, new.segment, new.clock, new.position) == (0, 0, 1, 7, 30)
-    assert (new.generated, new.depth, new.opened, new.fed, new.length) == (5, 6, 2, 0, 0)
-    assert (new.draw_key == book.threads.draw_key[1]).all()
+    line, cursor = new.line, new.cursor
+    assert (line.parent, line.ordinal, line.segment, cursor.clock, cursor.position) == (0, 0, 1, 7, 30)
+    assert (cursor.generated, cursor.critical_path, line.opened, cursor.fed, cursor.length) == (5, 6, 2, 0, 0)
+    assert (line.draw_key == book.threads.line.draw_key[1]).all()
     assert rows(after)[1:] == [[0, 1, 2], [0, 1, 2, 3], [1, 2, 3]]  # its sibling is live with it, the old one has ended
-    assert (after.threads.stop[1], after.threads.pending[0]) == (Stop.CONTINUED, 2)
+    assert (after.threads.stop[1], after.threads.wait.pending[0]) == (Stop.CONTINUED, 2)
     assert np.flatnonzero(books.children(after, jnp.int32(0))).tolist() == [2, 3]
     assert int(lines.heir(after, jnp.int32(1))) == 3 and int(lines.heir(after, jnp.int32(2))) == 2
 
@@ -96,7 +97,7 @@ def test_what_a_line_forgot_is_freed_when_nobody_sees_it():
 def test_an_open_fork_goes_over_and_a_full_table_ends_the_problem():
     book = two_children()
     moved = lines.proceed(book, jnp.int32(0), books.one_bit(jnp.int32(0), 1), jnp.int32(0))
-    assert moved.threads.parent[1:3].tolist() == [3, 3] and moved.threads.pending[3] == 2
-    assert moved.threads.group[1:3].tolist() == [3, 3] and moved.threads.arena[1:3].tolist() == [3, 3]
+    assert moved.threads.line.parent[1:3].tolist() == [3, 3] and moved.threads.wait.pending[3] == 2
+    assert moved.threads.bond.group[1:3].tolist() == [3, 3] and moved.threads.bond.scope[1:3].tolist() == [3, 3]
     full = lines.proceed(moved, jnp.int32(1), books.one_bit(jnp.int32(1), 1), jnp.int32(0))
     assert full.stop == Stop.THREADS_FULL and full.used == 4

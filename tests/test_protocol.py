@@ -44,10 +44,10 @@ class Careful(Samples):
     def needs(self) -> Needs:
         return dataclasses.replace(super().needs, recorded=True)
 
-    def own(self) -> Tally:
+    def own_state(self) -> Tally:
         return Tally(jnp.int32(0), jnp.float32(0))
 
-    def shared(self) -> dict[str, Array]:
+    def shared_state(self) -> dict[str, Array]:
         return {"total": jnp.int32(0)}
 
     def observe(self, shared: Any, own: Tally, drawn: Any) -> tuple[Tally, Array, Array]:
@@ -110,7 +110,9 @@ def test_state_is_recorded_by_name_and_kept_on_disk(decoded, tmp_path):
 
 def test_training_gives_what_was_drawn_and_does_not_learn_what_was_rewritten(model, decoded):
     rows, origin, _ = pack(decoded, length=128, threads=16)
-    token, position, owner, clock, sees = map(jnp.asarray, (rows.token, rows.position, rows.owner, rows.clock, rows.sees))
+    token, position, owner, clock, sees = map(
+        jnp.asarray, (rows.token, rows.position, rows.owner, rows.clock, rows.sees)
+    )
     attend = packed_attend(owner, clock, sees)
     x, _ = transformer.hidden(model.graph, model.params, token, position, attend, (None,) * CONFIG.layers)
     logprobs = jax.nn.log_softmax(transformer.logits(model.graph, model.params, x))

@@ -64,7 +64,7 @@ def test_training_gives_the_rollout_again():
 def family(shares: bool = False, races_first: bool = False) -> books.Book:
     """A root that waits for three children, of which the first waits for one of its own; each owns the run of its number."""
     sizes = Sizes(problems=1, lanes=1, rows=1, threads=8, slots=128, run=16, log=128, attention_block=128)
-    book = books.open_root(books.empty(sizes), 0.0, 0, 1.0, samples=True).replace(active=True)
+    book = books.open_root(books.empty(sizes), samples=True).replace(active=True)
     for parent, count in ((0, 3), (1, 1)):
         for _ in range(count):
             book = books.open_child(book, jnp.int32(parent))
@@ -82,7 +82,8 @@ def test_a_killed_line_falls_with_its_descendants_and_its_slots_are_free():
     stops = [Stop(int(stop)) for stop in after.threads.stop[:5]]
     assert stops == [Stop.RUNNING, Stop.KILLED, Stop.RUNNING, Stop.RUNNING, Stop.KILLED]
     assert after.run_owner[:5].tolist() == [0, books.NOBODY, 2, 3, books.NOBODY]
-    assert (after.threads.pending[0], after.threads.clock[0]) == (2, 9)  # later than all that was written there
+    threads = after.threads
+    assert (threads.wait.pending[0], threads.cursor.clock[0]) == (2, 9)  # later than all that was written there
 
 
 def test_slots_of_a_killed_thread_are_kept_while_somebody_looks_on():
@@ -103,7 +104,7 @@ def test_the_death_of_the_root_ends_the_problem():
 def test_a_race_is_decided_when_all_are_past_the_clock_of_the_end(laggard, winner):
     """Two children end, and what is below the third still runs at clock `laggard`."""
     book = family(races_first=True)
-    book = book.replace(threads=book.threads.where(jnp.arange(8) == 4, waiting=1, clock=laggard))
+    book = book.replace(threads=book.threads.where(jnp.arange(8) == 4, left=1, clock=laggard))
     ends = {2: 5, 3: 3} if winner != 2 else {2: 5, 3: 5}
     for thread, clock in ends.items():
         book = book.replace(threads=book.threads.where(jnp.arange(8) == thread, clock=clock))
@@ -117,7 +118,7 @@ def test_a_race_is_decided_when_all_are_past_the_clock_of_the_end(laggard, winne
     expected = [Stop.KILLED] * 5
     expected[0], expected[winner] = Stop.RUNNING, Stop.END
     assert [Stop(int(stop)) for stop in after.threads.stop[:5]] == expected
-    assert after.threads.pending[0] == 0
+    assert after.threads.wait.pending[0] == 0
 
 
 @pytest.mark.parametrize("first", [False, True])
@@ -127,8 +128,8 @@ def test_who_ends_at_a_join_ends_later_than_its_children(first):
     book = book.replace(threads=book.threads.where(jnp.arange(8) == 4, status=books.FINISHED, stop=Stop.END, clock=9))
     book = book.replace(threads=book.threads.where(jnp.arange(8) == 1, stitched=True, unfed=True, pending=0))
     after = lines.resume(books.close(book, jnp.int32(1), jnp.int32(Stop.END)), jnp.int32(1))
-    assert (after.threads.status[1], after.threads.clock[1]) == (books.DECIDING if first else books.READY, 9)
-    assert after.threads.released[4] and after.threads.fork[1] == 1
+    assert (after.threads.status[1], after.threads.cursor.clock[1]) == (books.DECIDING if first else books.READY, 9)
+    assert after.threads.bond.released[4] and after.threads.wait.fork[1] == 1
     if first:
         after = races.win(after, jnp.int32(1))
     assert (after.threads.status[1], after.threads.stop[1], after.threads.samples[1]) == (books.READY, Stop.END, False)
@@ -138,6 +139,6 @@ def test_who_ends_at_a_join_ends_later_than_its_children(first):
 def test_in_a_race_the_least_clock_goes_first_descendants_included(racing, ready):
     book = family(races_first=racing)
     clock = jnp.array([0, 0, 4, 3, 2, 0, 0, 0])
-    book = book.replace(threads=book.threads.where(jnp.arange(8) < 8, clock=clock, waiting=1))
+    book = book.replace(threads=book.threads.where(jnp.arange(8) < 8, clock=clock, left=1))
     one = jax.tree.map(lambda field: field[None], book)
     assert np.flatnonzero(runnable(one, groups=True)[0]).tolist() == ready

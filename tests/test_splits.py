@@ -55,7 +55,7 @@ SMALL = Sizes(problems=1, lanes=1, rows=1, threads=5, slots=64, run=RUN, log=64,
 
 def parent_and_child(ended: bool = True, live: bool = False) -> books.Book:
     """A root that wrote 10 tokens, the last of them at clock 12, and a child that sees it."""
-    book = books.open_root(books.empty(SMALL), 0.0, 0, 1.0, samples=True).replace(active=True)
+    book = books.open_root(books.empty(SMALL), samples=True).replace(active=True)
     book = books.commit(books.open_child(book, jnp.int32(0)), jnp.int32(0), shares=True, live=live)
     ends = dict(status=books.FINISHED, stop=int(Stop.END), released=True) if ended else {}
     threads = book.threads.where(jnp.arange(5) == 0, clock=12, length=10, fed=10, fork=1)
@@ -73,10 +73,11 @@ def forget(book: books.Book, thread: int = 0, start: int = 6) -> books.Book:
 def test_the_tail_is_a_thread_that_sees_the_rest_and_who_saw_the_whole_sees_both():
     after = forget(parent_and_child())
     head, tail, line = (after.thread(jnp.int32(number)) for number in (0, 2, 3))
-    assert (head.stop, head.length) == (Stop.CONTINUED, 6)
-    assert (tail.stop, tail.parent, tail.ordinal, tail.split_at, tail.length) == (Stop.SPLIT, 0, 1, 6, 4)
+    assert (head.stop, head.cursor.length) == (Stop.CONTINUED, 6)
+    assert (tail.stop, tail.line.parent, tail.line.ordinal) == (Stop.SPLIT, 0, 1)
+    assert (tail.line.split_at, tail.cursor.length) == (6, 4)
     assert rows(after) == [[0], [0, 1, 2], [0, 2], [0, 3], []]
-    assert (line.clock, line.position, line.segment, line.opened, line.fork) == (
+    assert (line.cursor.clock, line.cursor.position, line.line.segment, line.line.opened, line.wait.fork) == (
         12,
         20,
         1,
@@ -89,7 +90,7 @@ def test_the_tail_is_a_thread_that_sees_the_rest_and_who_saw_the_whole_sees_both
 
 def test_open_children_go_over_and_the_tail_stays():
     after = forget(books.open_child(parent_and_child(), jnp.int32(0)))
-    assert after.threads.parent[2:4].tolist() == [4, 0] and after.threads.fork[4] == 1
+    assert after.threads.line.parent[2:4].tolist() == [4, 0] and after.threads.wait.fork[4] == 1
     assert np.flatnonzero(books.opened(after, jnp.int32(4))).tolist() == [2]
 
 
@@ -110,7 +111,7 @@ def test_a_full_table_ends_the_problem_and_cuts_nothing():
     book = parent_and_child()
     full = forget(book.replace(used=5))
     assert (full.stop, full.used) == (Stop.THREADS_FULL, 5)
-    np.testing.assert_array_equal(full.threads.length, book.threads.length)
+    np.testing.assert_array_equal(full.threads.cursor.length, book.threads.cursor.length)
     np.testing.assert_array_equal(full.sees, book.sees)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from apr_jax.decode.sizes import Sizes
@@ -35,100 +36,187 @@ def cast(new: Any, old: Any) -> Any:
 
 
 @pytree
+class Lineage:
+    """Where a thread comes from. Written at its birth, but `opened`, and `parent` where the parent continues as another thread.
+
+    Attributes:
+        parent: thread number, NOBODY for the root.
+        ordinal: its place among all children that its parent ever opened.
+        segment: how many threads of its line came before it.
+        nesting: forks above it.
+        opened: children it ever opened.
+        split_at: of a thread that was split off: where it begins in its parent's log.
+        key, draw_key: UInt32 [M, 2], of its path and of its draws.
+    """
+
+    parent: Int[Array, "M"] = NOBODY
+    ordinal: Int[Array, "M"] = 0
+    segment: Int[Array, "M"] = 0
+    nesting: Int[Array, "M"] = 0
+    opened: Int[Array, "M"] = 0
+    split_at: Int[Array, "M"] = 0
+    key: UInt32[Array, "M 2"] = dataclasses.field(default_factory=lambda: np.zeros(2, np.uint32))
+    draw_key: UInt32[Array, "M 2"] = dataclasses.field(default_factory=lambda: np.zeros(2, np.uint32))
+
+
+@pytree
+class Wait:
+    """What a thread waits for. Written by forks, joins and the ends of children.
+
+    Attributes:
+        fork: ordinal of the first child of the fork that is open or waited for.
+        pending: children waited for that have not ended.
+        first_wins: the first child to end is the only one: the others are killed.
+        shared_budget: tokens that the children may sample together, with all below them; 0 is any number.
+    """
+
+    fork: Int[Array, "M"] = 0
+    pending: Int[Array, "M"] = 0
+    first_wins: Bool[Array, "M"] = False
+    shared_budget: Int[Array, "M"] = 0
+
+
+@pytree
+class Bond:
+    """How a thread is bound to others. Written by forks and joins.
+
+    Attributes:
+        group: number of the parent whose live children it and its siblings are, NOBODY if it is not live.
+        scope: number of the parent of the outermost group, live or racing, that it stands in; NOBODY if there is none.
+        stitched: its parent will see it: its last token is fed at its end, and its slots are held until the join.
+        released: no join will read it any more; its slots are freed when no unreleased thread can see it.
+    """
+
+    group: Int[Array, "M"] = NOBODY
+    scope: Int[Array, "M"] = NOBODY
+    stitched: Bool[Array, "M"] = False
+    released: Bool[Array, "M"] = False
+
+
+@pytree
+class Cursor:
+    """How far a thread has come. Written by every step in which it computes.
+
+    Attributes:
+        fed: tokens fed, the index of the next one.
+        length: entries of its log.
+        position: position of the next token.
+        clock: largest clock that it wrote or must be later than.
+        generated: tokens it sampled.
+        critical_path: generated tokens on the longest chain that ends with it.
+        critical_path_fed, critical_path_before: that count for the token it fed last, and for the one before.
+        page, log_page: the page of slots, and of log entries, that it writes to.
+        predictor: log entry of its last fed token, from whose logits it samples next.
+    """
+
+    fed: Int[Array, "M"] = 0
+    length: Int[Array, "M"] = 0
+    position: Int[Array, "M"] = 0
+    clock: Int[Array, "M"] = 0
+    generated: Int[Array, "M"] = 0
+    critical_path: Int[Array, "M"] = 0
+    critical_path_fed: Int[Array, "M"] = 0
+    critical_path_before: Int[Array, "M"] = 0
+    page: Int[Array, "M"] = 0
+    log_page: Int[Array, "M"] = 0
+    predictor: Int[Array, "M"] = -1
+
+
+@pytree
+class LastDrawn:
+    """The token that a thread sampled last. Written by every step in which it samples.
+
+    Attributes:
+        token: its id.
+        entry: its log entry.
+        unfed: it has not been fed.
+    """
+
+    token: Int[Array, "M"] = 0
+    entry: Int[Array, "M"] = 0
+    unfed: Bool[Array, "M"] = False
+
+
+@pytree
+class Inbox:
+    """The message that waits to be fed to a thread. Written by `apr_jax.decode.messages` and as it is fed.
+
+    Attributes:
+        begin, end: its pieces, from and to.
+        done: tokens of it that are fed.
+        left: tokens of it that are not.
+    """
+
+    begin: Int[Array, "M"] = 0
+    end: Int[Array, "M"] = 0
+    done: Int[Array, "M"] = 0
+    left: Int[Array, "M"] = 0
+
+
+@pytree
+class Sampling:
+    """How a thread samples. Written at its birth.
+
+    Attributes:
+        temperature, top_k, top_p: see `apr_jax.decode.sampling`.
+        budget: tokens that it may generate.
+    """
+
+    temperature: Float[Array, "M"] = np.float32(0)
+    top_k: Int[Array, "M"] = 0
+    top_p: Float[Array, "M"] = np.float32(1)
+    budget: Int[Array, "M"] = 0
+
+
+@pytree
 class Threads:
-    """The thread table; every field has the shape [M] unless said.
+    """The thread table, in parts by who writes them.
 
     Attributes:
         status: EMPTY, OPENED (its message is still being written), READY, WAITING, FINISHED or DECIDING (its event or its
             end awaits a decision, see `apr_jax.decode.races`).
         stop: a `Stop`.
-        parent: thread number, NOBODY for the root.
-        ordinal: its place among all children that its parent ever opened.
-        segment: how often its line of reasoning had gone on as a new thread before it.
-        level: forks above it.
-        opened: children it ever opened.
-        fork: ordinal of the first child of the fork that is open or waited for.
-        pending: unfinished children it waits for.
-        samples: it samples when nothing waits; otherwise it only reports that it is drained.
-        released: its slots may be reused once nobody unreleased sees it.
-        fed: tokens fed, the index of the next one.
-        position: position of the next token.
-        clock: largest clock it wrote or must be later than.
-        depth: critical-path count.
-        told, told_before: count of the token it fed last, and of the one before.
-        generated: tokens it sampled.
-        stitched: its parent will see it: its last token is fed at its end, and its slots are held until the join.
-        group: number of the parent whose live children it and its siblings are, NOBODY if it is not live.
-        arena: number of the parent of the outermost group, live or racing, that it stands in; NOBODY if there is none.
-        first: of the children it waits for, the first to end is the only one.
-        shared: tokens that the children it waits for may sample together, with all below them; 0 is any number.
-        unfed: its last sampled token has not been fed.
-        token: that token.
-        entry: log entry of that token.
-        message, message_end: pieces of the waiting message, from and to.
-        cursor: tokens of that message already fed.
-        waiting: tokens of it not yet fed.
-        split_at: where what was split off stands in its parent's log.
-        length: entries of its log.
-        slot_run, log_run: the run it writes to.
-        last: log entry of its last fed token, the predictor of what it samples next.
-        key, draw_key: UInt32 [M, 2], of its path and of its draws.
-        temperature, top_k, top_p: sampling parameters.
-        budget: tokens that it may generate.
+        samples: it samples when its inbox is empty; otherwise it only reports that it is drained.
         own: the state that the protocol keeps of each thread, a tree of arrays with a leading axis M.
     """
 
-    status: Int[Array, "M"]
-    stop: Int[Array, "M"]
-    parent: Int[Array, "M"]
-    ordinal: Int[Array, "M"]
-    segment: Int[Array, "M"]
-    level: Int[Array, "M"]
-    opened: Int[Array, "M"]
-    fork: Int[Array, "M"]
-    pending: Int[Array, "M"]
-    samples: Bool[Array, "M"]
-    released: Bool[Array, "M"]
-    fed: Int[Array, "M"]
-    position: Int[Array, "M"]
-    clock: Int[Array, "M"]
-    depth: Int[Array, "M"]
-    told: Int[Array, "M"]
-    told_before: Int[Array, "M"]
-    generated: Int[Array, "M"]
-    stitched: Bool[Array, "M"]
-    group: Int[Array, "M"]
-    arena: Int[Array, "M"]
-    first: Bool[Array, "M"]
-    shared: Int[Array, "M"]
-    unfed: Bool[Array, "M"]
-    token: Int[Array, "M"]
-    entry: Int[Array, "M"]
-    message: Int[Array, "M"]
-    message_end: Int[Array, "M"]
-    cursor: Int[Array, "M"]
-    waiting: Int[Array, "M"]
-    split_at: Int[Array, "M"]
-    length: Int[Array, "M"]
-    slot_run: Int[Array, "M"]
-    log_run: Int[Array, "M"]
-    last: Int[Array, "M"]
-    key: UInt32[Array, "M 2"]
-    draw_key: UInt32[Array, "M 2"]
-    temperature: Float[Array, "M"]
-    top_k: Int[Array, "M"]
-    top_p: Float[Array, "M"]
-    budget: Int[Array, "M"]
-    own: Any
+    status: Int[Array, "M"] = EMPTY
+    stop: Int[Array, "M"] = int(Stop.RUNNING)
+    samples: Bool[Array, "M"] = False
+    line: Lineage = dataclasses.field(default_factory=Lineage)
+    wait: Wait = dataclasses.field(default_factory=Wait)
+    bond: Bond = dataclasses.field(default_factory=Bond)
+    cursor: Cursor = dataclasses.field(default_factory=Cursor)
+    drawn: LastDrawn = dataclasses.field(default_factory=LastDrawn)
+    inbox: Inbox = dataclasses.field(default_factory=Inbox)
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    own: Any = ()
 
-    def where(self, mask: Bool[Array, "M"], **values: Any) -> "Threads":
-        """A copy in which the named fields of the masked threads have new values (broadcast over threads)."""
+    def where(self, mask: Bool[Array, "M"], **columns: Any) -> "Threads":
+        """A copy in which the named columns, of whatever part, have new values for the masked threads (broadcast over them)."""
 
         def put(old, new):
             return jnp.where(mask.reshape(mask.shape + (1,) * (old.ndim - 1)), jnp.asarray(new).astype(old.dtype), old)
 
-        new = {name: jax.tree.map(put, getattr(self, name), value) for name, value in values.items()}
-        return dataclasses.replace(self, **new)
+        parts: dict[str, dict[str, Any]] = {}
+        for name, value in columns.items():
+            part = _PART_OF[name]
+            old = getattr(getattr(self, part), name) if part else getattr(self, name)
+            parts.setdefault(part, {})[name] = jax.tree.map(put, old, value)
+        whole = {part: dataclasses.replace(getattr(self, part), **new) for part, new in parts.items() if part}
+        return dataclasses.replace(self, **whole, **parts.get("", {}))
+
+
+def _parts() -> dict[str, str]:
+    """The part of the thread table that each column stands in; "" for those that stand in none."""
+    found = {}
+    for field in dataclasses.fields(Threads):
+        columns = dataclasses.fields(field.type) if dataclasses.is_dataclass(field.type) else ()
+        found |= {column.name: field.name for column in columns} or {field.name: ""}
+    return found
+
+
+_PART_OF = _parts()
 
 
 @pytree
@@ -206,6 +294,16 @@ class Book:
         """A copy with other values, in the dtypes of the old ones: a loop's carry must not widen under `jax_enable_x64`."""
         return dataclasses.replace(self, **{name: cast(new, getattr(self, name)) for name, new in values.items()})
 
+    def update(self, who: Bool[Array, "M"] | Int[Array, ""], **columns: Any) -> "Book":
+        """A copy in which columns of the thread table have new values.
+
+        Args:
+            who: a mask of threads, or the number of one.
+            columns: by name, of whatever part of the table; broadcast over the threads.
+        """
+        mask = who if who.dtype == bool else numbers(self) == who
+        return self.replace(threads=self.threads.where(mask, **columns))
+
     def update_own(self, mask: Bool[Array, "M"], **values: Any) -> "Book":
         """A copy in which the named fields of the protocol's own state have new values for the masked threads."""
         own = self.threads.own
@@ -235,25 +333,15 @@ def empty(sizes: Sizes, own: Any = (), shared: Any = (), arguments: int = 0) -> 
     def ints(shape, value=0):
         return jnp.full(shape, value, jnp.int32)
 
-    special = {
-        "samples": jnp.zeros(m, bool),
-        "released": jnp.zeros(m, bool),
-        "unfed": jnp.zeros(m, bool),
-        "stitched": jnp.zeros(m, bool),
-        "first": jnp.zeros(m, bool),
-        "group": ints(m, NOBODY),
-        "arena": ints(m, NOBODY),
-        "key": jnp.zeros((m, 2), jnp.uint32),
-        "draw_key": jnp.zeros((m, 2), jnp.uint32),
-        "temperature": jnp.zeros(m, jnp.float32),
-        "top_p": jnp.ones(m, jnp.float32),
-        "parent": ints(m, NOBODY),
-        "last": ints(m, -1),
-        "own": jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x), (m, *jnp.shape(x))), own),
-    }
-    names = [field.name for field in dataclasses.fields(Threads)]
+    def column(value):
+        value = (
+            np.asarray(value, np.int32) if isinstance(value, int) and not isinstance(value, bool) else np.asarray(value)
+        )
+        return jnp.broadcast_to(value, (m, *value.shape))
+
+    state = jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x), (m, *jnp.shape(x))), own)
     return Book(
-        threads=Threads(**{name: special.get(name, ints(m)) for name in names}),
+        threads=dataclasses.replace(jax.tree.map(column, Threads()), own=state),
         sees=jnp.zeros((m, sizes.words), jnp.uint32),
         used=ints(()),
         pieces=Pieces(*(ints(sizes.pieces) for _ in range(5))),
@@ -294,17 +382,13 @@ def numbers(book: Book) -> Int[Array, "M"]:
 def open_root(book: Book, samples: bool) -> Book:
     """Put the root thread into an empty book."""
     root, request = numbers(book) == 0, book.request
-    threads = book.threads.where(
-        root, status=READY, samples=samples, key=book.key, draw_key=fold(book.key, jnp.int32(0))
-    ).where(
-        root,
-        temperature=request.temperature,
-        top_k=request.top_k,
-        top_p=request.top_p,
-        budget=request.max_tokens,
+    sampling = dict(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p)
+    draws = fold(book.key, jnp.int32(0))
+    book = book.update(
+        root, status=READY, samples=samples, key=book.key, draw_key=draws, budget=request.max_tokens, **sampling
     )
     sees = jnp.where(root[:, None], one_bit(jnp.int32(0), book.sees.shape[1]), book.sees)
-    return book.replace(threads=threads, sees=sees, used=jnp.int32(1))
+    return book.replace(sees=sees, used=jnp.int32(1))
 
 
 def open_child(book: Book, parent: Int[Array, ""]) -> Book:
@@ -312,14 +396,24 @@ def open_child(book: Book, parent: Int[Array, ""]) -> Book:
     full = book.used >= book.threads.status.shape[0]
     new = (numbers(book) == book.used) & ~full
     mother = book.thread(parent)
-    key = fold(mother.key, 1 + mother.opened)
+    key = fold(mother.line.key, 1 + mother.line.opened)
+    drawing = mother.sampling
+    limit = book.request.child_max_tokens
     threads = book.threads.where(
-        new, status=OPENED, parent=parent, ordinal=mother.opened, level=mother.level + 1, samples=True
-    ).where(new, key=key, draw_key=fold(key, jnp.int32(0)))
-    threads = threads.where(new, temperature=mother.temperature, top_k=mother.top_k, top_p=mother.top_p)
-    child = book.request.child_max_tokens
-    threads = threads.where(new, budget=jnp.where(child > 0, child, book.request.max_tokens))
-    threads = threads.where(numbers(book) == parent, opened=mother.opened + 1)
+        new,
+        status=OPENED,
+        samples=True,
+        parent=parent,
+        ordinal=mother.line.opened,
+        nesting=mother.line.nesting + 1,
+        key=key,
+        draw_key=fold(key, jnp.int32(0)),
+        temperature=drawing.temperature,
+        top_k=drawing.top_k,
+        top_p=drawing.top_p,
+        budget=jnp.where(limit > 0, limit, book.request.max_tokens),
+    )
+    threads = threads.where(numbers(book) == parent, opened=mother.line.opened + 1)
     sees = jnp.where(new[:, None], one_bit(book.used, book.sees.shape[1]), book.sees)
     return book.replace(threads=threads, sees=sees, used=book.used + jnp.where(full, 0, 1)).halt(
         full, Stop.THREADS_FULL
@@ -329,8 +423,8 @@ def open_child(book: Book, parent: Int[Array, ""]) -> Book:
 def family(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
     """All threads that the fork, which `parent` has open or waits for, ever had."""
     threads = book.threads
-    born = (threads.parent == parent) & (threads.stop != Stop.SPLIT) & (numbers(book) < book.used)
-    return born & (threads.ordinal >= threads.fork[parent])
+    born = (threads.line.parent == parent) & (threads.stop != Stop.SPLIT) & (numbers(book) < book.used)
+    return born & (threads.line.ordinal >= threads.wait.fork[parent])
 
 
 def children(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
@@ -354,22 +448,28 @@ def commit(book: Book, parent: Int[Array, ""], shares: bool, live: bool = False)
     """
     mother = book.thread(parent)
     born = opened(book, parent)
-    threads = book.threads.where(born, status=READY, clock=mother.clock, depth=mother.depth, arena=mother.arena)
+    threads = book.threads.where(
+        born,
+        status=READY,
+        clock=mother.cursor.clock,
+        critical_path=mother.cursor.critical_path,
+        scope=mother.bond.scope,
+    )
     threads = threads.where(numbers(book) == parent, status=WAITING, pending=jnp.sum(born))
     row = book.sees
     if shares:
-        threads = threads.where(born, position=mother.position)
+        threads = threads.where(born, position=mother.cursor.position)
         row = row | book.sees[parent][None]
     if live:
-        threads = threads.where(born, group=parent, arena=outermost(book, parent))
+        threads = threads.where(born, group=parent, scope=outermost(book, parent))
         row = row | union(row, born)
     return book.replace(threads=threads, sees=jnp.where(born[:, None], row, book.sees))
 
 
 def outermost(book: Book, parent: Int[Array, ""]) -> Int[Array, ""]:
-    """The arena of a group of children of `parent`."""
-    arena = book.threads.arena[parent]
-    return jnp.where(arena == NOBODY, parent, arena)
+    """The scope of a group of children of `parent`."""
+    scope = book.threads.bond.scope[parent]
+    return jnp.where(scope == NOBODY, parent, scope)
 
 
 def union(rows: UInt32[Array, "M words"], chosen: Bool[Array, "M"]) -> UInt32[Array, "words"]:
@@ -391,17 +491,17 @@ def bits(book: Book, chosen: Bool[Array, "M"]) -> UInt32[Array, "words"]:
 def close(book: Book, thread: Int[Array, ""], stop: Int[Array, ""]) -> Book:
     """End a thread; if the first of its siblings to end is the only one, when that is decided."""
     threads = book.threads
-    parent = threads.parent[thread]
-    contests = (parent != NOBODY) & threads.first[parent]
-    deciding = book.replace(threads=threads.where(numbers(book) == thread, status=DECIDING, stop=stop))
+    parent = threads.line.parent[thread]
+    contests = (parent != NOBODY) & threads.wait.first_wins[parent]
+    deciding = book.update(thread, status=DECIDING, stop=stop)
     return choose(contests, deciding, leave(book, thread, stop))
 
 
 def leave(book: Book, thread: Int[Array, ""], stop: Int[Array, ""]) -> Book:
     """End a thread: at once, or if it is to be stitched when its last token is fed (`lines.drain` finishes it then)."""
-    flush = book.threads.stitched[thread] & book.threads.unfed[thread]
+    flush = book.threads.bond.stitched[thread] & book.threads.drawn.unfed[thread]
     mine = (numbers(book) == thread) & flush
-    flushing = book.replace(threads=book.threads.where(mine, samples=False, stop=stop, waiting=0))
+    flushing = book.update(mine, samples=False, stop=stop, left=0)
     return choose(flush, flushing, finish(book, thread, stop))
 
 
@@ -414,9 +514,9 @@ def finish(book: Book, thread: Int[Array, ""], stop: Int[Array, ""]) -> Book:
     """End a thread, drop the children it opened but never started, and tell its parent. The root's end is the problem's."""
     threads = book.threads.where(opened(book, thread), status=FINISHED, stop=int(Stop.DROPPED), released=True)
     threads = threads.where(
-        numbers(book) == thread, status=FINISHED, stop=stop, released=~threads.stitched, unfed=False, waiting=0
+        numbers(book) == thread, status=FINISHED, stop=stop, released=~threads.bond.stitched, unfed=False, left=0
     )
-    parent = threads.parent[thread]
-    threads = threads.where(numbers(book) == parent, pending=threads.pending[parent] - 1)
+    parent = threads.line.parent[thread]
+    threads = threads.where(numbers(book) == parent, pending=threads.wait.pending[parent] - 1)
     is_root = parent == NOBODY
     return book.replace(threads=threads, stop=jnp.where(is_root & (book.stop == Stop.RUNNING), stop, book.stop))

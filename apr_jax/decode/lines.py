@@ -3,20 +3,16 @@
 Everything is written for one problem, from and to its book. Axes: M threads.
 """
 
+import dataclasses
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, UInt32
 
 from apr_jax.decode import book as books
-from apr_jax.decode.book import DECIDING, FINISHED, NOBODY, OPENED, READY, WAITING, Book
+from apr_jax.decode.book import DECIDING, FINISHED, NOBODY, OPENED, READY, WAITING, Book, Threads
 from apr_jax.decode.transcript import Stop
-
-# What a thread hands on to the next one of its line.
-HANDED_ON = (
-    "status", "parent", "ordinal", "level", "opened", "fork", "pending", "samples", "clock", "depth", "generated", "stitched",
-    "group", "arena", "first", "shared", "key", "draw_key", "temperature", "top_k", "top_p", "budget", "own",
-)  # fmt: skip
 
 
 def unfinished(book: Book) -> Bool[Array, "M"]:
@@ -31,9 +27,9 @@ def joined_row(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> 
     What a line forgot stays forgotten, though a live sibling has seen it.
     """
     threads = book.threads
-    live = books.family(book, parent) & (threads.group == parent)
+    live = books.family(book, parent) & (threads.bond.group == parent)
     sees = books.has(book.sees, books.numbers(book))  # [child, thread]
-    same = threads.ordinal[:, None] == threads.ordinal[None, :]
+    same = threads.line.ordinal[:, None] == threads.line.ordinal[None, :]
     kept = jnp.any(chosen[:, None] & same & sees, axis=0)
     return book.sees[parent] | (books.union(book.sees, chosen) & ~books.bits(book, live & ~kept))
 
@@ -44,11 +40,9 @@ def stitch(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> Book
     It must not have written since they began: else it goes on as a new thread that sees their `joined_row`.
     """
     mine = books.numbers(book) == parent
-    furthest = jnp.max(jnp.where(chosen | mine, book.threads.position, 0))
-    return book.replace(
-        sees=jnp.where(mine[:, None], joined_row(book, parent, chosen), book.sees),
-        threads=book.threads.where(mine, position=furthest),
-    )
+    furthest = jnp.max(jnp.where(chosen | mine, book.threads.cursor.position, 0))
+    sees = jnp.where(mine[:, None], joined_row(book, parent, chosen), book.sees)
+    return book.update(mine, position=furthest).replace(sees=sees)
 
 
 def drain(book: Book, thread: Int[Array, ""], drained: Callable) -> Book:
@@ -72,11 +66,13 @@ def resume(book: Book, parent: Int[Array, ""]) -> Book:
         .where(
             is_last,
             status=jnp.where(threads.status == WAITING, READY, threads.status),  # its end may await a decision already
-            fork=threads.opened[last],
-            first=False,
-            shared=0,
-            clock=jnp.maximum(threads.clock[last], jnp.max(jnp.where(waited, threads.clock, 0))),
-            depth=jnp.maximum(threads.depth[last], jnp.max(jnp.where(waited, threads.depth, 0))),
+            fork=threads.line.opened[last],
+            first_wins=False,
+            shared_budget=0,
+            clock=jnp.maximum(threads.cursor.clock[last], jnp.max(jnp.where(waited, threads.cursor.clock, 0))),
+            critical_path=jnp.maximum(
+                threads.cursor.critical_path[last], jnp.max(jnp.where(waited, threads.cursor.critical_path, 0))
+            ),
         )
     )
 
@@ -84,7 +80,7 @@ def resume(book: Book, parent: Int[Array, ""]) -> Book:
 def with_descendants(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:
     """The chosen threads and all below them."""
     number = books.numbers(book)
-    above = jnp.where(book.threads.parent == NOBODY, number, book.threads.parent)
+    above = jnp.where(book.threads.line.parent == NOBODY, number, book.threads.line.parent)
     for _ in range(number.shape[0].bit_length()):  # the ancestors 1, 2, 4 ... steps above
         chosen = chosen | chosen[above]
         above = above[above]
@@ -101,16 +97,32 @@ def kill(book: Book, chosen: Bool[Array, "M"]) -> Book:
     threads, number = book.threads, books.numbers(book)
     doomed = with_descendants(book, chosen)
     running = doomed & unfinished(book)
-    by_parent = threads.parent[None, :] == number[:, None]  # [parent, child]
+    by_parent = threads.line.parent[None, :] == number[:, None]  # [parent, child]
     lost = jnp.sum(by_parent & running[None, :], axis=1)
-    latest = jnp.max(jnp.where(doomed, threads.clock, 0))
+    latest = jnp.max(jnp.where(doomed, threads.cursor.clock, 0))
     bereft = jnp.any(by_parent & (chosen & running)[None, :], axis=1) & ~doomed
-    root = jnp.any(running & (threads.parent == NOBODY))
-    threads = threads.where(bereft, clock=jnp.maximum(threads.clock, latest))
-    threads = threads.where(lost > 0, pending=threads.pending - lost)
+    root = jnp.any(running & (threads.line.parent == NOBODY))
+    threads = threads.where(bereft, clock=jnp.maximum(threads.cursor.clock, latest))
+    threads = threads.where(lost > 0, pending=threads.wait.pending - lost)
     threads = threads.where(doomed & (threads.status == OPENED), status=FINISHED, stop=int(Stop.DROPPED))
-    threads = threads.where(running, status=FINISHED, stop=int(Stop.KILLED), unfed=False, waiting=0)
+    threads = threads.where(running, status=FINISHED, stop=int(Stop.KILLED), unfed=False, left=0)
     return book.replace(threads=threads.where(doomed, released=True)).halt(root, Stop.KILLED)
+
+
+def hand_on(threads: Threads, old: Threads, new: Bool[Array, "M"]) -> Threads:
+    """The table in which the `new` thread has what the `old` one, a row of scalars, hands on to the next of its line.
+
+    The new one begins with an empty log, inbox and pool, and later than all that the old one did.
+    """
+    put = lambda columns, values: jax.tree.map(
+        lambda c, v: jnp.where(new.reshape(-1, *(1,) * v.ndim), v, c), columns, values
+    )
+    names = ("status", "samples", "line", "wait", "bond", "sampling", "own")
+    threads = dataclasses.replace(threads, **{name: put(getattr(threads, name), getattr(old, name)) for name in names})
+    at = old.cursor
+    return threads.where(
+        new, clock=at.clock, critical_path=at.critical_path, generated=at.generated, split_at=0, released=False
+    )
 
 
 def proceed(book: Book, thread: Int[Array, ""], row: UInt32[Array, "words"], position: Int[Array, ""]) -> Book:
@@ -128,17 +140,20 @@ def proceed(book: Book, thread: Int[Array, ""], row: UInt32[Array, "words"], pos
     number, old = books.numbers(book), book.thread(thread)
     full = book.used >= number.shape[0]
     mine, new = number == thread, (number == book.used) & ~full
-    handed = {name: getattr(old, name) for name in HANDED_ON}
-    threads = book.threads.where(new, **handed, segment=old.segment + 1, position=position)
+    threads = hand_on(book.threads, old, new).where(new, segment=old.line.segment + 1, position=position)
     # An open fork goes over to the new thread; one that is being joined stays where it was forked.
-    moved = books.children(book, thread) & ((old.pending > 0) | (threads.status == OPENED))
+    moved = books.children(book, thread) & ((old.wait.pending > 0) | (threads.status == OPENED))
     moved = books.family(book, thread) & jnp.any(moved)
     threads = threads.where(moved, parent=book.used)
-    threads = threads.where(moved & (threads.group == thread), group=book.used)
-    threads = threads.where((threads.arena == thread) & jnp.any(moved), arena=book.used)
-    ended = dict(status=FINISHED, stop=int(Stop.CONTINUED), released=True, unfed=False, waiting=0)
+    threads = threads.where(moved & (threads.bond.group == thread), group=book.used)
+    threads = threads.where((threads.bond.scope == thread) & jnp.any(moved), scope=book.used)
+    ended = dict(status=FINISHED, stop=int(Stop.CONTINUED), released=True, unfed=False, left=0)
     threads = threads.where(mine, **ended)
-    live = (old.group != NOBODY) & (book.threads.group == old.group) & (book.threads.ordinal != old.ordinal)
+    live = (
+        (old.bond.group != NOBODY)
+        & (book.threads.bond.group == old.bond.group)
+        & (book.threads.line.ordinal != old.line.ordinal)
+    )
     me = books.one_bit(book.used, book.sees.shape[1])
     # Of live threads those too that have ended, for whom it says nothing: events of one clock must commute.
     sees = jnp.where(live[:, None], book.sees | me, book.sees)
@@ -150,7 +165,7 @@ def proceed(book: Book, thread: Int[Array, ""], row: UInt32[Array, "words"], pos
 def splittable(book: Book, thread: Int[Array, ""]) -> Bool[Array, ""]:
     """Whether `thread` may be split: it is not live, and nobody else who has not ended looks on."""
     others = unfinished(book) & (books.numbers(book) != thread)
-    return (book.threads.group[thread] == NOBODY) & ~books.has(books.union(book.sees, others), thread)
+    return (book.threads.bond.group[thread] == NOBODY) & ~books.has(books.union(book.sees, others), thread)
 
 
 def split(
@@ -171,10 +186,10 @@ def split(
     old, number, words = book.thread(thread), books.numbers(book), book.sees.shape[1]
     cut = books.open_child(book, thread)
     tail, whole = number == book.used, books.has(book.sees, thread) & (number != thread)
-    ended = dict(status=FINISHED, stop=int(Stop.SPLIT), released=True, clock=old.clock)
-    threads = cut.threads.where(tail, **ended, split_at=start, length=old.length - start)
+    ended = dict(status=FINISHED, stop=int(Stop.SPLIT), released=True, clock=old.cursor.clock)
+    threads = cut.threads.where(tail, **ended, split_at=start, length=old.cursor.length - start)
     # The next fork begins behind the tail, which has taken a number of a child.
-    fork = old.fork + (old.fork == old.opened)
+    fork = old.wait.fork + (old.wait.fork == old.line.opened)
     threads = threads.where(number == thread, length=start, fork=fork)
     sees = jnp.where(tail[:, None], book.sees[thread], cut.sees)
     sees = jnp.where((tail | whole)[:, None], sees | books.one_bit(book.used, words), sees)
@@ -186,8 +201,8 @@ def split(
 def heir(book: Book, thread: Int[Array, ""]) -> Int[Array, ""]:
     """The thread as which `thread` went on in this event; itself if it did not."""
     threads = book.threads
-    same = (threads.parent == threads.parent[thread]) & (threads.ordinal == threads.ordinal[thread])
-    later = same & (threads.segment == threads.segment[thread] + 1) & (books.numbers(book) < book.used)
+    same = (threads.line.parent == threads.line.parent[thread]) & (threads.line.ordinal == threads.line.ordinal[thread])
+    later = same & (threads.line.segment == threads.line.segment[thread] + 1) & (books.numbers(book) < book.used)
     return jnp.where(threads.stop[thread] == Stop.CONTINUED, jnp.argmax(later).astype(jnp.int32), thread)
 
 
@@ -197,9 +212,11 @@ def free_runs(book: Book) -> Book:
     A run that a split went through is its thread's, which keeps its runs as long as anybody sees what was split off.
     """
     threads = book.threads
-    visible = books.has(books.union(book.sees, ~threads.released), books.numbers(book))
+    visible = books.has(books.union(book.sees, ~threads.bond.released), books.numbers(book))
     split_off = visible & (threads.stop == Stop.SPLIT)
-    visible = visible | jnp.any(split_off[None, :] & (threads.parent[None, :] == books.numbers(book)[:, None]), axis=1)
-    dead = threads.released & ~visible
+    visible = visible | jnp.any(
+        split_off[None, :] & (threads.line.parent[None, :] == books.numbers(book)[:, None]), axis=1
+    )
+    dead = threads.bond.released & ~visible
     owner = book.run_owner
     return book.replace(run_owner=jnp.where((owner >= 0) & dead[owner], books.NOBODY, owner))

@@ -92,10 +92,11 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
         at = jnp.minimum(tiles.problem, sizes.problems - 1)
         table = state.books.threads
         if program.protocol.needs.live:
-            table = dataclasses.replace(table, depth=jnp.maximum(table.depth, schedule.heard(table)))
+            longest = jnp.maximum(table.cursor.critical_path, schedule.critical_path_seen(table))
+            table = dataclasses.replace(table, cursor=dataclasses.replace(table.cursor, critical_path=longest))
         threads = jax.tree.map(lambda field: field[at, tiles.thread], table)
         offset = jnp.arange(chunk, dtype=jnp.int32)[None, :]
-        position, clock = threads.position[:, None] + offset, threads.clock[:, None] + 1 + offset
+        position, clock = threads.cursor.position[:, None] + offset, threads.cursor.clock[:, None] + 1 + offset
         slots = pool.write(state.slots, tiles, places, clock)
         view = pool.look(placed, slots, tiles, clock, sizes, program.protocol.needs.together > 0)
     attend = pool.attention(view, tiles, places, sizes.block, program.kernel)
@@ -107,7 +108,7 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
         last = jnp.maximum(tiles.count - 1, 0)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
         logits = transformer.logits(program.graph, params, x)
-        parameters = threads.temperature, threads.top_k, threads.top_p
+        parameters = threads.sampling.temperature, threads.sampling.top_k, threads.sampling.top_p
         token, logprob, behaviour = sharding.by_rows(sample, logits, _uniform(threads), *parameters)
     with jax.named_scope("record"):
         drawn = Drawn(token, logprob, behaviour)
@@ -142,7 +143,7 @@ def read_tokens(program: Program, state: State, placed: Book, tiles, places, chu
         return read()
     at = jnp.minimum(tiles.problem, program.sizes.problems - 1)
     reads = jnp.any((places.message >= 0) & tiles.busy[:, None])
-    return jax.lax.cond(reads, read, lambda: placed.threads.token[at, tiles.thread][:, None])
+    return jax.lax.cond(reads, read, lambda: placed.threads.drawn.token[at, tiles.thread][:, None])
 
 
 def _uniform(threads: books.Threads) -> Array:
@@ -153,7 +154,7 @@ def _uniform(threads: books.Threads) -> Array:
             jax.random.wrap_key_data(books.fold(key, number), impl=books.RANDOM), dtype=jnp.float32
         )
 
-    return jax.vmap(draw)(threads.draw_key, threads.generated)
+    return jax.vmap(draw)(threads.line.draw_key, threads.cursor.generated)
 
 
 def record(log: LogArrays, tiles, places, fed, threads, token: Int[Array, "B"], drawn: Drawn) -> LogArrays:
@@ -168,14 +169,14 @@ def record(log: LogArrays, tiles, places, fed, threads, token: Int[Array, "B"], 
     nowhere = log.queued.shape[2]
     row = jnp.broadcast_to(tiles.problem[:, None], tokens.shape)
     fed = log.fed.at[row, :, places.entry].set(jnp.stack([places.index, position, clock], axis=-1), mode="drop")
-    depth = jnp.broadcast_to(threads.depth[:, None], tokens.shape)
+    depth = jnp.broadcast_to(threads.cursor.critical_path[:, None], tokens.shape)
     nothing = jnp.full_like(tokens, -1)
     said = jnp.stack([tokens, jnp.full_like(tokens, Source.FED), nothing, depth, nothing], axis=-1)
     # The unfed sampled token was recorded when it was sampled.
     entry = jnp.where(places.message < 0, nowhere, places.entry)
     last = jnp.take_along_axis(places.entry, jnp.maximum(tiles.count - 1, 0)[:, None], axis=1)[:, 0]
     source = jnp.where(token == drawn.token, int(Source.SAMPLED), int(Source.REWRITTEN))
-    new = jnp.stack([token, source, last, threads.depth + 1, drawn.token], axis=-1)
+    new = jnp.stack([token, source, last, threads.cursor.critical_path + 1, drawn.token], axis=-1)
     where = jnp.concatenate([row.reshape(-1), tiles.problem]), jnp.concatenate([entry.reshape(-1), places.drawn])
     values = jnp.concatenate([said.reshape(-1, 5), new])
     queued = log.queued.at[where[0], :, where[1]].set(values, mode="drop")
@@ -209,45 +210,52 @@ def advance(
     sizes = program.sizes
     good = places.slot[:, 0] < sizes.slots
     row = jnp.where(good, tiles.problem, sizes.problems)
-    unfed = old.unfed.astype(jnp.int32)
+    unfed = old.drawn.unfed.astype(jnp.int32)
     said = tiles.count - unfed
     token, draws = seen.token, seen.draws
     sampled = draws.astype(jnp.int32)
-    generated = old.generated + sampled
+    generated = old.cursor.generated + sampled
     last = jnp.maximum(tiles.count - 1, 0)[:, None]
     pick = lambda values: jnp.take_along_axis(values, last, axis=1)[:, 0]
     last_message = jnp.where(said > 0, pick(places.entry), -1)
     entry = jnp.where(draws, places.drawn, last_message)
-    values = {
-        "fed": old.fed + tiles.count,
-        "position": old.position + tiles.count,
-        "clock": old.clock + tiles.count,
-        "depth": old.depth + sampled,
-        "told": placed.threads.depth[tiles.problem, tiles.thread],
-        "told_before": old.told,
-        "generated": generated,
-        "unfed": draws,
-        "token": jnp.where(draws, token, old.token),
-        "entry": jnp.where(draws, places.drawn, old.entry),
-        "cursor": old.cursor + said,
-        "waiting": old.waiting - said,
-        "length": old.length + said + sampled,
-        "slot_run": pick(places.slot) // sizes.run,
-        "log_run": jnp.where(entry >= 0, entry // sizes.log_run, old.log_run),
-        "last": pick(places.entry),
-    }
     threads = placed.threads
-    write = lambda name, new: getattr(threads, name).at[row, tiles.thread].set(new, mode="drop")
-    own_row = jnp.where(draws, row, sizes.problems)
-    own = jax.tree.map(
-        lambda table, new: table.at[own_row, tiles.thread].set(new.astype(table.dtype), mode="drop"),
-        threads.own,
-        seen.own,
+    put = lambda column, new: column.at[row, tiles.thread].set(new.astype(column.dtype), mode="drop")
+    cursor = books.Cursor(
+        fed=old.cursor.fed + tiles.count,
+        length=old.cursor.length + said + sampled,
+        position=old.cursor.position + tiles.count,
+        clock=old.cursor.clock + tiles.count,
+        generated=generated,
+        critical_path=old.cursor.critical_path + sampled,
+        critical_path_fed=threads.cursor.critical_path[tiles.problem, tiles.thread],
+        critical_path_before=old.cursor.critical_path_fed,
+        page=pick(places.slot) // sizes.run,
+        log_page=jnp.where(entry >= 0, entry // sizes.log_run, old.cursor.log_page),
+        predictor=pick(places.entry),
     )
-    threads = dataclasses.replace(threads, own=own, **{name: write(name, new) for name, new in values.items()})
+    drawn = books.LastDrawn(
+        token=jnp.where(draws, token, old.drawn.token),
+        entry=jnp.where(draws, places.drawn, old.drawn.entry),
+        unfed=draws,
+    )
+    inbox = dataclasses.replace(
+        threads.inbox,
+        done=put(threads.inbox.done, old.inbox.done + said),
+        left=put(threads.inbox.left, old.inbox.left - said),
+    )
+    drawing = jnp.where(draws, row, sizes.problems)
+    keep = lambda column, new: column.at[drawing, tiles.thread].set(new.astype(column.dtype), mode="drop")
+    threads = dataclasses.replace(
+        threads,
+        cursor=jax.tree.map(put, threads.cursor, cursor),
+        drawn=jax.tree.map(put, threads.drawn, drawn),
+        inbox=inbox,
+        own=jax.tree.map(keep, threads.own, seen.own),
+    )
 
-    event = jnp.where(draws & (seen.event == 0) & (generated >= old.budget), program.length, seen.event)
-    dry = good & ~old.samples & (old.waiting + unfed == tiles.count)
+    event = jnp.where(draws & (seen.event == 0) & (generated >= old.sampling.budget), program.length, seen.event)
+    dry = good & ~old.samples & (old.inbox.left + unfed == tiles.count)
     event = jnp.where(dry, program.drained, event)
     event = jnp.where(good & ~seen.finite, program.broken, event)
     events = jnp.zeros(threads.status.shape, jnp.int32).at[row, tiles.thread].set(event, mode="drop")
@@ -262,7 +270,7 @@ def handle(program: Program, state: State) -> State:
 
     def joinable(held: Book) -> Bool[Array, "P M"]:
         live = held.active & (held.stop == Stop.RUNNING)
-        return (held.threads.status == WAITING) & (held.threads.pending == 0) & live[:, None]
+        return (held.threads.status == WAITING) & (held.threads.wait.pending == 0) & live[:, None]
 
     def more(carry):
         held, events = carry
@@ -287,7 +295,7 @@ def handle(program: Program, state: State) -> State:
             (kind > 0)
             & (held.stop == Stop.RUNNING)
             & (after.status == READY)
-            & (after.generated >= after.budget)
+            & (after.cursor.generated >= after.sampling.budget)
             & after.samples
         )
         number = jnp.arange(events.shape[1])[None, :]
@@ -377,7 +385,9 @@ def run_slice(program: Program, params: Any, state: State, steps: Int[Array, ""]
     def long(s):
         """Threads for feed steps; those that keep step with others feed one token a step."""
         return (
-            runnable(s) & (schedule.waiting(s.books.threads) > sizes.feed_threshold) & (s.books.threads.arena == NOBODY)
+            runnable(s)
+            & (schedule.waiting(s.books.threads) > sizes.feed_threshold)
+            & (s.books.threads.bond.scope == NOBODY)
         )
 
     def feed(s):

@@ -43,10 +43,10 @@ def compose(
     addressed = jnp.any(mine, axis=1)
     threads = book.threads.where(
         addressed,
-        message=jnp.min(jnp.where(mine, place[None, :], size), axis=1),
-        message_end=jnp.max(jnp.where(mine, place[None, :] + 1, 0), axis=1),
-        cursor=0,
-        waiting=jnp.sum(jnp.where(mine, length[None, :], 0), axis=1),
+        begin=jnp.min(jnp.where(mine, place[None, :], size), axis=1),
+        end=jnp.max(jnp.where(mine, place[None, :] + 1, 0), axis=1),
+        done=0,
+        left=jnp.sum(jnp.where(mine, length[None, :], 0), axis=1),
     )
     count = book.piece_count + jnp.where(full, 0, jnp.sum(valid))
     return book.replace(threads=threads, pieces=pieces, piece_count=count).halt(full, Stop.MESSAGES_FULL)
@@ -62,9 +62,9 @@ def read(book: Book, log_tokens, templates, tiles: Tiles, places: Places, sizes:
     threads, pieces = book.threads, book.pieces
     at = jnp.minimum(tiles.problem, book.active.shape[0] - 1)
     here = (at, tiles.thread)
-    offset = jnp.maximum(places.message, 0) + threads.cursor[here][:, None]  # [B, C]
+    offset = jnp.maximum(places.message, 0) + threads.inbox.done[here][:, None]  # [B, C]
     number = jnp.arange(sizes.pieces)[None]
-    mine = (number >= threads.message[here][:, None]) & (number < threads.message_end[here][:, None])  # [B, Z]
+    mine = (number >= threads.inbox.begin[here][:, None]) & (number < threads.inbox.end[here][:, None])  # [B, Z]
     start, length = pieces.offset[at], pieces.length[at]  # [B, Z]
     inside = (offset[:, :, None] >= start[:, None, :]) & (offset[:, :, None] < (start + length)[:, None, :])
     piece = jnp.argmax(mine[:, None, :] & inside, axis=2)  # [B, C]
@@ -76,7 +76,7 @@ def read(book: Book, log_tokens, templates, tiles: Tiles, places: Places, sizes:
         kind == books.PROMPT, book.prompt[row, jnp.minimum(source, sizes.prompt - 1)], log_tokens[row, entry]
     )
     token = jnp.where(kind == books.TEMPLATE, templates[jnp.minimum(source, templates.shape[0] - 1)], token)
-    return jnp.where(places.message < 0, threads.token[here][:, None], token)
+    return jnp.where(places.message < 0, threads.drawn.token[here][:, None], token)
 
 
 def find_entry(book: Book, at: Int[Array, "B"], thread: Int[Array, "B C"], ordinal: Int[Array, "B C"], sizes: Sizes):

@@ -97,10 +97,10 @@ def resign(slots: Slots, log_clock: Int[Array, "P T"], books: Book, sizes: Sizes
         log_clock: clock of every entry, -1 if it was not fed.
     """
     threads, every = books.threads, jnp.arange(books.active.shape[0])
-    entry = messages.find_entry(books, every, threads.parent, threads.split_at, sizes)
+    entry = messages.find_entry(books, every, threads.line.parent, threads.line.split_at, sizes)
     first = log_clock[every[:, None], entry]
     written = (threads.stop == Stop.SPLIT) & (first >= 0)
-    theirs = slots.owner[:, None, :] == threads.parent[:, :, None]  # [P, M, N]
+    theirs = slots.owner[:, None, :] == threads.line.parent[:, :, None]  # [P, M, N]
     moves = written[:, :, None] & theirs & (slots.clock[:, None, :] >= first[:, :, None])
     owner = jnp.where(jnp.any(moves, axis=1), jnp.argmax(moves, axis=1).astype(jnp.int32), slots.owner)
     # Clocks grow along a run: it moves if its first slot does.

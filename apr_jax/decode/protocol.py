@@ -73,14 +73,14 @@ class Protocol(abc.ABC):
     templates: tuple[int, ...] = (0,)
     handlers: tuple[Handler, ...] = ()
 
-    def own(self) -> Any:
+    def own_state(self) -> Any:
         """The state that each thread has of its own when it is opened: a tree of small arrays, kept as `book.threads.own`.
 
         It goes over to the thread that continues a line. What a child takes over from its parent, the protocol writes.
         """
         return ()
 
-    def shared(self) -> Any:
+    def shared_state(self) -> Any:
         """The state that the threads of a problem share, when it begins: a tree of small arrays, kept as `book.shared`.
 
         `observe` reads it. Events of one step must commute, so only `joined` and `decided` may write it.

@@ -37,11 +37,9 @@ def start(book: Book, parent: Int[Array, ""], first: bool = False, shared: Int[A
         first: the first of them to end is the only one: the others are killed.
         shared: tokens that they and all below them may sample together, settled at whole clocks; 0 is any number.
     """
-    threads = book.threads
-    arena = books.outermost(book, parent)
+    scope = books.outermost(book, parent)
     born = books.children(book, parent) & lines.unfinished(book)
-    threads = threads.where(born, arena=arena)
-    return book.replace(threads=threads.where(books.numbers(book) == parent, first=first, shared=shared))
+    return book.update(born, scope=scope).update(parent, first_wins=first, shared_budget=shared)
 
 
 def defer(book: Book, thread: Int[Array, ""]) -> Book:
@@ -49,7 +47,7 @@ def defer(book: Book, thread: Int[Array, ""]) -> Book:
 
     That may touch the thread's siblings and what is below them, nobody else.
     """
-    return book.replace(threads=book.threads.where(books.numbers(book) == thread, status=DECIDING))
+    return book.update(thread, status=DECIDING)
 
 
 def due(book: Book) -> tuple[Int[Array, ""], Int[Array, ""]]:
@@ -59,18 +57,22 @@ def due(book: Book) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """
     threads, number = book.threads, books.numbers(book)
     sampled, latest = _below(book)
-    exhausted = (threads.status == WAITING) & (threads.shared > 0) & (sampled >= threads.shared)
-    clock = jnp.concatenate([threads.clock, latest])
-    parent = jnp.concatenate([threads.parent, number])
-    arena = jnp.concatenate([threads.arena, jnp.where(threads.arena == NOBODY, number, threads.arena)])
-    eldest = jnp.concatenate([threads.ordinal, jnp.full_like(number, jnp.iinfo(jnp.int32).max)])
+    exhausted = (threads.status == WAITING) & (threads.wait.shared_budget > 0) & (sampled >= threads.wait.shared_budget)
+    clock = jnp.concatenate([threads.cursor.clock, latest])
+    parent = jnp.concatenate([threads.line.parent, number])
+    arena = jnp.concatenate([threads.bond.scope, jnp.where(threads.bond.scope == NOBODY, number, threads.bond.scope)])
+    eldest = jnp.concatenate([threads.line.ordinal, jnp.full_like(number, jnp.iinfo(jnp.int32).max)])
 
-    runs = (threads.status == READY) & (threads.waiting + threads.unfed > 0)
-    behind = runs[None, :] & (threads.arena[None, :] == arena[:, None]) & (threads.clock[None, :] < clock[:, None])
+    runs = (threads.status == READY) & (threads.inbox.left + threads.drawn.unfed > 0)
+    behind = (
+        runs[None, :]
+        & (threads.bond.scope[None, :] == arena[:, None])
+        & (threads.cursor.clock[None, :] < clock[:, None])
+    )
     held = jnp.any(behind, axis=1) & (arena != NOBODY)
     left = jnp.concatenate([threads.status == DECIDING, exhausted]) & ~held
     any_left = jnp.any(left) & book.active & (book.stop == Stop.RUNNING)
-    for key in (clock, threads.level[jnp.maximum(parent, 0)], eldest):
+    for key in (clock, threads.line.nesting[jnp.maximum(parent, 0)], eldest):
         left = left & (key == jnp.min(jnp.where(left, key, jnp.iinfo(jnp.int32).max)))
     place = jnp.argmax(left).astype(jnp.int32)
     thread = place % number.shape[0]
@@ -82,27 +84,26 @@ def due(book: Book) -> tuple[Int[Array, ""], Int[Array, ""]]:
 def _below(book: Book) -> tuple[Int[Array, "M"], Int[Array, "M"]]:
     """Of the fork that each thread has open or waits for: the tokens sampled in it and below, and the largest clock there."""
     threads = book.threads
-    own = jnp.where(threads.stop == Stop.CONTINUED, 0, threads.generated)  # the next of the line counts on
-    child = threads.parent[None, :] == books.numbers(book)[:, None]
-    waited = child & (threads.ordinal[None, :] >= threads.fork[:, None])
+    own = jnp.where(threads.stop == Stop.CONTINUED, 0, threads.cursor.generated)  # the next of the line counts on
+    child = threads.line.parent[None, :] == books.numbers(book)[:, None]
+    waited = child & (threads.line.ordinal[None, :] >= threads.wait.fork[:, None])
 
     def gather(children, sampled, latest):
         sampled = jnp.sum(jnp.where(children, (own + sampled)[None, :], 0), axis=1, dtype=jnp.int32)
-        return sampled, jnp.max(jnp.where(children, jnp.maximum(threads.clock, latest)[None, :], 0), axis=1)
+        return sampled, jnp.max(jnp.where(children, jnp.maximum(threads.cursor.clock, latest)[None, :], 0), axis=1)
 
     nothing = jnp.zeros_like(own)
-    below = jax.lax.fori_loop(0, jnp.max(threads.level), lambda _, b: gather(child, *b), (nothing, nothing))
+    below = jax.lax.fori_loop(0, jnp.max(threads.line.nesting), lambda _, b: gather(child, *b), (nothing, nothing))
     return gather(waited, *below)
 
 
 def win(book: Book, thread: Int[Array, ""]) -> Book:
     """The first to end: its siblings are killed, and it ends."""
     threads = book.threads
-    parent = threads.parent[thread]
+    parent = threads.line.parent[thread]
     rivals = books.children(book, parent) & lines.unfinished(book) & (books.numbers(book) != thread)
-    over = threads.where(books.numbers(book) == parent, first=False, shared=0)
-    over = over.where(books.numbers(book) == thread, status=READY)
-    return books.leave(lines.kill(book.replace(threads=over), rivals), thread, threads.stop[thread])
+    over = book.update(parent, first_wins=False, shared_budget=0).update(thread, status=READY)
+    return books.leave(lines.kill(over, rivals), thread, threads.stop[thread])
 
 
 def exhaust(book: Book, parent: Int[Array, ""]) -> Book:
@@ -114,31 +115,30 @@ def exhaust(book: Book, parent: Int[Array, ""]) -> Book:
     _, latest = _below(book)
     clock, mine = latest[parent], number == parent
     members = books.children(book, parent)
-    depth = jnp.max(jnp.where(members, threads.depth, 0))
-    killed = members & lines.unfinished(book) & threads.first[parent]
+    longest = jnp.max(jnp.where(members, threads.cursor.critical_path, 0))
+    killed = members & lines.unfinished(book) & threads.wait.first_wins[parent]
     cut = members & lines.unfinished(book) & (threads.stop == Stop.RUNNING) & ~killed
     below = lines.with_descendants(book, cut) & ~cut
-    book = book.replace(
-        threads=threads.where(
-            mine,
-            first=False,
-            shared=0,
-            clock=jnp.maximum(threads.clock, clock),
-            depth=jnp.maximum(threads.depth, depth),
-        )
+    book = book.update(
+        mine,
+        first_wins=False,
+        shared_budget=0,
+        clock=jnp.maximum(threads.cursor.clock, clock),
+        critical_path=jnp.maximum(threads.cursor.critical_path, longest),
     )
     book = lines.kill(book, below | killed)
     threads = book.threads
-    flush = cut & threads.stitched & threads.unfed
-    threads = threads.where(cut, stop=int(Stop.SHARED), waiting=0, pending=0, clock=jnp.maximum(threads.clock, clock))
+    flush = cut & threads.bond.stitched & threads.drawn.unfed
+    threads = threads.where(
+        cut, stop=int(Stop.SHARED), left=0, pending=0, clock=jnp.maximum(threads.cursor.clock, clock)
+    )
     threads = threads.where(flush, status=READY, samples=False)
     ended = cut & ~flush
-    threads = threads.where(ended, status=FINISHED, released=~threads.stitched, unfed=False)
-    threads = threads.where(mine, pending=threads.pending - jnp.sum(ended))
+    threads = threads.where(ended, status=FINISHED, released=~threads.bond.stitched, unfed=False)
+    threads = threads.where(mine, pending=threads.wait.pending - jnp.sum(ended))
     return book.replace(threads=threads)
 
 
 def event(book: Book, thread: Int[Array, ""], decided: Callable) -> Book:
     """Let the protocol act on an event that has waited; the thread goes on unless it is ended."""
-    ready = book.replace(threads=book.threads.where(books.numbers(book) == thread, status=READY))
-    return decided(ready, thread)
+    return decided(book.update(thread, status=READY), thread)

@@ -64,7 +64,7 @@ class Places:
 
 def waiting(threads: Threads) -> Int[Array, "P M"]:
     """Tokens that each thread has yet to feed, the unfed sampled one included."""
-    return threads.waiting + threads.unfed.astype(jnp.int32)
+    return threads.inbox.left + threads.drawn.unfed.astype(jnp.int32)
 
 
 def runnable(books: Book, groups: bool, together: bool = False) -> Bool[Array, "P M"]:
@@ -80,32 +80,38 @@ def runnable(books: Book, groups: bool, together: bool = False) -> Bool[Array, "
     ready = (threads.status == READY) & (waiting(threads) > 0) & running[:, None]
     if not groups:
         return ready
-    rivals = ready[:, None, :] & (threads.arena[:, :, None] == threads.arena[:, None, :])  # [P, M, M]
-    behind = jnp.any(rivals & (threads.clock[:, None, :] < threads.clock[:, :, None]), axis=2)
-    ready &= ~(behind & (threads.arena != NOBODY))
+    rivals = ready[:, None, :] & (threads.bond.scope[:, :, None] == threads.bond.scope[:, None, :])  # [P, M, M]
+    behind = jnp.any(rivals & (threads.cursor.clock[:, None, :] < threads.cursor.clock[:, :, None]), axis=2)
+    ready &= ~(behind & (threads.bond.scope != NOBODY))
     if together:
-        live = ready & (threads.group != NOBODY)
-        oldest = jnp.take_along_axis(threads.group, jnp.argmax(live, axis=1)[:, None], axis=1)
-        ready &= (threads.group == oldest) | ~jnp.any(live, axis=1, keepdims=True)
+        live = ready & (threads.bond.group != NOBODY)
+        oldest = jnp.take_along_axis(threads.bond.group, jnp.argmax(live, axis=1)[:, None], axis=1)
+        ready &= (threads.bond.group == oldest) | ~jnp.any(live, axis=1, keepdims=True)
     return ready
 
 
 def crowded(threads: Threads, most: int) -> Bool[Array, "P"]:
     """Problems with a live group of more unfinished threads than may go together."""
     going = (threads.status == READY) | (threads.status == DECIDING)
-    going &= threads.group != NOBODY
-    mates = going[:, None, :] & (threads.group[:, :, None] == threads.group[:, None, :])
+    going &= threads.bond.group != NOBODY
+    mates = going[:, None, :] & (threads.bond.group[:, :, None] == threads.bond.group[:, None, :])
     return jnp.any(jnp.sum(mates, axis=2) > most, axis=1)
 
 
-def heard(threads: Threads) -> Int[Array, "P M"]:
+def critical_path_seen(threads: Threads) -> Int[Array, "P M"]:
     """The largest count that each thread sees of its live siblings in this step: of tokens with a clock below the one it feeds.
 
     Since the least clock goes first, a sibling is at the same clock (and has fed it or not) or has ended.
     """
-    siblings = (threads.group[:, :, None] == threads.group[:, None, :]) & (threads.group != NOBODY)[:, None, :]
-    ahead = threads.clock[:, None, :] > threads.clock[:, :, None]  # it has fed the clock that this thread is to feed
-    told = jnp.where(ahead, threads.told_before[:, None, :], threads.told[:, None, :])
+    siblings = (threads.bond.group[:, :, None] == threads.bond.group[:, None, :]) & (threads.bond.group != NOBODY)[
+        :, None, :
+    ]
+    ahead = (
+        threads.cursor.clock[:, None, :] > threads.cursor.clock[:, :, None]
+    )  # it has fed the clock that this thread is to feed
+    told = jnp.where(
+        ahead, threads.cursor.critical_path_before[:, None, :], threads.cursor.critical_path_fed[:, None, :]
+    )
     return jnp.max(jnp.where(siblings, told, 0), axis=2)
 
 
@@ -154,8 +160,8 @@ def place(books: Book, tiles: Tiles, chunk: int, sizes: Sizes) -> tuple[Book, Pl
     problems = threads.status.shape[0]
     at = jnp.minimum(tiles.problem, problems - 1)
     step = jnp.arange(chunk, dtype=jnp.int32)[None, :]
-    fed, length = threads.fed[at, tiles.thread], threads.length[at, tiles.thread]
-    unfed = threads.unfed[at, tiles.thread].astype(jnp.int32)
+    fed, length = threads.cursor.fed[at, tiles.thread], threads.cursor.length[at, tiles.thread]
+    unfed = threads.drawn.unfed[at, tiles.thread].astype(jnp.int32)
     appended = jnp.maximum(tiles.count - unfed, 0) + tiles.draws.astype(jnp.int32)
 
     new_runs, new_log_runs = -(-chunk // sizes.run), -(-(chunk + 1) // sizes.log_run)  # of one tile, at most
@@ -178,15 +184,15 @@ def place(books: Book, tiles: Tiles, chunk: int, sizes: Sizes) -> tuple[Book, Pl
 
     ordinal = fed[:, None] + step
     slot = locate(
-        ordinal, fed, sizes.run, threads.slot_run[at, tiles.thread],
+        ordinal, fed, sizes.run, threads.cursor.page[at, tiles.thread],
         lambda k: kth_free[at[:, None], jnp.minimum(first[:, None] + k, most - 1)],
     )  # fmt: skip
     base = books.log_used[at] + log_first
     message = step - unfed[:, None]
     numbered_log = lambda k: base[:, None] + k
-    log_run = threads.log_run[at, tiles.thread]
+    log_run = threads.cursor.log_page[at, tiles.thread]
     entry = locate(length[:, None] + message, length, sizes.log_run, log_run, numbered_log)
-    entry = jnp.where(message < 0, threads.entry[at, tiles.thread][:, None], entry)
+    entry = jnp.where(message < 0, threads.drawn.entry[at, tiles.thread][:, None], entry)
     drawn = locate((length + appended - 1)[:, None], length, sizes.log_run, log_run, numbered_log)[:, 0]
 
     used = good[:, None] & (step < tiles.count[:, None])

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from apr_jax.decode import book as books
 from apr_jax.decode.book import Book, Request, pytree
@@ -56,11 +56,37 @@ class Queue:
 
 
 @pytree
+class KeptThreads:
+    """The columns of the thread table that a transcript is made from, see `book.Threads`."""
+
+    status: Int[Array, "M"]
+    stop: Int[Array, "M"]
+    line: books.Lineage
+    length: Int[Array, "M"]
+
+
+@pytree
+class Kept:
+    """What of a book a transcript is made from, see `book.Book`; `own` and `shared` are empty where they are not recorded."""
+
+    threads: KeptThreads
+    sees: UInt32[Array, "M words"]
+    used: Int[Array, ""]
+    log_owner: Int[Array, "log_runs"]
+    log_first: Int[Array, "log_runs"]
+    problem: Int[Array, ""]
+    sample: Int[Array, ""]
+    stop: Int[Array, ""]
+    own: Any
+    shared: Any
+
+
+@pytree
 class Outbox:
     """Finished problems that the host has not fetched: books and logs in their first `count` places."""
 
     log: LogArrays
-    book: dict[str, Any]
+    book: Kept
     count: Int[Array, ""]
 
 
@@ -107,15 +133,13 @@ class State:
         return dataclasses.replace(self, **{name: same(new, getattr(self, name)) for name, new in values.items()})
 
 
-_KEPT_THREADS = ("status", "stop", "parent", "ordinal", "segment", "length", "split_at")
-_KEPT = ("sees", "used", "log_owner", "log_first", "problem", "sample", "stop")
-
-
-def kept(book: Book, recorded: bool) -> dict[str, Any]:
+def kept(book: Book, recorded: bool) -> Kept:
     """What of a book a transcript is made from; `recorded`: the protocol's own state, too."""
-    threads = {f"thread_{name}": getattr(book.threads, name) for name in _KEPT_THREADS}
-    own = {"own": book.threads.own, "shared": book.shared} if recorded else {}
-    return threads | {name: getattr(book, name) for name in _KEPT} | own
+    threads, (own, shared) = book.threads, (book.threads.own, book.shared) if recorded else ((), ())
+    table = KeptThreads(threads.status, threads.stop, threads.line, threads.cursor.length)
+    return Kept(
+        table, book.sees, book.used, book.log_owner, book.log_first, book.problem, book.sample, book.stop, own, shared
+    )
 
 
 def _empty_log(rows: int, entries: int, wide: jnp.dtype) -> LogArrays:
@@ -165,7 +189,7 @@ def create(
 
 
 def _blank(sizes: Sizes, protocol: Protocol) -> Book:
-    return books.empty(sizes, protocol.own(), protocol.shared(), protocol.needs.arguments)
+    return books.empty(sizes, protocol.own_state(), protocol.shared_state(), protocol.needs.arguments)
 
 
 def leaving(state: State) -> Bool[Array, "P"]:
@@ -175,14 +199,14 @@ def leaving(state: State) -> Bool[Array, "P"]:
 
 def room(state: State) -> Bool[Array, ""]:
     """The outbox can take one more problem."""
-    return state.outbox.count < state.outbox.book["used"].shape[0]
+    return state.outbox.count < state.outbox.book.used.shape[0]
 
 
 def retire(state: State, recorded: bool) -> State:
     """Move ended problems to the outbox, as many as it has room for."""
     ended = leaving(state)
     place = state.outbox.count + jnp.cumsum(ended) - 1
-    size = state.outbox.book["used"].shape[0]
+    size = state.outbox.book.used.shape[0]
     goes = ended & (place < size)
     place = jnp.where(goes, place, size)
     put = lambda box, value: box.at[place].set(value, mode="drop")

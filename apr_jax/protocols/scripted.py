@@ -89,7 +89,7 @@ class Scripted(Protocol):
         script, last = book.arguments, book.prompt_length - 1
         alone = self._open(book, thread, jnp.int32(1), script[_ALONE][None], books.PROMPT, last)
         forked = self._open(book, thread, script[_COUNT], script[_LENGTHS:], books.TEMPLATE, jnp.int32(0))
-        return books.choose(book.threads.opened[thread] == 0, alone, forked)
+        return books.choose(book.threads.line.opened[thread] == 0, alone, forked)
 
     def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
         """Go on from the children's tokens: to the fork after the first child, to the end after the threads."""
@@ -97,18 +97,18 @@ class Scripted(Protocol):
         children = books.children(book, thread)
         seen = children & self._kept(book, thread)
         # A thread ends with a token that was sampled and not fed; of one that is not seen, everything is fed.
-        start = jnp.where(seen, threads.length - 1, 0)
+        start = jnp.where(seen, threads.cursor.length - 1, 0)
         book = verbs.say(
-            book, number * 0 + thread, (books.SPAN,), number, (start,), (threads.length - start,), children
+            book, number * 0 + thread, (books.SPAN,), number, (start,), (threads.cursor.length - start,), children
         )
-        me, forked = number == thread, threads.opened[thread] > 1
-        fed = jnp.where(seen, threads.fed, 0)
-        grown = book.threads.where(me, position=threads.position + jnp.max(fed))
+        me, forked = number == thread, threads.line.opened[thread] > 1
+        fed = jnp.where(seen, threads.cursor.fed, 0)
+        grown = book.threads.where(me, position=threads.cursor.position + jnp.max(fed))
         return book.replace(threads=grown.where(me & forked, samples=True, budget=book.arguments[_AFTER]))
 
     def _kept(self, book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
         """Which children the parent goes on seeing: all, or the first."""
-        first = book.threads.ordinal == book.threads.fork[parent]
+        first = book.threads.line.ordinal == book.threads.wait.fork[parent]
         return first | self.stitch
 
     def _open(self, book: Book, parent, count, lengths: Int[Array, "n"], kind: int, start: Int[Array, ""]) -> Book:

@@ -102,7 +102,7 @@ class SpawnJoin(Protocol):
     def handlers(self) -> tuple[Handler, ...]:
         return (self._end, self._spawn, self._wait, self._join)
 
-    def own(self) -> Spans:
+    def own_state(self) -> Spans:
         return Spans(*(jnp.int32(-1) for _ in range(4)))
 
     def begin(self, book: Book) -> Book:
@@ -122,26 +122,26 @@ class SpawnJoin(Protocol):
 
     def _close_message(self, book: Book, thread: Int[Array, ""]) -> Book:
         """End the message of the child opened last: it stops before the control word just sampled."""
-        latest = books.opened(book, thread) & (book.threads.ordinal == book.threads.opened[thread] - 1)
-        return book.update_own(latest, asked_end=book.threads.length[thread] - 1)
+        latest = books.opened(book, thread) & (book.threads.line.ordinal == book.threads.line.opened[thread] - 1)
+        return book.update_own(latest, asked_end=book.threads.cursor.length[thread] - 1)
 
     def _end(self, book: Book, thread: Int[Array, ""]) -> Book:
         malformed = jnp.any(books.opened(book, thread))
-        book = book.update_own(books.numbers(book) == thread, joined_end=book.threads.length[thread] - 1)
+        book = book.update_own(books.numbers(book) == thread, joined_end=book.threads.cursor.length[thread] - 1)
         return books.close(book, thread, jnp.where(malformed, int(Stop.MALFORMED), int(Stop.END)))
 
     def _spawn(self, book: Book, thread: Int[Array, ""]) -> Book:
-        deep = book.threads.level[thread] >= self.max_depth
+        deep = book.threads.line.nesting[thread] >= self.max_depth
         book = self._close_message(book, thread)
         new = books.open_child(book, thread)
         is_child = (books.numbers(book) == book.used) & (new.threads.status == books.OPENED)
         stitched = {
             "message": False,
             "stitch": True,
-            "reencode": book.threads.opened[thread] == book.threads.fork[thread],
+            "reencode": book.threads.line.opened[thread] == book.threads.wait.fork[thread],
         }
         new = new.replace(threads=new.threads.where(is_child, stitched=stitched[self.returns]))
-        new = new.update_own(is_child, asked=book.threads.length[thread])
+        new = new.update_own(is_child, asked=book.threads.cursor.length[thread])
         return books.choose(deep, books.close(book, thread, jnp.int32(Stop.MALFORMED)), new)
 
     def _wait(self, book: Book, thread: Int[Array, ""]) -> Book:
@@ -167,8 +167,8 @@ class SpawnJoin(Protocol):
     def _join(self, book: Book, thread: Int[Array, ""]) -> Book:
         """What a child returns begins behind the first `<join>` that it samples; the root returns nothing."""
         threads = book.threads
-        first = (threads.level[thread] > 0) & (threads.own.joined[thread] < 0)
-        return book.update_own((books.numbers(book) == thread) & first, joined=threads.length[thread])
+        first = (threads.line.nesting[thread] > 0) & (threads.own.joined[thread] < 0)
+        return book.update_own((books.numbers(book) == thread) & first, joined=threads.cursor.length[thread])
 
     def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
         number, born = books.numbers(book), books.children(book, thread)
@@ -178,9 +178,9 @@ class SpawnJoin(Protocol):
             start, length = self.returned(book)
             pieces = dict(kind=(books.TEMPLATE, books.SPAN), start=(number * 0 + _RESULT, start), length=(1, length))
             return verbs.say(book, to, thread=number, valid=born, footer=_GO, **pieces)
-        again = born & ~threads.stitched
-        book = lines.stitch(book, thread, born & threads.stitched)
-        pieces = dict(kind=(books.SPAN,), start=(number * 0,), length=(threads.length,))
+        again = born & ~threads.bond.stitched
+        book = lines.stitch(book, thread, born & threads.bond.stitched)
+        pieces = dict(kind=(books.SPAN,), start=(number * 0,), length=(threads.cursor.length,))
         return verbs.say(book, to, thread=number, valid=again, footer=_GO, **pieces)
 
     def returned(self, book: Book) -> tuple[Int[Array, "M"], Int[Array, "M"]]:

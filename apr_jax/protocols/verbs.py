@@ -38,7 +38,7 @@ def say(
     """
     count = to.shape[0]
     # A child that went on as a new thread keeps its place, whenever it did so.
-    order = jnp.argsort(book.threads.ordinal, stable=True)
+    order = jnp.argsort(book.threads.line.ordinal, stable=True)
 
     def flat(items, tail):
         items = jnp.stack([jnp.broadcast_to(jnp.asarray(item, jnp.int32), count) for item in items], axis=1)[
