@@ -34,7 +34,7 @@ def test_parameters_and_state_are_counted_exactly(shape):
     state, parts = engine.create(0), memory.estimate(CONFIG, SIZES, mesh).parts
     assert parts["parameters"] == on_first_device(engine.model.params)
     assert parts["pool"] == on_first_device(state.pool)
-    assert parts["books"] == on_first_device((state.books, state.slots, state.events))
+    assert parts["books"] == on_first_device((state.books, state.slots))
     assert (parts["logs"], parts["outbox"]) == (on_first_device(state.log), on_first_device(state.outbox))
     # Steps, seed and the like are left out.
     counted = sum(parts.values()) - parts["workspace"] - parts["parameters"]

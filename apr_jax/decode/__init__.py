@@ -4,8 +4,9 @@
 its traces in `Engine.traces`.
 """
 
-from apr_jax.decode.engine import Engine, Progress, decode
+from apr_jax.decode.engine import Engine, decode
 from apr_jax.decode.problem import Problem
+from apr_jax.decode.progress import Progress
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.transcript import Log, Source, Stop, ThreadRecord, Transcript
 from apr_jax.decode.tree import tree

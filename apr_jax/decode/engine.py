@@ -7,7 +7,7 @@ slice nothing is asked of it.
 import collections
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,71 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from apr_jax import sharding
-from apr_jax.decode import memory, native
+from apr_jax.decode import assemble, memory, native
 from apr_jax.decode import state as states
-from apr_jax.decode.book import FINISHED, OPENED, RANDOM
+from apr_jax.decode.book import RANDOM
 from apr_jax.decode.loop import Program
 from apr_jax.decode.placement import Placement
 from apr_jax.decode.problem import Problem, check, check_seed
+from apr_jax.decode.progress import Progress
 from apr_jax.decode.protocol import Protocol
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.state import State
-from apr_jax.decode.transcript import DRAWN, Log, Stop, ThreadRecord, Transcript, peak_context
+from apr_jax.decode.transcript import Transcript
 from apr_jax.model import transformer
 from apr_jax.model.transformer import Model
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """Where a run stands after a slice; sums over the run.
-
-    Attributes:
-        finished: problems done.
-        problems: problems given.
-        sampled, fed: tokens generated and fed.
-        feed_steps, decode_steps: device steps, over all shards.
-        occupancy: busy rows of the decode steps over all their rows.
-        seconds: wall time, compilation included.
-        shard_steps: steps of each shard. The queue is dealt over the shards, and each runs until its part is done.
-        stops: how often each stop reason was the end of a problem (of those of this process).
-    """
-
-    finished: int
-    problems: int
-    sampled: int
-    fed: int
-    feed_steps: int
-    decode_steps: int
-    occupancy: float
-    seconds: float
-    shard_steps: tuple[int, ...]
-    stops: Mapping[Stop, int] = dataclasses.field(default_factory=dict)
-
-    @property
-    def imbalance(self) -> float:
-        """Steps of the shard with the most over the mean: 1 is even, 1.5 means that a third of the shards' time is idle."""
-        return max(self.shard_steps) * len(self.shard_steps) / max(sum(self.shard_steps), 1)
-
-    def after(self, earlier: "Progress") -> "Progress":
-        """Of two runs, the second of what the first had left, together.
-
-        Raises:
-            ValueError: they ran on different numbers of shards.
-        """
-        if len(self.shard_steps) != len(earlier.shard_steps):
-            raise ValueError(f"progress of {len(earlier.shard_steps)} shards cannot go on with {len(self.shard_steps)}")
-        sums = {
-            name: getattr(self, name) + getattr(earlier, name)
-            for name in ("finished", "sampled", "fed", "feed_steps", "decode_steps", "seconds")
-        }
-        rows = self.occupancy * self.decode_steps + earlier.occupancy * earlier.decode_steps
-        return Progress(
-            problems=earlier.problems,
-            occupancy=rows / max(sums["decode_steps"], 1),
-            shard_steps=tuple(map(sum, zip(self.shard_steps, earlier.shard_steps, strict=True))),
-            stops=collections.Counter(self.stops) + collections.Counter(earlier.stops),
-            **sums,
-        )
 
 
 class Engine:
@@ -108,18 +56,18 @@ class Engine:
         kernel: bool | None = None,
     ):
         self.mesh = mesh or sharding.make_mesh()
+        self.sizes = sizes
+        limit = memory.device_memory(self.mesh.local_devices[0])
+        if limit is not None:
+            memory.require(model.config, sizes, limit, self.mesh)
         if self.mesh.devices.flat[0].platform == "cpu" and self.mesh.shape["model"] == 1:
             model = transformer.fuse(model)
-        self.sizes = sizes
         dtype = _activation_dtype(model)
         self.program = Program(
             model.graph, protocol, sizes, native.choose(kernel, model.config, dtype, sizes, self.mesh)
         )
         self.placement = Placement(self.program, self.mesh, dtype)
         self.shards = self.placement.shards
-        limit = memory.device_memory(self.mesh.local_devices[0])
-        if limit is not None:
-            memory.require(model.config, sizes, limit, self.mesh)
         params = jax.tree.map(sharding.put, model.params, self.placement.param_places())
         model = dataclasses.replace(model, params=params)
         self.model = native.prepare(model, dtype) if self.program.kernel else model
@@ -146,23 +94,7 @@ class Engine:
 
     def load(self, state: State, problems: Sequence[Problem]) -> State:
         """Put problems into the queue, which must be spent; at most Q per shard are taken, dealt over the shards."""
-        sizes, shards = self.sizes, self.shards
-        prompt = np.zeros((shards, sizes.queue, sizes.prompt), np.int32)
-        integers = {"prompt_length": "prompt", "problem": "id"}
-        integers |= {name: name for name in ("sample", "max_tokens", "child_max_tokens", "top_k")}
-        arrays = {name: np.zeros((shards, sizes.queue), np.int32) for name in integers}
-        arrays |= {name: np.zeros((shards, sizes.queue), np.float32) for name in ("temperature", "top_p")}
-        for number, problem in enumerate(problems):
-            where = number % shards, number // shards
-            prompt[where][: len(problem.prompt)] = problem.prompt
-            for name, field in (integers | {n: n for n in ("temperature", "top_p")}).items():
-                value = getattr(problem, field)
-                arrays[name][where] = len(value) if name == "prompt_length" else value
-        count = np.array([len(range(shard, len(problems), shards)) for shard in range(shards)], np.int32)
-        arguments = np.zeros((shards, sizes.queue, self.program.protocol.needs.arguments), np.int32)
-        for number, problem in enumerate(problems):
-            arguments[number % shards, number // shards] = problem.arguments
-        queue = states.Queue(prompt=prompt, **arrays, arguments=arguments, next=np.zeros(shards, np.int32), count=count)
+        queue = states.Queue.of(problems, self.sizes, self.shards, self.program.protocol.needs.arguments)
         return dataclasses.replace(state, queue=jax.tree.map(self._put, queue))
 
     def _put(self, array: np.ndarray) -> jax.Array:
@@ -180,7 +112,7 @@ class Engine:
             return state, []
         host = jax.tree.map(sharding.local, outbox)
         places = [(shard, i) for shard, count in enumerate(counts) for i in range(count)]
-        found = [_transcript(host.book, host.log, place, self.program) for place in places]
+        found = [assemble.transcript(host.book, host.log, place, self.program) for place in places]
         empty = dataclasses.replace(outbox, count=self._put(np.zeros(self.shards, np.int32)))
         return dataclasses.replace(state, outbox=empty), found
 
@@ -189,7 +121,7 @@ class Engine:
         book = jax.tree.map(sharding.local, states.kept(state.books, self.program.protocol.needs.recorded))
         log = jax.tree.map(sharding.local, state.log)
         places = [tuple(place) for place in np.argwhere(sharding.local(state.books.active))]
-        return [_transcript(book, log, place, self.program) for place in places]
+        return [assemble.transcript(book, log, place, self.program) for place in places]
 
     def decode(
         self,
@@ -278,82 +210,3 @@ def decode(
 def _activation_dtype(model: Model):
     wide = model.params["norm"]["scale"].dtype == jnp.float64
     return jnp.float64 if wide else jnp.dtype(model.config.dtype)
-
-
-def _transcript(books: states.Kept, logs: states.LogArrays, place: tuple[int, int], program: Program) -> Transcript:
-    """Build the transcript of one place (shard, row): threads in the order of their paths, entries thread by thread."""
-    sizes, needs = program.sizes, program.protocol.needs
-    book = jax.tree.map(lambda value: value[place], books)
-    log = jax.tree.map(lambda x: x[place], logs)
-    used = int(book.used)
-    paths = [_path(book, i) for i in range(used)]
-    order = sorted(range(used), key=lambda i: (paths[i], book.threads.line.segment[i]))
-    renamed = {old: new for new, old in enumerate(order)}
-
-    entries = np.concatenate([_entries(book, i, sizes) for i in order])
-    number = np.full(sizes.log + 1, -1)
-    number[entries] = np.arange(len(entries))
-    queued, fed = log.queued[:, entries], log.fed[:, entries]
-    logprob = np.where(np.isin(queued[1], DRAWN), log.logprob[:, entries], np.nan)
-    thread = np.concatenate([np.full(book.threads.length[i], renamed[i]) for i in order])
-    words = book.sees[order]
-    sees = (words[:, [i // 32 for i in order]] >> np.array([i % 32 for i in order], np.uint32)) & 1
-    records = tuple(
-        ThreadRecord(
-            paths[i],
-            renamed.get(int(book.threads.line.parent[i]), -1),
-            _stop(book, i),
-            int(book.threads.line.segment[i]),
-        )
-        for i in order
-    )
-    sees = sees.astype(bool)
-    log = Log(
-        token=queued[0],
-        thread=thread,
-        index=fed[0],
-        position=fed[1],
-        clock=fed[2],
-        source=queued[1],
-        logprob=logprob[0],
-        behaviour_logprob=logprob[1],
-        predictor=number[queued[2]],
-        depth=queued[3],
-        drawn=queued[4],
-    )
-    problem, sample, stop = int(book.problem), int(book.sample), Stop(int(book.stop))
-    peak, together = peak_context(sees, log, needs.together > 0), needs.together > 0
-    own, shared = (named(book.own, np.array(order)), named(book.shared)) if needs.recorded else ({}, {})
-    return Transcript(problem, sample, stop, records, sees, log, peak, together, own, shared)
-
-
-def named(tree: Any, rows: Any = ...) -> dict[str, np.ndarray]:
-    """The leaves of a protocol's state by their names, in the order of `rows`."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)[rows] for path, leaf in leaves}
-
-
-def _path(book: states.Kept, thread: int) -> tuple[int, ...]:
-    """The ordinals of the forks that lead to a thread."""
-    parent = int(book.threads.line.parent[thread])
-    return () if parent < 0 else (*_path(book, parent), int(book.threads.line.ordinal[thread]))
-
-
-def _entries(book: states.Kept, thread: int, sizes: Sizes) -> np.ndarray:
-    """Log entries of a thread in order; what was split off stands in its parent's log."""
-    split_off = book.threads.stop[thread] == Stop.SPLIT
-    writer, start = (book.threads.line.parent[thread], book.threads.line.split_at[thread]) if split_off else (thread, 0)
-    runs = np.flatnonzero(book.log_owner == writer)
-    runs = runs[np.argsort(book.log_first[runs])]
-    entries = (runs[:, None] * sizes.log_run + np.arange(sizes.log_run)).reshape(-1)
-    return entries[start : start + book.threads.length[thread]]
-
-
-def _stop(book: states.Kept, thread: int) -> Stop:
-    """Why a thread ended; one that had not when its problem ended was killed, or was never started."""
-    status = book.threads.status[thread]
-    if status == FINISHED:
-        return Stop(int(book.threads.stop[thread]))
-    if book.stop == Stop.RUNNING:
-        return Stop.RUNNING
-    return Stop.DROPPED if status == OPENED else Stop.KILLED

@@ -20,13 +20,15 @@ from jaxtyping import Array, Bool, Int
 
 from apr_jax import sharding
 from apr_jax.decode import book as books
-from apr_jax.decode import lines, messages, pool, races, schedule
-from apr_jax.decode.book import NOBODY, READY, WAITING, Book
+from apr_jax.decode import messages, pool, schedule, transitions
+from apr_jax.decode.book import NOBODY, Book
 from apr_jax.decode.protocol import Drawn, Protocol
 from apr_jax.decode.sampling import sample
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.state import LogArrays, State, leaving, refill, retire, room
+from apr_jax.decode.threads import Cursor, LastDrawn
 from apr_jax.decode.transcript import Source, Stop
+from apr_jax.decode.transitions import BUDGET, DRAINED, NOT_FINITE
 from apr_jax.model import transformer
 
 
@@ -41,26 +43,6 @@ class Program:
 
     def __post_init__(self):
         fit(self.protocol, self.sizes)
-
-    # Events of the loop itself; those of the protocol are 1 .. len(handlers).
-    @property
-    def drained(self) -> int:
-        return len(self.protocol.handlers) + 1
-
-    @property
-    def broken(self) -> int:
-        return len(self.protocol.handlers) + 2
-
-    @property
-    def length(self) -> int:
-        return len(self.protocol.handlers) + 3
-
-    def due(self, held: Book) -> tuple[Int[Array, "P"], Int[Array, "P"]]:
-        """What is to be decided in each problem, 0 for nothing, and the thread concerned."""
-        if not self.protocol.needs.races:
-            nothing = jnp.zeros_like(held.stop)
-            return nothing, nothing
-        return jax.vmap(races.due)(held)
 
 
 def fit(protocol: Protocol, sizes: Sizes) -> None:
@@ -118,7 +100,7 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
         draws = places.drawn < sizes.log
         finite &= ~draws | jnp.isfinite(logprob)
         seen = Seen(own, token, jnp.where(draws, event, 0), draws, finite)
-        new_threads, events = advance(program, placed, tiles, places, threads, seen)
+        new_threads = advance(program, placed, tiles, places, threads, seen)
     counters = dataclasses.replace(
         state.counters,
         feed_steps=state.counters.feed_steps + int(chunk > 1),
@@ -128,7 +110,7 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
         sampled=state.counters.sampled + jnp.sum(draws, dtype=jnp.int32),
     )
     return state.replace(
-        pool=memory, slots=slots, log=log, books=placed.replace(threads=new_threads), events=events, counters=counters
+        pool=memory, slots=slots, log=log, books=placed.replace(threads=new_threads), counters=counters
     )
 
 
@@ -203,10 +185,8 @@ class Seen:
     finite: Bool[Array, "B"]
 
 
-def advance(
-    program: Program, placed: Book, tiles, places, old: books.Threads, seen: Seen
-) -> tuple[books.Threads, Int[Array, "P M"]]:
-    """The thread table after the step, and the events it brought: Int [P, M]."""
+def advance(program: Program, placed: Book, tiles, places, old: books.Threads, seen: Seen) -> books.Threads:
+    """The thread table after the step, with the events that it brought."""
     sizes = program.sizes
     good = places.slot[:, 0] < sizes.slots
     row = jnp.where(good, tiles.problem, sizes.problems)
@@ -221,7 +201,7 @@ def advance(
     entry = jnp.where(draws, places.drawn, last_message)
     threads = placed.threads
     put = lambda column, new: column.at[row, tiles.thread].set(new.astype(column.dtype), mode="drop")
-    cursor = books.Cursor(
+    cursor = Cursor(
         fed=old.cursor.fed + tiles.count,
         length=old.cursor.length + said + sampled,
         position=old.cursor.position + tiles.count,
@@ -234,7 +214,7 @@ def advance(
         log_page=jnp.where(entry >= 0, entry // sizes.log_run, old.cursor.log_page),
         predictor=pick(places.entry),
     )
-    drawn = books.LastDrawn(
+    drawn = LastDrawn(
         token=jnp.where(draws, token, old.drawn.token),
         entry=jnp.where(draws, places.drawn, old.drawn.entry),
         unfed=draws,
@@ -254,98 +234,23 @@ def advance(
         own=jax.tree.map(keep, threads.own, seen.own),
     )
 
-    event = jnp.where(draws & (seen.event == 0) & (generated >= old.sampling.budget), program.length, seen.event)
+    noted = lambda name: transitions.event(program.protocol, name)
+    event = jnp.where(draws & (seen.event == 0) & (generated >= old.sampling.budget), noted(BUDGET), seen.event)
     dry = good & ~old.samples & (old.inbox.left + unfed == tiles.count)
-    event = jnp.where(dry, program.drained, event)
-    event = jnp.where(good & ~seen.finite, program.broken, event)
-    events = jnp.zeros(threads.status.shape, jnp.int32).at[row, tiles.thread].set(event, mode="drop")
-    return threads, events
+    event = jnp.where(dry, noted(DRAINED), event)
+    event = jnp.where(good & ~seen.finite, noted(NOT_FINITE), event)
+    return dataclasses.replace(threads, event=put(threads.event, event))
 
 
 def handle(program: Program, state: State) -> State:
-    """Handle the events of all problems, one a problem at a time, until none is left. Never touches the pool.
-
-    What is sampled is dealt with first, and the joins that follow from it; then what is to be decided by clock.
-    """
-
-    def joinable(held: Book) -> Bool[Array, "P M"]:
-        live = held.active & (held.stop == Stop.RUNNING)
-        return (held.threads.status == WAITING) & (held.threads.wait.pending == 0) & live[:, None]
-
-    def more(carry):
-        held, events = carry
-        return jnp.any(events > 0) | jnp.any(joinable(held)) | jnp.any(program.due(held)[0] > 0)
-
-    def once(carry):
-        held, events = carry
-        join = program.length + 1
-        due = jnp.where(joinable(held), join, events)
-        thread = jnp.argmax(due > 0, axis=1).astype(jnp.int32)
-        kind = jnp.take_along_axis(due, thread[:, None], axis=1)[:, 0]
-        decision, decider = program.due(held)
-        decides = (kind == 0) & (decision > 0)
-        kind, thread = jnp.where(decides, join + decision, kind), jnp.where(decides, decider, thread)
-        for number, handler in enumerate(_handlers(program), start=1):
-            held = _apply(handler, kind == number, held, thread)
-        if together := program.protocol.needs.together:
-            held = held.halt(schedule.crowded(held.threads, together), Stop.LANES_FULL)
-        last = jax.vmap(lines.heir)(held, thread)
-        after = jax.tree.map(lambda field: field[jnp.arange(thread.shape[0]), last], held.threads)
-        spent = (
-            (kind > 0)
-            & (held.stop == Stop.RUNNING)
-            & (after.status == READY)
-            & (after.cursor.generated >= after.sampling.budget)
-            & after.samples
-        )
-        number = jnp.arange(events.shape[1])[None, :]
-        events = jnp.where(number == thread[:, None], 0, events)
-        again = (spent & (kind != program.length))[:, None] & (number == last[:, None])
-        events = jnp.where(again, program.length, events)
-        return jax.vmap(lines.free_runs)(held), events
-
-    held, events = jax.lax.while_loop(more, once, (state.books, state.events))
-    slots = state.slots
+    """Let happen what the last steps have brought. Never touches the pool; slots are relabelled where a thread was split."""
+    held, slots = transitions.settle(program.protocol, state.books), state.slots
     if program.protocol.needs.splits:
-        new = jnp.arange(events.shape[1])[None, :] >= state.books.used[:, None]
+        new = jnp.arange(held.threads.status.shape[1])[None, :] >= state.books.used[:, None]
         cut = jnp.any(new & (held.threads.stop == Stop.SPLIT))
         resign = lambda: pool.resign(slots, state.log.fed[:, 2], held, program.sizes)
         slots, held = jax.lax.cond(cut, resign, lambda: (slots, held))
-    return state.replace(books=held, slots=slots, events=events)
-
-
-def _handlers(program: Program):
-    """Handlers by event number."""
-    protocol = program.protocol
-
-    def spent(book, thread):
-        return books.close(book, thread, jnp.int32(Stop.LENGTH))
-
-    def broken(book, thread):
-        """The problem ends: what the other threads still do would be an answer of a model that is not sound."""
-        return books.finish(book, thread, jnp.int32(Stop.NOT_FINITE)).halt(jnp.bool(True), Stop.NOT_FINITE)
-
-    def join(book, thread):
-        return lines.resume(protocol.joined(book, thread), thread)
-
-    def drained(book, thread):
-        return lines.drain(book, thread, protocol.drained)
-
-    def event(book, thread):
-        return races.event(book, thread, protocol.decided)
-
-    decisions = (races.win, races.exhaust, event) if protocol.needs.races else ()
-    return (*protocol.handlers, drained, broken, spent, join, *decisions)
-
-
-def _apply(handler, mask: Bool[Array, "P"], held: Book, thread: Int[Array, "P"]) -> Book:
-    """Apply a handler to the masked problems; costs nothing where there are none."""
-
-    def run(held):
-        new = jax.vmap(handler)(held, thread)
-        return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, held)
-
-    return jax.lax.cond(jnp.any(mask), run, lambda held: held, held)
+    return state.replace(books=held, slots=slots)
 
 
 def changes(state: State) -> Bool[Array, ""]:
@@ -380,7 +285,8 @@ def run_slice(program: Program, params: Any, state: State, steps: Int[Array, ""]
     def calm(s):
         """Nothing has happened that the outer loop must see to."""
         halted = jnp.any(leaving(s))
-        return (taken(s) < limit) & ~jnp.any(s.events > 0) & ~halted & ~jnp.any(program.due(s.books)[0] > 0)
+        noted = jnp.any(s.books.threads.event > 0)
+        return (taken(s) < limit) & ~noted & ~halted & ~transitions.decides(program.protocol, s.books)
 
     def long(s):
         """Threads for feed steps; those that keep step with others feed one token a step."""

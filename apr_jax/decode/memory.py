@@ -189,7 +189,7 @@ def _estimator(config: ModelConfig, mesh: sharding.Mesh | None) -> Callable[[Siz
         parts = {
             "parameters": parameters,
             "pool": _bytes(state.pool),
-            "books": _bytes((state.books, state.slots, state.events)),
+            "books": _bytes((state.books, state.slots)),
             "logs": _bytes(state.log),
             "outbox": _bytes(state.outbox),
             "queue": _bytes(state.queue),

@@ -5,17 +5,21 @@ Axes: P problems in flight, Q problems of the queue, O places of the outbox, N s
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from apr_jax.decode import book as books
 from apr_jax.decode.book import Book, Request, pytree
 from apr_jax.decode.pool import Slots, Stored, empty
+from apr_jax.decode.problem import Problem
 from apr_jax.decode.protocol import Protocol
 from apr_jax.decode.sizes import Sizes
+from apr_jax.decode.threads import Lineage
 from apr_jax.decode.transcript import Stop
 
 
@@ -54,6 +58,23 @@ class Queue:
     next: Int[Array, ""]
     count: Int[Array, ""]
 
+    @classmethod
+    def of(cls, problems: Sequence[Problem], sizes: Sizes, shards: int, arguments: int) -> "Queue":
+        """The queues of all shards, arrays of NumPy with a leading axis of shards, over which the problems are dealt in turn."""
+        blank = lambda *shape, dtype=np.int32: np.zeros((shards, sizes.queue, *shape), dtype)
+        same = ("sample", "max_tokens", "child_max_tokens", "temperature", "top_k", "top_p", "arguments")
+        arrays = {name: blank() for name in ("prompt_length", "problem", *same)}
+        arrays |= {name: blank(dtype=np.float32) for name in ("temperature", "top_p")}
+        arrays |= {"prompt": blank(sizes.prompt), "arguments": blank(arguments)}
+        for number, problem in enumerate(problems):
+            where, length = (number % shards, number // shards), len(problem.prompt)
+            arrays["prompt"][where][:length] = problem.prompt
+            arrays["prompt_length"][where], arrays["problem"][where] = length, problem.id
+            for name in same:
+                arrays[name][where] = getattr(problem, name)
+        count = np.array([len(range(shard, len(problems), shards)) for shard in range(shards)], np.int32)
+        return cls(**arrays, next=np.zeros(shards, np.int32), count=count)
+
 
 @pytree
 class KeptThreads:
@@ -61,7 +82,7 @@ class KeptThreads:
 
     status: Int[Array, "M"]
     stop: Int[Array, "M"]
-    line: books.Lineage
+    line: Lineage
     length: Int[Array, "M"]
 
 
@@ -111,7 +132,6 @@ class State:
         slots: who wrote each slot.
         log: the logs of the problems in flight.
         books: their books, vmapped over P.
-        events: Int [P, M]; the event that each thread has to have handled, 0 for none.
         queue, outbox, counters: see there.
         seed: UInt32 [2], the key that problem keys are folded from.
     """
@@ -120,7 +140,6 @@ class State:
     slots: Slots
     log: LogArrays
     books: Book
-    events: Int[Array, "P M"]
     queue: Queue
     outbox: Outbox
     counters: Counters
@@ -158,7 +177,7 @@ def create(
     Args:
         protocol: whose state the books hold; None for one that has none.
     """
-    p, m = sizes.problems, sizes.threads
+    p = sizes.problems
     wide = jnp.promote_types(dtype, jnp.float32)
     blank = _blank(sizes, protocol) if protocol else books.empty(sizes)
     stack = lambda count: jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), blank)
@@ -170,7 +189,6 @@ def create(
         slots=Slots(jnp.full((p, sizes.slots), books.NOBODY, jnp.int32), jnp.zeros((p, sizes.slots), jnp.int32)),
         log=_empty_log(p, sizes.log, wide),
         books=stack(p),
-        events=jnp.zeros((p, m), jnp.int32),
         queue=Queue(
             prompt=jnp.zeros((sizes.queue, sizes.prompt), jnp.int32),
             **{
@@ -215,11 +233,11 @@ def retire(state: State, recorded: bool) -> State:
         book=jax.tree.map(put, state.outbox.book, kept(state.books, recorded)),
         count=state.outbox.count + jnp.sum(goes, dtype=jnp.int32),
     )
+    quiet = dataclasses.replace(state.books.threads, event=jnp.where(goes[:, None], 0, state.books.threads.event))
     finished = state.counters.finished + jnp.sum(goes, dtype=jnp.int32)
     return state.replace(
         outbox=outbox,
-        books=state.books.replace(active=state.books.active & ~goes),
-        events=jnp.where(goes[:, None], 0, state.events),
+        books=state.books.replace(threads=quiet, active=state.books.active & ~goes),
         counters=dataclasses.replace(state.counters, finished=finished),
     )
 

@@ -1,0 +1,91 @@
+"""From the arrays of a finished problem to its transcript, on the host."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from apr_jax.decode import state as states
+from apr_jax.decode.loop import Program
+from apr_jax.decode.sizes import Sizes
+from apr_jax.decode.threads import FINISHED, OPENED
+from apr_jax.decode.transcript import DRAWN, Log, Stop, ThreadRecord, Transcript, peak_context
+
+
+def transcript(books: states.Kept, logs: states.LogArrays, place: tuple[int, int], program: Program) -> Transcript:
+    """The transcript of one place (shard, row): threads in the order of their paths, entries thread by thread."""
+    sizes, needs = program.sizes, program.protocol.needs
+    book = jax.tree.map(lambda value: value[place], books)
+    log = jax.tree.map(lambda x: x[place], logs)
+    used = int(book.used)
+    paths = [_path(book, i) for i in range(used)]
+    order = sorted(range(used), key=lambda i: (paths[i], book.threads.line.segment[i]))
+    renamed = {old: new for new, old in enumerate(order)}
+
+    entries = np.concatenate([_entries(book, i, sizes) for i in order])
+    number = np.full(sizes.log + 1, -1)
+    number[entries] = np.arange(len(entries))
+    queued, fed = log.queued[:, entries], log.fed[:, entries]
+    logprob = np.where(np.isin(queued[1], DRAWN), log.logprob[:, entries], np.nan)
+    thread = np.concatenate([np.full(book.threads.length[i], renamed[i]) for i in order])
+    words = book.sees[order]
+    sees = (words[:, [i // 32 for i in order]] >> np.array([i % 32 for i in order], np.uint32)) & 1
+    records = tuple(
+        ThreadRecord(
+            paths[i],
+            renamed.get(int(book.threads.line.parent[i]), -1),
+            _stop(book, i),
+            int(book.threads.line.segment[i]),
+        )
+        for i in order
+    )
+    sees = sees.astype(bool)
+    log = Log(
+        token=queued[0],
+        thread=thread,
+        index=fed[0],
+        position=fed[1],
+        clock=fed[2],
+        source=queued[1],
+        logprob=logprob[0],
+        behaviour_logprob=logprob[1],
+        predictor=number[queued[2]],
+        depth=queued[3],
+        drawn=queued[4],
+    )
+    problem, sample, stop = int(book.problem), int(book.sample), Stop(int(book.stop))
+    peak, together = peak_context(sees, log, needs.together > 0), needs.together > 0
+    own, shared = (named(book.own, np.array(order)), named(book.shared)) if needs.recorded else ({}, {})
+    return Transcript(problem, sample, stop, records, sees, log, peak, together, own, shared)
+
+
+def named(tree: Any, rows: Any = ...) -> dict[str, np.ndarray]:
+    """The leaves of a protocol's state by their names, in the order of `rows`."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)[rows] for path, leaf in leaves}
+
+
+def _path(book: states.Kept, thread: int) -> tuple[int, ...]:
+    """The ordinals of the forks that lead to a thread."""
+    parent = int(book.threads.line.parent[thread])
+    return () if parent < 0 else (*_path(book, parent), int(book.threads.line.ordinal[thread]))
+
+
+def _entries(book: states.Kept, thread: int, sizes: Sizes) -> np.ndarray:
+    """Log entries of a thread in order; what was split off stands in its parent's log."""
+    split_off = book.threads.stop[thread] == Stop.SPLIT
+    writer, start = (book.threads.line.parent[thread], book.threads.line.split_at[thread]) if split_off else (thread, 0)
+    runs = np.flatnonzero(book.log_owner == writer)
+    runs = runs[np.argsort(book.log_first[runs])]
+    entries = (runs[:, None] * sizes.log_run + np.arange(sizes.log_run)).reshape(-1)
+    return entries[start : start + book.threads.length[thread]]
+
+
+def _stop(book: states.Kept, thread: int) -> Stop:
+    """Why a thread ended; one that had not when its problem ended was killed, or was never started."""
+    status = book.threads.status[thread]
+    if status == FINISHED:
+        return Stop(int(book.threads.stop[thread]))
+    if book.stop == Stop.RUNNING:
+        return Stop.RUNNING
+    return Stop.DROPPED if status == OPENED else Stop.KILLED
