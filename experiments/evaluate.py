@@ -25,9 +25,8 @@ import rich.console
 import rich.progress
 import tyro
 
-from apr_jax import settings
+from apr_jax import record, settings
 from apr_jax.decode import Progress
-from apr_jax.decode import transcript as transcripts
 from apr_jax.decode.problem import check_seed
 from apr_jax.evaluate import kept, methods, outcomes, picture, plots, report, samples, timeline
 from apr_jax.evaluate.kept import Asked, Kept
@@ -209,7 +208,7 @@ def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Res
             {**known, "method": name, "answer": o.answer, "correct": o.correct, "answers": list(map(answered, answers))}
             for known, o, answers in zip(about, result.outcomes, result.rollout.answers, strict=True)
         ]
-        transcripts.write(folder / f"transcripts_{name}.jsonl", result.rollout.transcripts, words.decode, extra)
+        record.write(folder / f"transcripts_{name}.jsonl", result.rollout.transcripts, words.decode, extra)
         every = max(len(questions) // config.shown, 1)
         shown += [(name, result.rollout.transcripts[i], extra[i]) for i in range(0, len(questions), every)]
         best = samples.choose(result)

@@ -15,8 +15,8 @@ import thread_programs as programs
 from apr_jax.decode import book as books
 from apr_jax.decode import lines, races
 from apr_jax.decode.book import Book
-from apr_jax.decode.transcript import Stop
 from apr_jax.protocols import protocol
+from apr_jax.record import Stop
 from thread_programs import Action, Context, Join
 
 _AT = {name: place for place, name in enumerate(programs.OPERANDS)}

@@ -13,10 +13,10 @@ import oracle
 import reference_model
 from apr_jax.decode import Engine, Problem, Sizes, Transcript, lines, messages, races
 from apr_jax.decode import book as books
-from apr_jax.decode.transcript import Stop
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
 from apr_jax.protocols import SpawnJoin, protocol
+from apr_jax.record import Stop
 from racing_oracle import World
 
 _RESULT, _GO = 1, 2  # places in the template table

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import vocabularies
-from apr_jax.decode import transcript as transcripts
+from apr_jax import record
 from apr_jax.tasks.countdown import problems
 from apr_jax.tasks.countdown.demonstrations import DemonstrationConfig
 from apr_jax.train import data
@@ -121,7 +121,7 @@ def write_log(file: Path, seed: int, questions: list[str | None], right: bool = 
             token = np.full_like(log.token, QUESTIONS.index(question))
             records[i] = dataclasses.replace(records[i], log=dataclasses.replace(log, token=token))
     extra = [{"correct": right, **({"question": q} if q else {})} for q in questions]
-    transcripts.write(file, records, CODEC.decode, extra)
+    record.write(file, records, CODEC.decode, extra)
 
 
 def logs(folder: Path, *names: str, held_out: int = 4) -> LogData:

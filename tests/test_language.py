@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import language_folder
 import vocabularies
-from apr_jax.decode import transcript as transcripts
+from apr_jax import record
 from apr_jax.evaluate import outcomes
 from apr_jax.tasks import task, timed
 from apr_jax.tasks.language import answers, gym
@@ -271,7 +271,7 @@ def test_any_file_of_questions_runs_through_evaluate(folder):
     assert read["problems"] == 3 and list(read["methods"]) == ["self_consistency"]
     assert "accuracy_verifier" in read["methods"]["self_consistency"]
     words = vocabularies.byte_level()
-    for i, (transcript, line) in enumerate(transcripts.read(folder / "out" / "transcripts_self_consistency.jsonl")):
+    for i, (transcript, line) in enumerate(record.read(folder / "out" / "transcripts_self_consistency.jsonl")):
         prompt = chat.prompt(words, [chat.Message("user", f"What is {i} * 7 <|im_end|>?")])
         assert list(transcript.tokens(0)) == prompt[:-1]
         assert line["question"] == f"What is {i} * 7 <|im_end|>?" and line["right"] == str(7 * i)

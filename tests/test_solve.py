@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 import vocabularies
-from apr_jax.decode.transcript import Stop, ThreadRecord
 from apr_jax.evaluate import live
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.pretrained import save_pretrained
+from apr_jax.record import Stop, ThreadRecord
 from apr_jax.tokenizer import ChatTemplate, chat
 from apr_jax.tokenizer.chat import Message
 from experiments import solve

@@ -8,7 +8,7 @@ import pytest
 
 import fuzz_programs
 from apr_jax.decode import Problem, Stop, decode, tree
-from apr_jax.decode.transcript import Log, ThreadRecord, Transcript
+from apr_jax.record import Log, ThreadRecord, Transcript
 from thread_programs import Action, Context, Instruction
 
 END = Instruction(1, Action.END)

@@ -23,9 +23,9 @@ from apr_jax.decode.placement import Placement
 from apr_jax.decode.problem import Problem, check, check_seed
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.state import State
-from apr_jax.decode.transcript import Log, Source, Stop, ThreadRecord, Transcript, peak_context
 from apr_jax.model import transformer
 from apr_jax.model.transformer import Model
+from apr_jax.record import Log, Source, Stop, ThreadRecord, Transcript, peak_context
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Int, UInt32
 
 from apr_jax.decode import book as books
 from apr_jax.decode.book import DECIDING, FINISHED, NOBODY, OPENED, READY, WAITING, Book
-from apr_jax.decode.transcript import Stop
+from apr_jax.record import Stop
 
 # What a thread hands on to the next one of its line.
 HANDED_ON = (

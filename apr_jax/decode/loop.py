@@ -25,8 +25,8 @@ from apr_jax.decode.book import NOBODY, READY, WAITING, Book
 from apr_jax.decode.sampling import sample
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.state import LogArrays, State, leaving, refill, retire, room
-from apr_jax.decode.transcript import Source, Stop
 from apr_jax.model import transformer
+from apr_jax.record import Source, Stop
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Int
 
 from apr_jax.decode.book import DECIDING, NOBODY, READY, Book, Threads, pytree
 from apr_jax.decode.sizes import Sizes
-from apr_jax.decode.transcript import Stop
+from apr_jax.record import Stop
 
 
 @pytree

@@ -15,7 +15,7 @@ from apr_jax.decode import book as books
 from apr_jax.decode.book import Book, pytree
 from apr_jax.decode.pool import Slots, Stored, empty
 from apr_jax.decode.sizes import Sizes
-from apr_jax.decode.transcript import Stop
+from apr_jax.record import Stop
 
 
 @pytree

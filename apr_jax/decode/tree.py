@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from apr_jax.decode.transcript import Stop, Transcript
+from apr_jax.record import Stop, Transcript
 
 
 def tree(transcript: Transcript, text: Callable[[np.ndarray], str] | None = None, width: int = 40) -> str:

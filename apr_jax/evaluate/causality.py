@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from apr_jax.decode.transcript import Log, Stop, Transcript
+from apr_jax.record import Log, Stop, Transcript
 
 
 @dataclasses.dataclass(frozen=True)

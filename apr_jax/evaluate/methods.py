@@ -18,7 +18,6 @@ from apr_jax.decode import Engine, Problem, Progress, Sizes, Transcript
 from apr_jax.decode.loop import fit
 from apr_jax.decode.problem import check_sampling, whole
 from apr_jax.decode.sampling import COLDEST
-from apr_jax.decode.transcript import Stop
 from apr_jax.evaluate import metrics, select
 from apr_jax.evaluate.kept import Kept
 from apr_jax.evaluate.outcomes import Outcome, outcome, summary
@@ -27,6 +26,7 @@ from apr_jax.model.pretrained import load_pretrained, with_control_words
 from apr_jax.model.transformer import Model
 from apr_jax.protocols import Samples, Sequential, SpawnJoin
 from apr_jax.protocols.spawn_join import Context, Returns
+from apr_jax.record import Stop
 from apr_jax.tasks.language.task import Prompt
 from apr_jax.tasks.task import Task, grades
 from apr_jax.tasks.timed import Failure

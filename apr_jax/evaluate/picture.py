@@ -9,9 +9,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from apr_jax.decode.transcript import Source, Transcript
 from apr_jax.evaluate import metrics
 from apr_jax.evaluate.timeline import links, places
+from apr_jax.record import Source, Transcript
 
 COLOURS = {Source.SAMPLED: "#3B82C4", Source.FED: "#B9C2CB", Source.HANDED: "#9B8AC4", Source.REWRITTEN: "#52A884"}
 NAMES = {Source.SAMPLED: "generated", Source.FED: "fed", Source.HANDED: "handed over", Source.REWRITTEN: "rewritten"}

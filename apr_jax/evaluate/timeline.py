@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from apr_jax.decode.transcript import Log, Source, Stop, Transcript
 from apr_jax.evaluate import metrics
 from apr_jax.evaluate.causality import causality, depths
 from apr_jax.evaluate.report import title
+from apr_jax.record import Log, Source, Stop, Transcript
 
 TEMPLATE = Path(__file__).with_name("timeline.html")
 Shown = tuple[str, Transcript, Mapping]  # method, transcript, {"question", "answer", "correct"}

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from apr_jax.decode import book as books
 from apr_jax.decode import messages
 from apr_jax.decode.book import Book
-from apr_jax.decode.transcript import Stop
+from apr_jax.record import Stop
 
 Handler = Callable[[Book, Int[Array, ""]], Book]
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int
 from apr_jax.decode import book as books
 from apr_jax.decode import messages
 from apr_jax.decode.book import Book
-from apr_jax.decode.transcript import Stop
 from apr_jax.protocols import protocol
+from apr_jax.record import Stop
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,8 +26,8 @@ from jaxtyping import Array, Float, Int
 from apr_jax.decode import book as books
 from apr_jax.decode import lines
 from apr_jax.decode.book import Book
-from apr_jax.decode.transcript import Stop
 from apr_jax.protocols import protocol
+from apr_jax.record import Stop
 
 Context = Literal["isolated", "shared", "live"]
 Returns = Literal["message", "stitch", "reencode"]

@@ -11,11 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from apr_jax import files, settings
-from apr_jax.decode import transcript as transcripts
-from apr_jax.decode.transcript import Log, Transcript, peak_context
+from apr_jax import files, record, settings
 from apr_jax.model.pretrained import with_control_words
 from apr_jax.model.transformer import Model
+from apr_jax.record import Log, Transcript, peak_context
 from apr_jax.tokenizer.load import load
 from apr_jax.train import data, packing, rows
 from apr_jax.train.packing import Count
@@ -112,7 +111,7 @@ class LogData:
         for file in self.transcripts:
             if not Path(file).is_file():
                 raise FileNotFoundError(f"transcripts: there is no file {file}; `experiments.evaluate` writes them")
-            pairs = list(transcripts.read(Path(file)))
+            pairs = list(record.read(Path(file)))
             chosen = pairs
             if self.correct:
                 parts = ((right(t, line, f"{file}:{i}"), line) for i, (t, line) in enumerate(pairs, start=1))
