@@ -11,8 +11,9 @@ import vocabularies
 from apr_jax import record
 from apr_jax.tasks.countdown import problems
 from apr_jax.tasks.countdown.demonstrations import DemonstrationConfig
+from apr_jax.tasks.countdown.training import DataConfig, Part
 from apr_jax.train import data
-from apr_jax.train.data import DataConfig, Dataset, Part
+from apr_jax.train.data import Dataset
 from apr_jax.train.logs import LogData
 from experiments import make_data
 from synthetic import build, random_tree

@@ -23,7 +23,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "adde
 
 
 @dataclasses.dataclass(frozen=True)
-class LogData:
+class LogData(data.Data):
     """Transcripts as training data; every token that a model sampled is a label.
 
     Attributes:
