@@ -18,7 +18,8 @@ from apr_jax.evaluate import outcomes
 from apr_jax.tasks import task, timed
 from apr_jax.tasks.language import answers, gym
 from apr_jax.tasks.language.mathematics import Mathematics
-from apr_jax.tasks.language.task import PLAIN, LanguageTask, Prompt, Question, Shot
+from apr_jax.tasks.language.task import LanguageTask, Question
+from apr_jax.tasks.prompt import PLAIN, Prompt, Shot
 from apr_jax.tokenizer import chat
 from experiments import evaluate
 

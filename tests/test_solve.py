@@ -27,7 +27,7 @@ METHODS = """
 from apr_jax.decode import Sizes
 from apr_jax.evaluate.methods import ControlWords, MethodConfig, RolloutConfig
 from apr_jax.tasks.language.mathematics import Mathematics
-from apr_jax.tasks.language.task import Prompt, Shot
+from apr_jax.tasks.prompt import Prompt, Shot
 from experiments.evaluate import EvaluateConfig
 
 SIZES = Sizes(problems=2, lanes=3, rows=6, threads=6, prompt=96, slots=512, log=512, queue=4, outbox=4, attention_block=256)

@@ -27,7 +27,7 @@ from apr_jax.model.transformer import Model
 from apr_jax.protocols import Samples, Sequential, SpawnJoin
 from apr_jax.protocols.spawn_join import Context, Returns
 from apr_jax.record import Stop
-from apr_jax.tasks.language.task import Prompt
+from apr_jax.tasks.prompt import Prompt
 from apr_jax.tasks.task import Task, grades
 from apr_jax.tasks.timed import Failure
 from apr_jax.tokenizer import TextCodec
