@@ -233,7 +233,7 @@ CONFIG = """
 from apr_jax.decode import Sizes
 from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
 from apr_jax.tasks.language.mathematics import Mathematics
-from experiments.evaluate import EvaluateConfig
+from apr_jax.evaluate.config import EvaluateConfig
 
 FOLDER = {folder!r}
 SIZES = dict(problems=2, prompt=64, slots=256, log=256, queue=4, outbox=4, feed_tiles=2, feed_chunk=16, attention_block=256)

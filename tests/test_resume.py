@@ -21,7 +21,7 @@ import dataclasses, os, signal
 from apr_jax.decode import Sizes
 from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
 from apr_jax.tasks.language.mathematics import Mathematics
-from experiments.evaluate import EvaluateConfig
+from apr_jax.evaluate.config import EvaluateConfig
 
 FOLDER, CALLS = {folder!r}, []
 SIZES = dict(problems=1, prompt=64, slots=512, log=512, queue=8, outbox=4, feed_tiles=2, feed_chunk=16, attention_block=256)

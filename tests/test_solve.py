@@ -28,7 +28,7 @@ from apr_jax.decode import Sizes
 from apr_jax.evaluate.methods import ControlWords, MethodConfig, RolloutConfig
 from apr_jax.tasks.language.mathematics import Mathematics
 from apr_jax.tasks.prompt import Prompt, Shot
-from experiments.evaluate import EvaluateConfig
+from apr_jax.evaluate.config import EvaluateConfig
 
 SIZES = Sizes(problems=2, lanes=3, rows=6, threads=6, prompt=96, slots=512, log=512, queue=4, outbox=4, attention_block=256)
 ASK = Prompt(shots=(Shot("1 + 2", "<spawn>1<spawn>2<wait><result>1<result>2<go>3"),))

@@ -1,0 +1,1 @@
+"""What measurements and checks have in common; nothing else needs it."""
