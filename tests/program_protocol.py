@@ -1,6 +1,6 @@
 """The protocol that runs programs of threads (`thread_programs`): one compiled loop for all of them.
 
-The program stands behind the prompt's tokens, as in `apr_jax.protocols.scripted`. A thread keeps the address of its
+The program stands behind the prompt's tokens, as in `benchmarks.scripted`. A thread keeps the address of its
 instruction in `span` and the event tokens that it still waits for in `span_end`. Every token from FIRST_EVENT on is an
 event, so that most programs have steps with events and steps without.
 """

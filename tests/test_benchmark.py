@@ -9,13 +9,13 @@ import pytest
 
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.pretrained import load_pretrained
-from experiments.benchmark import report, weights, workloads
-from experiments.benchmark.__main__ import fixed_batches
-from experiments.benchmark.remote import Remote, Unavailable
-from experiments.benchmark.rows import ENGINE, VLLM, Job, Row, Scale, rows
-from experiments.benchmark.workers import vllm
-from experiments.benchmark.workers.serve import Measured, Options
-from experiments.benchmark.workloads import Attention, Bare, Events, Feed, ForkJoin, Script, Threads
+from benchmarks.peers import report, weights, workloads
+from benchmarks.peers.__main__ import fixed_batches
+from benchmarks.peers.remote import Remote, Unavailable
+from benchmarks.peers.rows import ENGINE, VLLM, Job, Row, Scale, rows
+from benchmarks.peers.workers import vllm
+from benchmarks.peers.workers.serve import Measured, Options
+from benchmarks.peers.workloads import Attention, Bare, Events, Feed, ForkJoin, Script, Threads
 
 THREADS = Threads(problems=1, threads=2, prefix=8, tokens_each=3, vocabulary=32)
 OPTIONS = Options(cores=1, dtype="float32", temperature=0.0, quantisation="Q8_0", context=64, sequences=4)

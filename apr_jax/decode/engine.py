@@ -251,7 +251,7 @@ def decode(
         sizes: what is compiled for. Choose
             `problems`, P: problems in flight; memory grows with it, and so do busy rows;
             `rows`, A, `lanes`, W: rows of a step, and the most that one problem gets of them. A step costs about as much for
-            idle rows as for busy ones: with P W well above A few idle (`experiments.benchmark_occupancy`);
+            idle rows as for busy ones: with P W well above A few idle (`benchmarks.occupancy`);
             `threads`, M, `slots`, N, `log`, T: for one problem over its life. A problem that needs more ends with
             THREADS_FULL, POOL_FULL or LOG_FULL; others do not notice. N counts tokens with keys and values, T all tokens;
             `prompt`, `queue`, `outbox`: see `Sizes`; they bound the host's part and cost little but for the outbox's logs.

@@ -1,9 +1,9 @@
 """Run the project and its peers side by side and write `summary.json`.
 
     make benchmark                                             # everything, on the newest jax that is found
-    python -m experiments.benchmark --peer-python PYTHON       # peers in an interpreter of their own
-    python -m experiments.benchmark --reduced True --repeats 1 # does everything run?
-    python -m experiments.benchmark --models tiny --peers vllm
+    python -m benchmarks.peers --peer-python PYTHON       # peers in an interpreter of their own
+    python -m benchmarks.peers --reduced True --repeats 1 # does everything run?
+    python -m benchmarks.peers --models tiny --peers vllm
 
 One process an engine; within a turn all workloads of a model take turns, and every second turn goes backwards. A ratio is
 taken within each turn; what is reported is the median over turns, with the least and the most. A peer that is not
@@ -22,17 +22,17 @@ from pathlib import Path
 from rich.console import Console
 
 from apr_jax import settings
-from experiments.benchmark import report, weights
-from experiments.benchmark.remote import Remote, Unavailable
-from experiments.benchmark.rows import ENGINE, PEERS, Job, Row, Scale, rows
-from experiments.benchmark.workers.serve import Measured, Options
-from experiments.benchmark.workloads import Events, ForkJoin, Threads
+from benchmarks.peers import report, weights
+from benchmarks.peers.remote import Remote, Unavailable
+from benchmarks.peers.rows import ENGINE, PEERS, Job, Row, Scale, rows
+from benchmarks.peers.workers.serve import Measured, Options
+from benchmarks.peers.workloads import Events, ForkJoin, Threads
 
 REST = 0.3  # seconds before a run: threads of the engine that ran last still spin for a moment
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchmarkConfig:
+class PeersConfig:
     """What is compared.
 
     Attributes:
@@ -86,7 +86,7 @@ class BenchmarkConfig:
 class Bench:
     """The engines of one model, started when first asked; what cannot be had, an engine or one of its jobs, with its reason."""
 
-    def __init__(self, config: BenchmarkConfig, model: str, say: Callable[[str], None]):
+    def __init__(self, config: PeersConfig, model: str, say: Callable[[str], None]):
         self.config, self.model, self.say = config, model, say
         self.folder = Path(config.output) / "weights" / model
         weights.write(self.folder, weights.SHAPES[model], config.seed)
@@ -162,7 +162,7 @@ class Bench:
             remote.close()
 
 
-def measure(config: BenchmarkConfig, chosen: Sequence[Row], say: Callable[[str], None]) -> dict:
+def measure(config: PeersConfig, chosen: Sequence[Row], say: Callable[[str], None]) -> dict:
     """Time all rows model by model; returns the summary."""
     timings, missing, versions, extra = {}, {}, {}, {}
     for model in config.models:
@@ -185,7 +185,7 @@ def measure(config: BenchmarkConfig, chosen: Sequence[Row], say: Callable[[str],
     }
 
 
-def measure_alone(config: BenchmarkConfig, bench: Bench, model: str) -> dict:
+def measure_alone(config: PeersConfig, bench: Bench, model: str) -> dict:
     """What only the project is asked: forks and joins by prefix length, and how full its steps are."""
     vocabulary = weights.SHAPES[model].vocabulary
     if model == "smollm2":
@@ -225,7 +225,7 @@ def fixed_batches(work: ForkJoin) -> float:
 def main(argv: Sequence[str]) -> int:
     say = lambda line: print(line, file=sys.stderr, flush=True)
     try:
-        config = settings.parse(argv, BenchmarkConfig())
+        config = settings.parse(argv, PeersConfig())
     except ValueError as error:
         settings.fail(str(error))
     vocabularies = {name: shape.vocabulary for name, shape in weights.SHAPES.items()}

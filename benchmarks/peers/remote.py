@@ -8,10 +8,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmark import workloads
-from experiments.benchmark.workers.serve import Measured, Options
+from benchmarks.peers import workloads
+from benchmarks.peers.workers.serve import Measured, Options
 
 ROOT = Path(__file__).parents[2]
+WORKERS = ("benchmarks.peers.workers", "experiments.benchmark.workers")  # now, and in earlier commits
 
 
 class Unavailable(RuntimeError):
@@ -34,7 +35,7 @@ class Remote:
 
     def __init__(self, name: str, interpreter: str, cores: int, log: Path, root: Path = ROOT):
         self.name, self.log = name, log
-        command = [interpreter, "-m", f"experiments.benchmark.workers.{name}"]
+        command = [interpreter, "-m", f"{_workers(root)}.{name}"]
         # Weights are local; without these, libraries would ask a hub about them.
         environment = {**os.environ, "OMP_NUM_THREADS": str(cores), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(root)}
         try:
@@ -82,3 +83,8 @@ class Remote:
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         return Unavailable(f"{how}; the last line of {self.log.name}: {lines[-1]}" if lines else how)
+
+
+def _workers(root: Path) -> str:
+    """The package of the workers in a checkout of the project."""
+    return next(package for package in WORKERS if (root / package.replace(".", "/")).is_dir())

@@ -9,8 +9,8 @@ import os
 import time
 from typing import Any
 
-from experiments.benchmark.workers.serve import Measured, Options, serve, unsupported
-from experiments.benchmark.workloads import Feed, ForkJoin, Script, Threads, Workload
+from benchmarks.peers.workers.serve import Measured, Options, serve, unsupported
+from benchmarks.peers.workloads import Feed, ForkJoin, Script, Threads, Workload
 
 CACHE_GIB = 4
 

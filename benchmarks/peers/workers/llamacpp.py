@@ -9,9 +9,9 @@ from pathlib import Path
 
 import llama_cpp
 
-from experiments.benchmark.workers import gguf_file
-from experiments.benchmark.workers.serve import Measured, Options, serve, unsupported
-from experiments.benchmark.workloads import Feed, Threads, Workload
+from benchmarks.peers.workers import gguf_file
+from benchmarks.peers.workers.serve import Measured, Options, serve, unsupported
+from benchmarks.peers.workloads import Feed, Threads, Workload
 
 CPU = Path("/proc/cpuinfo")
 

@@ -1,7 +1,7 @@
 """The engine of another commit beside this one's, turn by turn: is anything slower than it was?
 
-    python -m experiments.benchmark.commits --before HEAD~5
-    python -m experiments.benchmark.commits --before v1 --models tiny --turns 9
+    python -m benchmarks.commits --before HEAD~5
+    python -m benchmarks.commits --before v1 --models tiny --turns 9
 
 Both run in processes of their own on the same weights; every second turn goes backwards. What is printed and written to
 `commits.json` is the speed of this tree over the other's within each turn: its median, the least and the most.
@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 
 from apr_jax import settings
-from experiments.benchmark import report, weights
-from experiments.benchmark.remote import ROOT, Remote
-from experiments.benchmark.rows import ENGINE
-from experiments.benchmark.workers.serve import Options
-from experiments.benchmark.workloads import ForkJoin, Threads, Workload
+from benchmarks.peers import report, weights
+from benchmarks.peers.remote import ROOT, Remote
+from benchmarks.peers.rows import ENGINE
+from benchmarks.peers.workers.serve import Options
+from benchmarks.peers.workloads import ForkJoin, Threads, Workload
 
 REST = 0.3  # seconds before a run: threads of the engine that ran last still spin for a moment
 

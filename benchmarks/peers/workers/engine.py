@@ -11,13 +11,13 @@ import numpy as np
 
 from apr_jax import sharding
 from apr_jax.decode import Engine, Problem, Sizes, Transcript
-from apr_jax.decode.bare import BareLoop, Layout
 from apr_jax.model.pretrained import load_pretrained
-from apr_jax.protocols import Samples, Scripted, Sequential
-from experiments.benchmark.workers.attention import AttentionAlone
-from experiments.benchmark.workers.products import BareProducts
-from experiments.benchmark.workers.serve import Measured, Options, serve
-from experiments.benchmark.workloads import (
+from apr_jax.protocols import Samples, Sequential
+from benchmarks.bare import BareLoop, Layout
+from benchmarks.peers.workers.attention import AttentionAlone
+from benchmarks.peers.workers.products import BareProducts
+from benchmarks.peers.workers.serve import Measured, Options, serve
+from benchmarks.peers.workloads import (
     Attention,
     Bare,
     Events,
@@ -28,6 +28,7 @@ from experiments.benchmark.workloads import (
     Threads,
     Workload,
 )
+from benchmarks.scripted import Scripted
 
 RUN = 16  # slots of a run of the pool, and entries of a run of the log
 BLOCK = 128  # slots by which attention reads up to the fill mark

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.benchmark.rows import Job, Row
-from experiments.benchmark.workers.serve import Measured
+from benchmarks.peers.rows import Job, Row
+from benchmarks.peers.workers.serve import Measured
 
 Timings = Mapping[tuple[str, Job], Sequence[Measured]]  # by model and job, one item a turn
 Missing = Mapping[tuple[str, str | Job], str]  # by model and engine, or one job of it: why there are no timings

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from experiments.benchmark.workloads import Attention, Bare, Feed, ForkJoin, Products, Threads, Workload
+from benchmarks.peers.workloads import Attention, Bare, Feed, ForkJoin, Products, Threads, Workload
 
 ENGINE, VLLM, TRANSFORMERS, LLAMACPP = "engine", "vllm", "transformers", "llamacpp"
 PEERS = (VLLM, TRANSFORMERS, LLAMACPP)

@@ -5,8 +5,8 @@ import time
 import torch
 import transformers
 
-from experiments.benchmark.workers.serve import Measured, Options, serve, unsupported
-from experiments.benchmark.workloads import Feed, Threads, Workload
+from benchmarks.peers.workers.serve import Measured, Options, serve, unsupported
+from benchmarks.peers.workloads import Feed, Threads, Workload
 
 
 class Transformers:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from experiments.benchmark import workloads
+from benchmarks.peers import workloads
 
 
 @dataclasses.dataclass(frozen=True)

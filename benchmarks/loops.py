@@ -1,9 +1,9 @@
 """Measure the decoding loop: tokens a second, and what threads cost against a loop without them.
 
-    python -m experiments.benchmark_decode --repeats 7
-    python -m experiments.benchmark_decode --dtype bfloat16 --problems 8 --lanes 4
+    python -m benchmarks.loops --repeats 7
+    python -m benchmarks.loops --dtype bfloat16 --problems 8 --lanes 4
 
-Engine and bare loops (`apr_jax.decode.bare`) take turns in one process on the same model, prompts, rows and lengths. The
+Engine and bare loops (`benchmarks.bare`) take turns in one process on the same model, prompts, rows and lengths. The
 engine runs `Samples`, whose lanes share their prompt; the bare loop does so too ("bare, shared pool"; the cost of threads
 is measured against this one), and once more with a cache of its own for every row. A last run forks and joins: a trained
 model on Countdown problems. Writes `summary.json`.
@@ -26,7 +26,6 @@ from rich.table import Table
 
 from apr_jax import settings
 from apr_jax.decode import Engine, Problem, Sizes
-from apr_jax.decode.bare import BareLoop, Layout
 from apr_jax.decode.state import State
 from apr_jax.model import io, transformer
 from apr_jax.model.config import PRESETS, ModelConfig
@@ -34,13 +33,14 @@ from apr_jax.protocols import Samples, SpawnJoin
 from apr_jax.tasks.countdown import SHIPPED, compact
 from apr_jax.tasks.countdown import problems as countdown
 from apr_jax.tokenizer import Tokenizer
+from benchmarks.bare import BareLoop, Layout
 
 WARM = 4  # steps before the clock starts: the prompts are fed and the lanes have begun
 ENGINE, SHARED, ROWS = "engine", "bare, shared pool", "bare, cache a row"
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchmarkConfig:
+class LoopsConfig:
     """What is measured.
 
     Attributes:
@@ -77,7 +77,7 @@ class BenchmarkConfig:
     fork_problems: int = 64
     fork_tokens: int = 320
     fork_block: int = 256
-    output: str = "results/benchmark_decode"
+    output: str = "results/loops"
     seed: int = 0
 
     def __post_init__(self):
@@ -113,11 +113,11 @@ def timed(run: Callable[[], object]) -> tuple[object, Timing]:
     return result, Timing(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def model_config(config: BenchmarkConfig) -> ModelConfig:
+def model_config(config: LoopsConfig) -> ModelConfig:
     return dataclasses.replace(PRESETS[config.model], dtype=config.dtype, param_dtype=config.dtype)
 
 
-def engine_sizes(config: BenchmarkConfig) -> Sizes:
+def engine_sizes(config: LoopsConfig) -> Sizes:
     run = config.run
     entries = config.prompt + run + config.lanes * (-(-config.tokens // run) + 1) * run
     up = lambda multiple: -(-entries // multiple) * multiple  # noqa: E731
@@ -140,7 +140,7 @@ def engine_sizes(config: BenchmarkConfig) -> Sizes:
     )
 
 
-def measure_loops(config: BenchmarkConfig, say: Callable[[str], None]) -> dict:
+def measure_loops(config: LoopsConfig, say: Callable[[str], None]) -> dict:
     """Let engine and bare loops take turns; the engine also decodes all problems from prompt to transcript."""
     model = transformer.init(model_config(config), jax.random.key(config.seed))
     vocabulary = model.config.vocabulary
@@ -206,7 +206,7 @@ def counted(state: State) -> tuple[int, int]:
     return int(np.sum(state.counters.decode_steps)), int(np.sum(state.counters.sampled))
 
 
-def summarise(config: BenchmarkConfig, turns: list[dict[str, list[Timing]]]) -> dict:
+def summarise(config: LoopsConfig, turns: list[dict[str, list[Timing]]]) -> dict:
     """Medians over turns of the sums of their slices; a ratio is taken within each turn first."""
     rows, steps = config.problems * config.lanes, config.pieces * config.steps
 
@@ -232,7 +232,7 @@ def summarise(config: BenchmarkConfig, turns: list[dict[str, list[Timing]]]) -> 
     return {"loops": loops, "engine_over": costs}
 
 
-def measure_forks(config: BenchmarkConfig, say: Callable[[str], None]) -> dict:
+def measure_forks(config: LoopsConfig, say: Callable[[str], None]) -> dict:
     """Countdown prompts through spawn and join, from prompt to transcript, compiled before the clock starts."""
     words = Tokenizer.from_file(config.tokenizer)
     model = io.load(config.checkpoint)
@@ -306,7 +306,7 @@ def main(argv: Sequence[str]) -> int:
     console = Console(width=None if sys.stdout.isatty() else 140)
     say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
     try:
-        config = settings.parse(argv, BenchmarkConfig())
+        config = settings.parse(argv, LoopsConfig())
         summary = {
             "versions": {"python": platform.python_version(), "jax": jax.__version__, "jaxlib": jaxlib.__version__},
             "device": jax.devices()[0].device_kind,

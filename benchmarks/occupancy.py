@@ -1,9 +1,9 @@
 """Measure how many rows of the decode steps are busy while uneven forks come and go, against batches that wait for their last.
 
-    python -m experiments.benchmark_occupancy
-    python -m experiments.benchmark_occupancy --in-flight 8 16 --rows 64 --lanes 8
+    python -m benchmarks.occupancy
+    python -m benchmarks.occupancy --in-flight 8 16 --rows 64 --lanes 8
 
-The problems are those of the benchmark (`experiments.benchmark`): they think alone, fork into 2 to 8 threads of uneven
+The problems are those of the benchmark (`benchmarks.peers`): they think alone, fork into 2 to 8 threads of uneven
 lengths, join and go on. They run three ways on the same rows:
 
     queue           the next problem enters as soon as one has ended
@@ -29,8 +29,8 @@ from apr_jax import settings
 from apr_jax.decode import Engine, Problem, Sizes
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
-from apr_jax.protocols import Scripted
-from experiments.benchmark.workloads import CHILDREN, ForkJoin, Script
+from benchmarks.peers.workloads import CHILDREN, ForkJoin, Script
+from benchmarks.scripted import Scripted
 
 MODEL = ModelConfig(vocabulary=256, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=16)
 
@@ -57,7 +57,7 @@ class OccupancyConfig:
     in_flight: tuple[int, ...] = (8, 12, 16, 24)
     run: int = 8
     seed: int = 0
-    output: str = "results/benchmark_occupancy"
+    output: str = "results/occupancy"
 
     def __post_init__(self):
         if self.rows < CHILDREN[1]:
