@@ -23,9 +23,10 @@ from rich.text import Text
 from apr_jax import settings
 from apr_jax.decode import Engine, Problem, Sizes, Stop, Transcript
 from apr_jax.decode.problem import check_seed
-from apr_jax.evaluate import live, methods, metrics, report
+from apr_jax.evaluate import methods, metrics, report
 from apr_jax.evaluate.config import EvaluateConfig
 from apr_jax.evaluate.methods import Answer, MethodConfig
+from apr_jax.evaluate.show import live
 from apr_jax.model.pretrained import smollm2
 from apr_jax.tasks.countdown import problems as countdown
 from apr_jax.tasks.countdown import solver

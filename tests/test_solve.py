@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 import vocabularies
-from apr_jax.evaluate import live
+from apr_jax.evaluate.show import live
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.pretrained import save_pretrained

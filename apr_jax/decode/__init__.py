@@ -7,9 +7,8 @@ its traces in `Engine.traces`.
 from apr_jax.decode.engine import Engine, Progress, decode
 from apr_jax.decode.problem import Problem
 from apr_jax.decode.sizes import Sizes
-from apr_jax.decode.tree import tree
 from apr_jax.record import Log, Source, Stop, ThreadRecord, Transcript
 
 __all__ = [
-    "Engine", "Log", "Problem", "Progress", "Sizes", "Source", "Stop", "ThreadRecord", "Transcript", "decode", "tree",
+    "Engine", "Log", "Problem", "Progress", "Sizes", "Source", "Stop", "ThreadRecord", "Transcript", "decode",
 ]  # fmt: skip

@@ -17,10 +17,11 @@ import rich.progress
 
 from apr_jax import record, settings
 from apr_jax.decode import Progress
-from apr_jax.evaluate import kept, methods, outcomes, picture, plots, report, samples, timeline
+from apr_jax.evaluate import kept, methods, outcomes, report, samples
 from apr_jax.evaluate.config import EvaluateConfig
 from apr_jax.evaluate.kept import Asked, Kept
 from apr_jax.evaluate.methods import Answer, Interrupted, Result, Rollout, RolloutConfig
+from apr_jax.evaluate.show import picture, plots, timeline
 from apr_jax.interrupt import Interrupt
 from apr_jax.tokenizer import TextCodec
 from apr_jax.tokenizer.load import load

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from apr_jax.evaluate import metrics
-from apr_jax.evaluate.timeline import links, places
+from apr_jax.evaluate.show.timeline import links, places
 from apr_jax.record import Source, Transcript
 
 COLOURS = {Source.SAMPLED: "#3B82C4", Source.FED: "#B9C2CB", Source.HANDED: "#9B8AC4", Source.REWRITTEN: "#52A884"}
