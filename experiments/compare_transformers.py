@@ -21,10 +21,10 @@ import numpy as np
 from apr_jax import settings
 from apr_jax.model import transformer
 from apr_jax.model.attention import packed_attend
-from apr_jax.model.pretrained import load_pretrained, save_pretrained
 from apr_jax.model.transformer import Model
+from apr_jax.pretrained import load_pretrained, save_pretrained
+from apr_jax.pretrained.tokenizer import load
 from apr_jax.tokenizer import TextCodec, chat
-from apr_jax.tokenizer.load import load
 from apr_jax.tools import greedy
 
 QUESTIONS = (

@@ -2,7 +2,7 @@
 
 python -m experiments.fetch_smollm2 --output work/smollm2.gguf
 
-`apr_jax.model.pretrained.smollm2` says where it comes from.
+`apr_jax.pretrained.smollm2` says where it comes from.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from apr_jax import settings
-from apr_jax.model.pretrained import smollm2
-from apr_jax.model.pretrained.gguf_file import open_gguf
+from apr_jax.pretrained import smollm2
+from apr_jax.pretrained.gguf.tensors import open_gguf
 
 
 @dataclasses.dataclass(frozen=True)

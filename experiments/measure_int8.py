@@ -28,11 +28,11 @@ from rich.table import Table
 from apr_jax import settings
 from apr_jax.decode import Engine, Problem, Sizes, memory, pool
 from apr_jax.model import transformer
-from apr_jax.model.pretrained import load_pretrained
 from apr_jax.model.transformer import Model
+from apr_jax.pretrained import load_pretrained
+from apr_jax.pretrained.tokenizer import load
 from apr_jax.protocols import Samples
 from apr_jax.tasks.language.gym import TAGS, ReasoningGym
-from apr_jax.tokenizer.load import load
 from apr_jax.tools import greedy
 
 REFERENCE, NARROW = "float32", "bfloat16"

@@ -27,14 +27,14 @@ from apr_jax.evaluate import methods, metrics, report
 from apr_jax.evaluate.config import EvaluateConfig
 from apr_jax.evaluate.methods import Answer, MethodConfig
 from apr_jax.evaluate.show import live
-from apr_jax.model.pretrained import smollm2
+from apr_jax.pretrained import smollm2
+from apr_jax.pretrained.tokenizer import load
 from apr_jax.tasks.countdown import problems as countdown
 from apr_jax.tasks.countdown import solver
 from apr_jax.tasks.countdown.task import Countdown
 from apr_jax.tasks.language.task import LanguageTask, Question
 from apr_jax.tasks.task import Task
 from apr_jax.tokenizer import TextCodec
-from apr_jax.tokenizer.load import load
 
 NAMED = {"smollm2": (smollm2.PATH, "python -m experiments.fetch_smollm2")}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.pretrained import load_pretrained
+from apr_jax.pretrained import load_pretrained
 from benchmarks.peers import report, weights, workloads
 from benchmarks.peers.__main__ import fixed_batches
 from benchmarks.peers.remote import Remote, Unavailable

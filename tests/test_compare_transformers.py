@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apr_jax.model.pretrained import load_pretrained
+from apr_jax.pretrained import load_pretrained
 from apr_jax.tools.greedy import decode
 from experiments import compare_transformers
 from test_pretrained import PEERS, causal_logits, peer

@@ -8,8 +8,8 @@ import pytest
 
 from apr_jax import files, record, settings
 from apr_jax.model import io
-from apr_jax.model.pretrained import load_pretrained
-from apr_jax.tokenizer.load import load
+from apr_jax.pretrained import load_pretrained
+from apr_jax.pretrained.tokenizer import load
 from apr_jax.train.checkpoints import Checkpoints
 from experiments import evaluate, make_data, train_sft
 

@@ -16,8 +16,8 @@ from apr_jax.evaluate import methods, outcomes
 from apr_jax.evaluate.kept import Asked
 from apr_jax.evaluate.methods import RolloutConfig
 from apr_jax.model import io, transformer
+from apr_jax.pretrained.tokenizer import load
 from apr_jax.tasks.countdown.task import Countdown
-from apr_jax.tokenizer.load import load
 from apr_jax.train import data, rows
 from apr_jax.train.logs import LogData
 from experiments import evaluate

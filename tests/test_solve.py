@@ -14,7 +14,7 @@ import vocabularies
 from apr_jax.evaluate.show import live
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.pretrained import save_pretrained
+from apr_jax.pretrained import save_pretrained
 from apr_jax.record import Stop, ThreadRecord
 from apr_jax.tokenizer import ChatTemplate, chat
 from apr_jax.tokenizer.chat import Message

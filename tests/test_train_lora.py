@@ -14,8 +14,8 @@ import vocabularies
 from apr_jax import record
 from apr_jax.model import io, transformer
 from apr_jax.model.config import ModelConfig, padded_vocabulary
-from apr_jax.model.pretrained import load_pretrained, save_pretrained, with_control_words
-from apr_jax.tokenizer.load import load
+from apr_jax.pretrained import load_pretrained, save_pretrained, with_control_words
+from apr_jax.pretrained.tokenizer import load
 from apr_jax.train import data, lora, rows, sft
 from apr_jax.train.logs import LogData
 from apr_jax.train.lora import Lora

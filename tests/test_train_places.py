@@ -13,7 +13,7 @@ import pytest
 
 from apr_jax.model import io, transformer
 from apr_jax.model.config import PRESETS
-from apr_jax.model.pretrained import load_pretrained
+from apr_jax.pretrained import load_pretrained
 from apr_jax.tasks.countdown import problems
 from apr_jax.tasks.countdown.demonstrations import DemonstrationConfig
 from apr_jax.tasks.countdown.training import DataConfig, Part

@@ -18,7 +18,7 @@ class EvaluateConfig:
     Attributes:
         methods: by name; `--only` picks some of them.
         task: questions and how they are judged; its fields are options without a prefix (`--problems-file`).
-        tokenizer: what `apr_jax.tokenizer.load` reads.
+        tokenizer: what `apr_jax.pretrained.tokenizer.load` reads.
         seed: of the questions drawn and of all sampling.
         only: names of the methods to run; empty: all.
         shown: questions of each method on the timeline page.

@@ -22,8 +22,9 @@ from apr_jax.evaluate import metrics, select
 from apr_jax.evaluate.kept import Kept
 from apr_jax.evaluate.outcomes import Outcome, outcome, summary
 from apr_jax.model import io
-from apr_jax.model.pretrained import load_pretrained, with_control_words
 from apr_jax.model.transformer import Model
+from apr_jax.pretrained import load_pretrained, with_control_words
+from apr_jax.pretrained.tokenizer import check_fits
 from apr_jax.protocols import Samples, Sequential, SpawnJoin
 from apr_jax.protocols.spawn_join import Context, Returns
 from apr_jax.record import Stop
@@ -31,7 +32,6 @@ from apr_jax.tasks.prompt import Prompt
 from apr_jax.tasks.task import Task, grades
 from apr_jax.tasks.timed import Failure
 from apr_jax.tokenizer import TextCodec
-from apr_jax.tokenizer.load import check_fits
 
 ProtocolName = Literal["sequential", "samples", "spawn_join"]
 SAMPLING = ("temperature", "top_k", "top_p", "max_tokens", "child_max_tokens")
@@ -45,7 +45,7 @@ class ControlWords:
     Attributes:
         spawn, wait, result, join, go: the words.
         add: give those that are not one id yet an id of their own, and a row that begins as what their names mean
-            (see `apr_jax.model.pretrained.with_control_words`).
+            (see `apr_jax.pretrained.with_control_words`).
         gain: of these rows; a model that is not trained further needs a little more than 1 to choose them.
     """
 

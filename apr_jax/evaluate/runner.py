@@ -23,8 +23,8 @@ from apr_jax.evaluate.kept import Asked, Kept
 from apr_jax.evaluate.methods import Answer, Interrupted, Result, Rollout, RolloutConfig
 from apr_jax.evaluate.show import picture, plots, timeline
 from apr_jax.interrupt import Interrupt
+from apr_jax.pretrained.tokenizer import load
 from apr_jax.tokenizer import TextCodec
-from apr_jax.tokenizer.load import load
 
 Decoded = tuple[Kept, TextCodec]
 """What was decoded, and the tokenizer that reads it."""

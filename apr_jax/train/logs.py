@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 
 from apr_jax import files, record, settings
-from apr_jax.model.pretrained import with_control_words
 from apr_jax.model.transformer import Model
+from apr_jax.pretrained import with_control_words
+from apr_jax.pretrained.tokenizer import load
 from apr_jax.record import Log, Transcript, peak_context
-from apr_jax.tokenizer.load import load
 from apr_jax.train import data, packing, rows
 from apr_jax.train.packing import Count
 
@@ -29,9 +29,9 @@ class LogData(data.Data):
     Attributes:
         folder: where the packed rows and the tokenizer are kept (free).
         transcripts: files of `experiments.evaluate`, `transcripts_METHOD.jsonl`, each with its `.npz`.
-        tokenizer: that of the model that made them: what `apr_jax.tokenizer.load` reads.
+        tokenizer: that of the model that made them: what `apr_jax.pretrained.tokenizer.load` reads.
         control_words: words that were added to it, in the order they were added.
-        gain: of their rows in the model (see `apr_jax.model.pretrained.add_control_tokens`).
+        gain: of their rows in the model (see `apr_jax.pretrained.add_control_tokens`).
         correct: leave out what led to a wrong answer: transcripts, and of samples each that is wrong (`right`).
         held_out: one question of so many is held out, with all of its transcripts.
         length: S, entries of a row.

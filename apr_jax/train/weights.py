@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from apr_jax import files, settings
 from apr_jax.model import io, transformer
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.pretrained import load_pretrained, save_pretrained
-from apr_jax.tokenizer.load import load as load_tokenizer
+from apr_jax.pretrained import load_pretrained, save_pretrained
+from apr_jax.pretrained.tokenizer import load as load_tokenizer
 from apr_jax.train.data import Data
 
 NOTE = "exported.json"

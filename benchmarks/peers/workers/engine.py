@@ -11,7 +11,7 @@ import numpy as np
 
 from apr_jax import sharding
 from apr_jax.decode import Engine, Problem, Sizes, Transcript
-from apr_jax.model.pretrained import load_pretrained
+from apr_jax.pretrained import load_pretrained
 from apr_jax.protocols import Samples, Sequential
 from benchmarks.bare import BareLoop, Layout
 from benchmarks.peers.workers.attention import AttentionAlone

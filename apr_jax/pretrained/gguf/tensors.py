@@ -14,8 +14,8 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
-from apr_jax.gguf_header import read_headers
-from apr_jax.model.pretrained.stored import Stored
+from apr_jax.pretrained.gguf.header import read_headers
+from apr_jax.pretrained.stored import Stored
 
 
 def open_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:

@@ -14,11 +14,12 @@ import safetensors.numpy
 
 from apr_jax import files
 from apr_jax.model import io
-from apr_jax.model.pretrained import configuration, gguf_file, names, stored
 from apr_jax.model.transformer import Model, Params
+from apr_jax.pretrained import configuration, names, stored
+from apr_jax.pretrained.gguf.tensors import open_gguf
+from apr_jax.pretrained.tokenizer import check_fits, load
 from apr_jax.tokenizer import TextCodec
 from apr_jax.tokenizer.codec import FOLDER_FILES
-from apr_jax.tokenizer.load import check_fits, load
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 # What belongs to a model beside its weights and config.json.
@@ -117,7 +118,7 @@ def _replace_model(folder: Path, made: Path) -> None:
 
 
 def _has_tokenizer(gguf: Path) -> bool:
-    metadata, _ = gguf_file.open_gguf(gguf)
+    metadata, _ = open_gguf(gguf)
     return "tokenizer.ggml.model" in metadata
 
 
@@ -148,7 +149,7 @@ def _kept_fields(source: Path) -> dict[str, Any]:
     if source.is_dir():
         fields = stored.read_json(source / CONFIG)
         return {name: value for name, value in fields.items() if name not in REPLACED}
-    metadata, _ = gguf_file.open_gguf(source)
+    metadata, _ = open_gguf(source)
     family = metadata.get("general.architecture")
     theirs = {
         "max_position_embeddings": f"{family}.context_length",

@@ -12,7 +12,7 @@ from typing import Any
 import gguf
 from sentencepiece import sentencepiece_model_pb2
 
-from apr_jax.gguf_header import read_headers
+from apr_jax.pretrained.gguf.header import read_headers
 from apr_jax.tokenizer.codec import ChatTemplate, TextCodec
 from apr_jax.tokenizer.huggingface import HuggingFaceTokenizer, Json
 from apr_jax.tokenizer.sentence import Tokenizer

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from apr_jax import files
+from apr_jax.pretrained.gguf.vocabulary import from_gguf
 from apr_jax.tokenizer.codec import TextCodec
-from apr_jax.tokenizer.gguf_vocabulary import from_gguf
 from apr_jax.tokenizer.huggingface import HuggingFaceTokenizer
 from apr_jax.tokenizer.sentence import Tokenizer
 from apr_jax.tokenizer.sentence_folder import from_folder

@@ -13,9 +13,10 @@ import numpy as np
 from apr_jax import files, sharding
 from apr_jax.model import io
 from apr_jax.model.config import DTYPES, ModelConfig
-from apr_jax.model.pretrained import configuration, gguf_file, names, stored
-from apr_jax.model.pretrained.stored import Stored
 from apr_jax.model.transformer import Model, abstract, logical_axes
+from apr_jax.pretrained import configuration, names, stored
+from apr_jax.pretrained.gguf.tensors import elements, open_gguf
+from apr_jax.pretrained.stored import Stored
 
 EMBED, HEAD = names.TOP["embed"], names.TOP["head"]
 
@@ -91,10 +92,10 @@ def _open(path: Path) -> _Source:
         # Buffers of old checkpoints that are computed here; and a copy of the table, which a tied model does not read.
         unread = {n for n in tensors if n.endswith("rotary_emb.inv_freq") or config.tied and n == HEAD[names.HF]}
         return _Source(config, tensors, names.HF, unread, False)
-    metadata, tensors = gguf_file.open_gguf(path)
+    metadata, tensors = open_gguf(path)
     config = configuration.from_gguf(metadata, {name: t.shape for name, t in tensors.items()}, str(path))
     if "rope_freqs.weight" in tensors:
-        factors = gguf_file.elements(tensors["rope_freqs.weight"])
+        factors = elements(tensors["rope_freqs.weight"])
         config = configuration.with_frequency_factors(config, factors, str(path))
     twisted = metadata["general.architecture"] == "llama"
     return _Source(config, tensors, names.GGUF, {"rope_freqs.weight"}, twisted)
