@@ -9,7 +9,6 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -21,9 +20,7 @@ from apr_jax.decode.sampling import COLDEST
 from apr_jax.evaluate import metrics, select
 from apr_jax.evaluate.kept import Kept
 from apr_jax.evaluate.outcomes import Outcome, outcome, summary
-from apr_jax.model import io
-from apr_jax.model.transformer import Model
-from apr_jax.pretrained import load_pretrained, with_control_words
+from apr_jax.pretrained import load_model, with_control_words
 from apr_jax.pretrained.tokenizer import check_fits
 from apr_jax.protocols import Samples, Sequential, SpawnJoin
 from apr_jax.protocols.spawn_join import Context, Returns
@@ -76,7 +73,7 @@ class RolloutConfig:
     """How problems are decoded.
 
     Attributes:
-        checkpoint: the model, see `load_model`.
+        checkpoint: the model, see `apr_jax.pretrained.load_model`.
         protocol: how threads come and go.
         samples: threads of `samples`.
         max_depth, context, returns: of `spawn_join`, see there.
@@ -180,11 +177,6 @@ def make_protocol(config: RolloutConfig, words: TextCodec):
         return Samples(config.samples, end)
     ids = {role: words.id(word) for role, word in config.control.names.items()}
     return SpawnJoin(**ids, end=end, max_depth=config.max_depth, context=config.context, returns=config.returns)
-
-
-def load_model(path: str) -> Model:
-    """A checkpoint of ours, or a pretrained model: a Hugging Face folder or a GGUF file."""
-    return load_pretrained(path) if path.endswith(".gguf") or Path(path).is_dir() else io.load(path)
 
 
 def make_engine(config: RolloutConfig, words: TextCodec) -> tuple[Engine, TextCodec]:

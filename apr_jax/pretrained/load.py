@@ -66,6 +66,24 @@ def load_pretrained(path: str | Path, mesh: sharding.Mesh | None = None, dtype: 
     return Model(blank.graph, io.nest(params))
 
 
+def load_model(path: str, dtype: str | None = None) -> Model:
+    """A checkpoint of ours (`apr_jax.model.io.load`), or a pretrained model (`load_pretrained`).
+
+    Args:
+      path: a `.safetensors` file of ours, a Hugging Face folder or a GGUF file.
+      dtype: of a pretrained model, see `load_pretrained`; a checkpoint of ours keeps its own.
+
+    Raises:
+      FileNotFoundError, ValueError: it is not there, or cannot be read.
+    """
+    return load_pretrained(path, dtype=dtype) if is_pretrained(path) else io.load(path)
+
+
+def is_pretrained(path: str) -> bool:
+    """Whether a path is of a GGUF file or a folder, not of a file of ours."""
+    return path.endswith(".gguf") or Path(path).is_dir()
+
+
 @dataclasses.dataclass(frozen=True)
 class _Source:
     """What a folder or file holds: its configuration in float32, and its tensors, none of them read yet.

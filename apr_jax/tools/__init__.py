@@ -1,1 +1,1 @@
-"""What measurements and checks have in common; nothing else needs it."""
+"""What experiments and tests have in common; nothing else in the package needs it."""

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from apr_jax import compiled, sharding
+from apr_jax import sharding
+from apr_jax.tools import hlo
 
 needs_four = pytest.mark.skipif(jax.device_count() < 4, reason="needs 4 devices (jax_num_cpu_devices)")
 
@@ -20,14 +21,14 @@ def test_collectives_of_a_program_that_sums_over_each_axis():
 
     mapped = jax.shard_map(run, mesh=mesh, in_specs=jax.P("data", "model"), out_specs=jax.P("data"), check_vma=False)
     text = jax.jit(mapped).lower(jnp.ones((4, 6), jnp.float32)).compile().as_text()
-    found = compiled.collectives(text)
+    found = hlo.collectives(text)
     assert {c.kind for c in found} == {"all-reduce"} and {c.shape for c in found} == {"f32[2,3]"}
-    over_model, over_data = sorted(found, key=lambda c: compiled.crosses(c, 2))
+    over_model, over_data = sorted(found, key=lambda c: hlo.crosses(c, 2))
     assert set(over_model.groups) == {(0, 1), (2, 3)} and "/inner/" in over_model.path
     assert set(over_data.groups) == {(0, 2), (1, 3)} and "while" in over_data.path
-    assert [compiled.crosses(c, 2) for c in (over_model, over_data)] == [False, True]
-    inside = compiled.inside_loops(text)
-    assert [name for name, _ in compiled.operations(inside, "f32[2,3]") if name == "all-reduce"] == ["all-reduce"]
+    assert [hlo.crosses(c, 2) for c in (over_model, over_data)] == [False, True]
+    inside = hlo.inside_loops(text)
+    assert [name for name, _ in hlo.operations(inside, "f32[2,3]") if name == "all-reduce"] == ["all-reduce"]
 
 
 @pytest.mark.parametrize(
@@ -57,12 +58,10 @@ def test_collectives_of_a_program_that_sums_over_each_axis():
     ],
 )  # fmt: skip
 def test_forms_of_groups(line, kind, shape, groups):
-    [found] = compiled.collectives(
-        f"  {line}\n  %done = f32[8]{{0}} all-reduce-done(%b.1)\n  %e = f32[2]{{0}} add(%a, %b)"
-    )
+    [found] = hlo.collectives(f"  {line}\n  %done = f32[8]{{0}} all-reduce-done(%b.1)\n  %e = f32[2]{{0}} add(%a, %b)")
     assert (found.kind, found.shape, found.groups, found.path) == (kind, shape, groups, "")
 
 
 def test_an_unknown_form_is_an_error_and_not_a_silence():
     with pytest.raises(ValueError, match="unknown form"):
-        compiled.collectives("  a = f32[8]{0} all-reduce(p), replica_groups=@mesh")
+        hlo.collectives("  a = f32[8]{0} all-reduce(p), replica_groups=@mesh")
