@@ -171,11 +171,6 @@ def place(books: Book, tiles: Tiles, chunk: int, sizes: Sizes) -> tuple[Book, Pl
     halted = (no_slots | no_log)[at]
     good = tiles.busy & ~halted
 
-    def locate(ordinal, begin, run, current, numbered):
-        """Place of the token with that ordinal: in the current run, or in the k-th new one."""
-        new = ordinal // run - (begin[:, None] - 1) // run  # 0: the run that holds the last token; k: k-th new run
-        return jnp.where(new > 0, numbered(new - 1), current[:, None]) * run + ordinal % run
-
     ordinal = fed[:, None] + step
     slot = locate(
         ordinal, fed, sizes.run, threads.slot_run[at, tiles.thread],
@@ -209,3 +204,9 @@ def place(books: Book, tiles: Tiles, chunk: int, sizes: Sizes) -> tuple[Book, Pl
         log_begin = log_begin.at[tiles.problem, new].set(begin, mode="drop")
     log_used = books.log_used + jnp.sum(tiles.to_lanes(jnp.where(good, log_need, 0)), axis=1)
     return books.replace(run_owner=table, log_owner=log_owner, log_first=log_begin, log_used=log_used), places
+
+
+def locate(ordinal, begin, run, current, numbered):
+    """Place of the token with that ordinal: in the current run, or in the k-th new one."""
+    new = ordinal // run - (begin[:, None] - 1) // run  # 0: the run that holds the last token; k: k-th new run
+    return jnp.where(new > 0, numbered(new - 1), current[:, None]) * run + ordinal % run
