@@ -24,7 +24,7 @@ from rich.console import Console
 from apr_jax import settings
 from benchmarks.peers import report, weights
 from benchmarks.peers.remote import Remote, Unavailable
-from benchmarks.peers.rows import ENGINE, PEERS, Job, Row, Scale, rows
+from benchmarks.peers.rows import ENGINE, LLAMACPP, PEERS, Job, Row, Scale, rows
 from benchmarks.peers.workers.serve import Measured, Options
 from benchmarks.peers.workloads import Events, ForkJoin, Threads
 
@@ -132,6 +132,8 @@ class Bench:
             self.missing[name] = "left out by --peers"
             return
         interpreter = sys.executable if name == ENGINE else config.peer_python or sys.executable
+        if name == LLAMACPP:
+            weights.write_gguf(self.folder, config.quantisation)
         try:
             remote = Remote(name, interpreter, config.cores, Path(config.output) / f"{self.model}_{name}.log")
             self.versions |= remote.load(self.folder, config.options)

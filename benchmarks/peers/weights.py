@@ -14,6 +14,7 @@ import safetensors.numpy
 
 from apr_jax import files
 from apr_jax.model.config import ModelConfig
+from apr_jax.pretrained.gguf import write as gguf
 
 SHAPES: Mapping[str, ModelConfig] = types.MappingProxyType(
     {
@@ -56,6 +57,16 @@ def write(folder: Path, config: ModelConfig, seed: int) -> None:
         old.unlink()
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     file.write_text(described)
+
+
+def write_gguf(folder: Path, quantisation: str) -> None:
+    """Write the weights of a folder as GGUF beside them, for llama.cpp, if that is not there."""
+    path = folder / f"model.{quantisation}.gguf"
+    if path.is_file():
+        return
+    unfinished = path.with_suffix(".writing")
+    gguf.write(folder, unfinished, quantisation)
+    unfinished.rename(path)
 
 
 def _describe(config: ModelConfig, seed: int) -> dict:

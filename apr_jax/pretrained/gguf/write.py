@@ -1,24 +1,22 @@
-"""The weights of a Hugging Face folder as GGUF, for llama.cpp."""
+"""The weights of a Hugging Face folder as a GGUF file, for programs that read nothing else."""
 
-import json
 from pathlib import Path
 
 import gguf
 import numpy as np
-from safetensors.torch import load_file
 
-_NAMES = {
-    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-}  # fmt: skip
+from apr_jax.pretrained import names, stored
 
 
 def write(folder: Path, path: Path, quantisation: str) -> None:
-    """Write the tied Llama of a Hugging Face folder as GGUF without a tokenizer; vectors stay in float32."""
-    config = json.loads((folder / "config.json").read_text())
+    """Write the tied Llama of a Hugging Face folder as GGUF without a tokenizer; vectors stay in float32.
+
+    Raises:
+      ValueError: `quantisation` is none that the package gguf can write.
+    """
+    config = stored.read_json(folder / "config.json")
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    kind = gguf.GGMLQuantizationType[quantisation]
+    kind = _kind(quantisation)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
@@ -31,8 +29,8 @@ def write(folder: Path, path: Path, quantisation: str) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("no_vocab")
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        values = tensor.float().numpy()
+    for name, tensor in stored.open_folder(folder).items():
+        values = np.concatenate([block for _, block in tensor.blocks()]).astype(np.float32).reshape(tensor.shape)
         if "q_proj" in name or "k_proj" in name:
             values = _interleave(values, heads if "q_proj" in name else kv_heads)
         renamed = _rename(name)
@@ -46,6 +44,17 @@ def write(folder: Path, path: Path, quantisation: str) -> None:
     writer.close()
 
 
+def _kind(quantisation: str) -> gguf.GGMLQuantizationType:
+    try:
+        kind = gguf.GGMLQuantizationType[quantisation]
+        gguf.quants.quantize(np.zeros((1, 256), np.float32), kind)
+    except (KeyError, NotImplementedError) as error:
+        raise ValueError(
+            f"quantisation is {quantisation!r}, which the package gguf cannot write; take F32, F16, Q8_0, Q4_0 or Q4_1"
+        ) from error
+    return kind
+
+
 def _interleave(values: np.ndarray, heads: int) -> np.ndarray:
     """llama.cpp rotates neighbours, Hugging Face halves: order the rows of each head accordingly."""
     halves = values.reshape(heads, 2, -1, values.shape[1])
@@ -53,8 +62,8 @@ def _interleave(values: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _rename(name: str) -> str:
-    fixed = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-    if name in fixed:
-        return fixed[name]
+    """The name in GGUF files of a tensor of a Hugging Face folder."""
+    if name in (top := dict(names.TOP.values())):
+        return top[name]
     _, _, layer, part = name.split(".", 3)
-    return f"blk.{layer}.{_NAMES[part.removesuffix('.weight')]}.weight"
+    return f"blk.{layer}.{dict(names.LAYER.values())[part]}"

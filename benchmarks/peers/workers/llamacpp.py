@@ -1,7 +1,7 @@
 """llama.cpp through llama-cpp-python: one batch of sequences that share the cells of their prefix (`seq_cp` copies nothing).
 
-The weights are written as GGUF beside the Hugging Face folder on first use. Greedy, whatever the temperature: the cheapest
-choice there is.
+The weights are those of the GGUF file beside the Hugging Face folder (`weights.write_gguf`). Greedy, whatever the
+temperature: the cheapest choice there is.
 """
 
 import time
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import llama_cpp
 
-from benchmarks.peers.workers import gguf_file
 from benchmarks.peers.workers.serve import Measured, Options, serve, unsupported
 from benchmarks.peers.workloads import Feed, Threads, Workload
 
@@ -21,10 +20,6 @@ class LlamaCpp:
 
     def __init__(self, folder: str, options: Options):
         path = Path(folder) / f"model.{options.quantisation}.gguf"
-        if not path.is_file():
-            unfinished = path.with_suffix(".writing")
-            gguf_file.write(Path(folder), unfinished, options.quantisation)
-            unfinished.rename(path)
         llama_cpp.llama_backend_init()
         model = llama_cpp.llama_model_default_params()
         # On processors with AMX it repacks weights for tiles and dies of a segmentation fault in the first product with them
