@@ -20,7 +20,7 @@ benchmark:
 	$(MAKE) compare PYTHON=$(if $(filter file,$(origin PYTHON)),$(NEWEST),$(PYTHON))
 
 compare: $(VENV)/ready $(PEERS)/ready
-	$(RUN) -m experiments.benchmark --peer-python $(PEERS)/bin/python $(ARGS)
+	$(RUN) -m benchmarks.peers --peer-python $(PEERS)/bin/python $(ARGS)
 
 test: $(VENV)/ready
 	$(RUN) -m pytest -n $(WORKERS) $(ARGS)

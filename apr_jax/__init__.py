@@ -1,1 +1,20 @@
-"""Adaptive parallel reasoning in JAX: language models that fork and join their own reasoning inside one compiled program."""
+"""Adaptive parallel reasoning in JAX: language models that fork and join their own reasoning inside one compiled program.
+
+The public names, by the modules that have them; `import apr_jax` imports none of them, so that it costs nothing:
+
+    apr_jax.decode: Engine, Problem, Progress, Sizes, decode
+    apr_jax.record: Transcript, ThreadRecord, Log, Source, Stop, read, write
+    apr_jax.protocols: Sequential, Samples, SpawnJoin
+    apr_jax.pretrained: load_model, load_pretrained, save_pretrained, with_control_words
+    apr_jax.pretrained.tokenizer: load
+    apr_jax.tokenizer: TextCodec, Tokenizer, ChatTemplate
+    apr_jax.model.config: ModelConfig, PRESETS
+    apr_jax.sharding: make_mesh
+    apr_jax.tasks.task: Task
+    apr_jax.train.sft: SftConfig, run
+    apr_jax.train.data: Data, Dataset, make
+    apr_jax.evaluate.config: EvaluateConfig
+    apr_jax.evaluate.methods: MethodConfig, RolloutConfig
+    apr_jax.evaluate.runner: run
+    apr_jax.evaluate.show: tree
+"""

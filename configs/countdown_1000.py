@@ -8,9 +8,9 @@ About half an hour on two CPU cores.
 
 import dataclasses
 
+from apr_jax.evaluate.config import EvaluateConfig
 from apr_jax.tasks.countdown.task import Countdown
 from configs import demo
-from experiments.evaluate import EvaluateConfig
 
 
 def config() -> EvaluateConfig:

@@ -7,10 +7,10 @@ demonstrations of the same problems. Self-consistency and best-of-N read the sam
 """
 
 from apr_jax.decode import Sizes
+from apr_jax.evaluate.config import EvaluateConfig
 from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
 from apr_jax.tasks.countdown import SHIPPED
 from apr_jax.tasks.countdown.task import Countdown
-from experiments.evaluate import EvaluateConfig
 
 SOS, APR = str(SHIPPED / "sos.safetensors"), str(SHIPPED / "apr.safetensors")
 QUEUES = dict(feed_tiles=8, feed_chunk=16, prompt=32, queue=256, outbox=64)

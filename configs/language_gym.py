@@ -7,9 +7,9 @@ python -m experiments.evaluate --config configs/language_gym.py --dataset produc
 
 import dataclasses
 
+from apr_jax.evaluate.config import EvaluateConfig
 from apr_jax.tasks.language.gym import ReasoningGym
 from configs import language_math
-from experiments.evaluate import EvaluateConfig
 
 
 def config() -> EvaluateConfig:

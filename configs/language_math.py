@@ -6,10 +6,10 @@ The file holds a question and its answer a line: {"question": "What is 6 times 7
 """
 
 from apr_jax.decode import Sizes
+from apr_jax.evaluate.config import EvaluateConfig
 from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
 from apr_jax.tasks.language.mathematics import Mathematics
-from apr_jax.tasks.language.task import Prompt
-from experiments.evaluate import EvaluateConfig
+from apr_jax.tasks.prompt import Prompt
 
 MODEL = "work/smollm2.gguf"  # carries its tokenizer and chat template
 BOXED = Prompt(wrap="{question}\n\nThink step by step, and put the final answer in \\boxed{}.")

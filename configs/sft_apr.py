@@ -18,7 +18,7 @@ from apr_jax.model.config import PRESETS
 from apr_jax.tasks.countdown import problems
 from apr_jax.tasks.countdown.demonstrations import DemonstrationConfig
 from apr_jax.tasks.countdown.problems import Setting
-from apr_jax.train.data import DataConfig, Part
+from apr_jax.tasks.countdown.training import DataConfig, Part
 from apr_jax.train.optimizer import OptimizerConfig
 from apr_jax.train.sft import SftConfig
 

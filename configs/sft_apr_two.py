@@ -8,7 +8,7 @@ Whether a result equals the target is what the first stage teaches last: one tok
 import dataclasses
 
 from apr_jax.tasks.countdown.problems import Setting
-from apr_jax.train.data import Part
+from apr_jax.tasks.countdown.training import Part
 from apr_jax.train.sft import SftConfig
 from configs import sft_apr
 

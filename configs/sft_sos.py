@@ -8,7 +8,7 @@ than a row are left out and counted when the data are made, as the published 4,0
 
 import dataclasses
 
-from apr_jax.train.data import Part
+from apr_jax.tasks.countdown.training import Part
 from apr_jax.train.sft import SftConfig
 from configs import sft_apr
 

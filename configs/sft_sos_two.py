@@ -5,7 +5,7 @@ python -m experiments.train_sft --config configs/sft_sos_two.py
 
 import dataclasses
 
-from apr_jax.train.data import Part
+from apr_jax.tasks.countdown.training import Part
 from apr_jax.train.sft import SftConfig
 from configs import sft_apr_two, sft_sos
 

@@ -14,11 +14,11 @@ import dataclasses
 from typing import get_args
 
 from apr_jax.decode import Sizes
+from apr_jax.evaluate.config import EvaluateConfig
 from apr_jax.evaluate.methods import ControlWords, MethodConfig, RolloutConfig
 from apr_jax.protocols.spawn_join import Context, Returns
 from apr_jax.tasks.language.gym import TAGS, ReasoningGym
-from apr_jax.tasks.language.task import Prompt, Shot
-from experiments.evaluate import EvaluateConfig
+from apr_jax.tasks.prompt import Prompt, Shot
 
 MODEL = "work/smollm2.gguf"  # carries its tokenizer and chat template
 CONTROL = ControlWords(spawn="<task>", add=True, gain=1.1)

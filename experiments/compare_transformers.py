@@ -19,14 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from apr_jax import settings
-from apr_jax.decode import Engine, Problem, Sizes
 from apr_jax.model import transformer
 from apr_jax.model.attention import packed_attend
-from apr_jax.model.pretrained import load_pretrained, save_pretrained
 from apr_jax.model.transformer import Model
-from apr_jax.protocols import Sequential
+from apr_jax.pretrained import load_pretrained, save_pretrained
+from apr_jax.pretrained.tokenizer import load
 from apr_jax.tokenizer import TextCodec, chat
-from apr_jax.tokenizer.load import load
+from apr_jax.tools import greedy
 
 QUESTIONS = (
     "What is the capital of France?", "Write a poem about the sea.", "What is 17 times 23?", "Name three colours.",
@@ -37,7 +36,6 @@ QUESTIONS = (
     "Summarise the story of Cinderella.", "Why do cats purr?",
 )  # fmt: skip
 TOLERANCE = 2e-4  # of logits: two orders of summation in float32
-NO_END = -1  # every thread goes on to its last token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,19 +71,6 @@ class Greedy:
     other: int
     near: int
     worst: float
-
-
-def decode(model: Model, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:
-    """Prompt and greedy continuation of each prompt, by the engine."""
-    count, longest = len(prompts), max(map(len, prompts))
-    slots = -(-(longest + new) // 64) * 64
-    sizes = Sizes(
-        problems=count, lanes=1, rows=count, threads=1, slots=slots, log=slots, prompt=longest, queue=count, outbox=count,
-        attention_block=64,
-    )  # fmt: skip
-    asked = [Problem(i, np.array(prompt, np.int32), max_tokens=new) for i, prompt in enumerate(prompts)]
-    found = {t.problem: t for t in Engine(model, Sequential(NO_END), sizes).decode(asked)}
-    return [found[i].tokens(0).tolist() for i in range(count)]
 
 
 def compare_greedy(theirs: Any, rows: Sequence[Sequence[int]], new: int, margin: float) -> Greedy:
@@ -149,7 +134,7 @@ def run(config: Compare) -> bool:
             f"tokenizer {name}: {same} of {len(prompts)} prompts have the same ids, chat template included", flush=True
         )
         same_ids &= same == len(prompts)
-    rows = decode(model, prompts, config.new)
+    rows = greedy.decode(model, prompts, config.new)
     print(f"the engine, greedy: {codec.decode(rows[0])!r}", flush=True)
     largest = 0.0
     for name, theirs in (("as given", original), ("as saved", saved)):
@@ -161,13 +146,13 @@ def run(config: Compare) -> bool:
         print(
             f"logits, model {name}: at most {max(differences):.2e} apart ({sum(map(len, rows[:4]))} tokens)", flush=True
         )
-    greedy = compare_greedy(original, rows, config.new, config.margin)
+    found = compare_greedy(original, rows, config.new, config.margin)
     print(
-        f"greedy, {len(rows)} prompts x {config.new} tokens: {greedy.tokens - greedy.other} are the best of transformers, "
-        f"{greedy.near} lie within {config.margin:g} of the best, {greedy.other - greedy.near} further below "
-        f"(at most {greedy.worst:.2e})"
+        f"greedy, {len(rows)} prompts x {config.new} tokens: {found.tokens - found.other} are the best of transformers, "
+        f"{found.near} lie within {config.margin:g} of the best, {found.other - found.near} further below "
+        f"(at most {found.worst:.2e})"
     )
-    return same_ids and largest <= TOLERANCE and greedy.other == greedy.near
+    return same_ids and largest <= TOLERANCE and found.other == found.near
 
 
 def main(argv: Sequence[str]) -> int:

@@ -28,13 +28,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import mesh_utils, topologies
 
-from apr_jax import compiled, settings, sharding
+from apr_jax import settings, sharding
 from apr_jax.decode import Sizes, memory
 from apr_jax.decode.loop import Program
 from apr_jax.decode.placement import AXES, Placement
 from apr_jax.model import transformer
 from apr_jax.model.config import PRESETS, ModelConfig
 from apr_jax.protocols import SpawnJoin
+from apr_jax.tools import hlo
 
 GIB = 2**30
 
@@ -147,10 +148,10 @@ def analyse(placement: Placement, options: Sequence[str], file: str) -> dict[str
     state = placement.abstract_state()
     size = lambda leaf: leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
     pool = jax.tree.leaves(state.pool)[0]
-    moved = compiled.operations(compiled.inside_loops(text), pool_shape(pool))
-    whole = [line for lines in compiled.computations(text).values() for line in lines]
+    moved = hlo.operations(hlo.inside_loops(text), pool_shape(pool))
+    whole = [line for lines in hlo.computations(text).values() for line in lines]
     copies = lambda lines: sum(name in ("copy", "copy-start", "transpose") for name, _ in lines)
-    found = compiled.collectives(text)
+    found = hlo.collectives(text)
     return {
         "compile_seconds": seconds,
         "arguments": held.argument_size_in_bytes,
@@ -159,8 +160,8 @@ def analyse(placement: Placement, options: Sequence[str], file: str) -> dict[str
         "state": sum(map(size, jax.tree.leaves(state))),
         "pool": sum(map(size, jax.tree.leaves(state.pool))),
         "pool_copies_in_loops": copies(moved),
-        "pool_copies": copies(compiled.operations(whole, pool_shape(pool))),
-        "collectives_over_data": sum(compiled.crosses(c, placement.mesh.shape["model"]) for c in found),
+        "pool_copies": copies(hlo.operations(whole, pool_shape(pool))),
+        "collectives_over_data": sum(hlo.crosses(c, placement.mesh.shape["model"]) for c in found),
         "collectives": by_place(found),
     }
 
@@ -172,7 +173,7 @@ def pool_shape(pool: jax.ShapeDtypeStruct) -> str:
     return f"{names[str(pool.dtype)]}[{','.join(map(str, sizes))}]"
 
 
-def by_place(found: list[compiled.Collective]) -> dict[str, dict[str, int]]:
+def by_place(found: list[hlo.Collective]) -> dict[str, dict[str, int]]:
     """Counts of collectives by where they stand and by kind and shape."""
     counts: dict[str, collections.Counter] = {}
     for collective in found:

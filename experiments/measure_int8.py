@@ -28,12 +28,12 @@ from rich.table import Table
 from apr_jax import settings
 from apr_jax.decode import Engine, Problem, Sizes, memory, pool
 from apr_jax.model import transformer
-from apr_jax.model.pretrained import load_pretrained
 from apr_jax.model.transformer import Model
+from apr_jax.pretrained import load_pretrained
+from apr_jax.pretrained.tokenizer import load
 from apr_jax.protocols import Samples
 from apr_jax.tasks.language.gym import TAGS, ReasoningGym
-from apr_jax.tokenizer.load import load
-from experiments import compare_transformers
+from apr_jax.tools import greedy
 
 REFERENCE, NARROW = "float32", "bfloat16"
 
@@ -232,7 +232,7 @@ def main(argv: Sequence[str]) -> int:
         known, codec = models(config.path), load(config.path)
         task = ReasoningGym(ask=TAGS, count=config.questions)
         prompts = [task.prompt(question, codec) for question in task.questions(config.seed)]
-        texts = compare_transformers.decode(known[REFERENCE, False], prompts, config.new)
+        texts = greedy.decode(known[REFERENCE, False], prompts, config.new)
         say(f"the first continuation: {codec.decode(texts[0][len(prompts[0]) :])!r}")
     except (ImportError, FileNotFoundError, ValueError) as error:
         settings.fail(str(error))

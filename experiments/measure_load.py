@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from apr_jax import settings
-from apr_jax.model.pretrained import load_pretrained
+from apr_jax.pretrained import load_pretrained
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,19 +23,20 @@ from rich.text import Text
 from apr_jax import settings
 from apr_jax.decode import Engine, Problem, Sizes, Stop, Transcript
 from apr_jax.decode.problem import check_seed
-from apr_jax.evaluate import live, methods, metrics, report
+from apr_jax.evaluate import methods, metrics, report
+from apr_jax.evaluate.config import EvaluateConfig
 from apr_jax.evaluate.methods import Answer, MethodConfig
+from apr_jax.evaluate.show import live
+from apr_jax.pretrained import smollm2
+from apr_jax.pretrained.tokenizer import load
 from apr_jax.tasks.countdown import problems as countdown
 from apr_jax.tasks.countdown import solver
 from apr_jax.tasks.countdown.task import Countdown
 from apr_jax.tasks.language.task import LanguageTask, Question
 from apr_jax.tasks.task import Task
 from apr_jax.tokenizer import TextCodec
-from apr_jax.tokenizer.load import load
-from experiments.evaluate import EvaluateConfig
-from experiments.fetch_smollm2 import Fetch
 
-NAMED = {"smollm2": (Fetch().output, "python -m experiments.fetch_smollm2")}
+NAMED = {"smollm2": (smollm2.PATH, "python -m experiments.fetch_smollm2")}
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -16,11 +16,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import forking  # noqa: E402
-from apr_jax import compiled, sharding  # noqa: E402
+from apr_jax import sharding  # noqa: E402
 from apr_jax.decode import Engine, Problem, Sizes  # noqa: E402
 from apr_jax.model import transformer  # noqa: E402
 from apr_jax.model.config import ModelConfig  # noqa: E402
 from apr_jax.protocols import SpawnJoin  # noqa: E402
+from apr_jax.tools import hlo  # noqa: E402
 
 SEED, COUNT = 3, 24
 WORDS = forking.Words()
@@ -56,7 +57,7 @@ def decoded(heads: tuple[int, int], shape: tuple[int, int]) -> dict:
         "transcripts": transcripts,
         "progress": seen[-1],
         "traces": engine.traces,
-        "collectives": compiled.collectives(program.as_text()),
+        "collectives": hlo.collectives(program.as_text()),
         "memory": (program.memory_analysis().alias_size_in_bytes, program.memory_analysis().temp_size_in_bytes),
         "pool": pool.sharding.shard_shape(pool.shape),
     }

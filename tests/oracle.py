@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from apr_jax.decode.transcript import Log, Source, Stop, ThreadRecord, Transcript
+from apr_jax.record import Log, Source, Stop, ThreadRecord, Transcript
 from reference_model import DRAWS, Fed, Forward, draw, kept, log_softmax, uniforms
 
 # ---- threads

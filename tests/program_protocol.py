@@ -16,8 +16,8 @@ from apr_jax.decode import book as books
 from apr_jax.decode import lines, races
 from apr_jax.decode.book import Book, pytree
 from apr_jax.decode.protocol import Handler, Needs, Protocol
-from apr_jax.decode.transcript import Stop
 from apr_jax.protocols import verbs
+from apr_jax.record import Stop
 from thread_programs import Action, Context, Join
 
 _AT = {name: place for place, name in enumerate(programs.OPERANDS)}

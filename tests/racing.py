@@ -13,7 +13,6 @@ import oracle
 import reference_model
 from apr_jax.decode import Engine, Problem, Sizes, Transcript, lines, messages, races
 from apr_jax.decode import book as books
-from apr_jax.decode.transcript import Stop
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
 from apr_jax.protocols import SpawnJoin, verbs

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 import oracle
-from apr_jax.decode.transcript import Stop
+from apr_jax.record import Stop
 
 END, EVENT = "end", "event"  # what a line waits to be decided
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from apr_jax.decode.transcript import Log, Source, Stop, ThreadRecord, Transcript
+from apr_jax.record import Log, Source, Stop, ThreadRecord, Transcript
 
 NEVER = -1
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from apr_jax.decode import Engine, Problem, Sizes
-from apr_jax.decode.bare import BareLoop, Layout
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
 from apr_jax.protocols import Samples
+from benchmarks.bare import BareLoop, Layout
 
 CONFIG = ModelConfig(
     vocabulary=64, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48, qk_norm=True,

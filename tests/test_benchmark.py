@@ -4,18 +4,19 @@ import dataclasses
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.pretrained import load_pretrained
-from experiments.benchmark import report, weights, workloads
-from experiments.benchmark.__main__ import fixed_batches
-from experiments.benchmark.remote import Remote, Unavailable
-from experiments.benchmark.rows import ENGINE, VLLM, Job, Row, Scale, rows
-from experiments.benchmark.workers import vllm
-from experiments.benchmark.workers.serve import Measured, Options
-from experiments.benchmark.workloads import Attention, Bare, Events, Feed, ForkJoin, Script, Threads
+from apr_jax.pretrained import load_pretrained
+from benchmarks.peers import report, weights, workloads
+from benchmarks.peers.__main__ import fixed_batches
+from benchmarks.peers.remote import Remote, Unavailable
+from benchmarks.peers.rows import ENGINE, VLLM, Job, Row, Scale, rows
+from benchmarks.peers.workers import vllm
+from benchmarks.peers.workers.serve import Measured, Options
+from benchmarks.peers.workloads import Attention, Bare, Events, Feed, ForkJoin, Script, Threads
 
 THREADS = Threads(problems=1, threads=2, prefix=8, tokens_each=3, vocabulary=32)
 OPTIONS = Options(cores=1, dtype="float32", temperature=0.0, quantisation="Q8_0", context=64, sequences=4)
@@ -74,6 +75,19 @@ def test_weights_are_written_once_and_read_as_they_are(tmp_path):
     assert (tmp_path / "model.safetensors").stat().st_mtime_ns == written
     weights.write(tmp_path, SMALL, seed=1)
     assert not np.array_equal(load_pretrained(tmp_path, dtype="float32").params["embed"], model.params["embed"])
+
+
+def test_llamacpp_is_given_the_same_weights(tmp_path):
+    weights.write(tmp_path, SMALL, seed=0)
+    weights.write_gguf(tmp_path, "F32")
+    model, given = (load_pretrained(path, dtype="float32") for path in (tmp_path, tmp_path / "model.F32.gguf"))
+    assert given.config == model.config
+    jax.tree.map(np.testing.assert_array_equal, given.params, model.params)
+    for unknown in ("Q5", "IQ1_S"):
+        with pytest.raises(ValueError, match=f"quantisation is '{unknown}', which the package gguf cannot write"):
+            weights.write_gguf(tmp_path, unknown)
+    weights.write(tmp_path, SMALL, seed=1)
+    assert not list(tmp_path.glob("*.gguf")), "those of other weights"
 
 
 def test_weights_of_somebody_else_are_not_replaced(tmp_path):

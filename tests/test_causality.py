@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import racing
-from apr_jax.decode.transcript import Log, Source, Stop, ThreadRecord, Transcript
 from apr_jax.evaluate import metrics
 from apr_jax.evaluate.causality import causality, depths
+from apr_jax.record import Log, Source, Stop, ThreadRecord, Transcript
 
 
 def record(threads, entries, sees=()):

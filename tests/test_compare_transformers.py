@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apr_jax.model.pretrained import load_pretrained
+from apr_jax.pretrained import load_pretrained
+from apr_jax.tools.greedy import decode
 from experiments import compare_transformers
 from test_pretrained import PEERS, causal_logits, peer
 
@@ -22,7 +23,7 @@ def test_greedy_tokens_are_those_of_generate(family, extra, tmp_path):
     theirs.save_pretrained(tmp_path)
     model, rng = load_pretrained(tmp_path), np.random.default_rng(1)
     prompts = [rng.integers(3, 64, length).tolist() for length in (1, 5, 16, 33)]
-    rows = compare_transformers.decode(model, prompts, NEW)
+    rows = decode(model, prompts, NEW)
     assert [row[: len(prompt)] for row, prompt in zip(rows, prompts, strict=True)] == prompts
     assert [len(row) - len(prompt) for row, prompt in zip(rows, prompts, strict=True)] == [NEW] * 4
     greedy = compare_transformers.compare_greedy(theirs, rows, NEW, MARGIN)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apr_jax.decode.transcript import Log, Source, Stop
+from apr_jax.record import Log, Source, Stop
 from apr_jax.tasks.countdown import compact, demonstrations
 from apr_jax.tasks.countdown.compact import Segment, ThreadText
 from apr_jax.tasks.countdown.demonstrations import DemonstrationConfig

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import vocabularies
-from apr_jax.decode import transcript as transcripts
+from apr_jax import record
 from apr_jax.tasks.countdown import problems
 from apr_jax.tasks.countdown.demonstrations import DemonstrationConfig
+from apr_jax.tasks.countdown.training import DataConfig, Part
 from apr_jax.train import data
-from apr_jax.train.data import DataConfig, Dataset, Part
+from apr_jax.train.data import Dataset
 from apr_jax.train.logs import LogData
 from experiments import make_data
 from synthetic import build, random_tree
@@ -121,7 +122,7 @@ def write_log(file: Path, seed: int, questions: list[str | None], right: bool = 
             token = np.full_like(log.token, QUESTIONS.index(question))
             records[i] = dataclasses.replace(records[i], log=dataclasses.replace(log, token=token))
     extra = [{"correct": right, **({"question": q} if q else {})} for q in questions]
-    transcripts.write(file, records, CODEC.decode, extra)
+    record.write(file, records, CODEC.decode, extra)
 
 
 def logs(folder: Path, *names: str, held_out: int = 4) -> LogData:

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from apr_jax.decode import transcript as transcripts
+from apr_jax import record
 from apr_jax.evaluate import metrics, outcomes
 from apr_jax.tasks.countdown import compact, verify
 from apr_jax.tasks.countdown import problems as countdown
@@ -55,7 +55,7 @@ def test_evaluate_leaves_what_it_says(results):
 def test_transcripts_hold_the_numbers_of_the_summary(results):
     """Counts recomputed from the files alone, the critical path from fork and join rather than from the recorded depths."""
     folder, _ = results
-    pairs = list(transcripts.read(folder / "transcripts_apr.jsonl"))
+    pairs = list(record.read(folder / "transcripts_apr.jsonl"))
     entry = outcomes.read_summary(folder / "summary.json")["methods"]["apr"]
     logs = [t for t, _ in pairs]
     assert np.mean([metrics.recomputed_critical_path(t) for t in logs]) == pytest.approx(entry["critical_path"])

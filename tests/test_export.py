@@ -9,10 +9,10 @@ import pytest
 import vocabularies
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.pretrained import load_pretrained, save_pretrained, with_control_words
+from apr_jax.pretrained import load_pretrained, save_pretrained, with_control_words
+from apr_jax.pretrained.tokenizer import load
 from apr_jax.tokenizer import chat
 from apr_jax.tokenizer.chat import Message
-from apr_jax.tokenizer.load import load
 from test_pretrained import causal_logits, write_gguf
 
 WORDS = ("<spawn>", "<wait>", "<think>")  # the last is one id already

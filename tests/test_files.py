@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from apr_jax import files, settings
-from apr_jax.decode import transcript as transcripts
+from apr_jax import files, record, settings
 from apr_jax.model import io
-from apr_jax.model.pretrained import load_pretrained
-from apr_jax.tokenizer.load import load
+from apr_jax.pretrained import load_pretrained
+from apr_jax.pretrained.tokenizer import load
 from apr_jax.train.checkpoints import Checkpoints
 from experiments import evaluate, make_data, train_sft
 
@@ -54,7 +53,7 @@ def test_programs_refuse_places_elsewhere(program, options, capsys, tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    "use", [io.load, load_pretrained, load, Checkpoints, lambda path: list(transcripts.read(Path(path)))]
+    "use", [io.load, load_pretrained, load, Checkpoints, lambda path: list(record.read(Path(path)))]
 )
 def test_functions_refuse_places_elsewhere(use):
     with pytest.raises(ValueError, match="is elsewhere"):

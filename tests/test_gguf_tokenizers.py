@@ -10,7 +10,7 @@ from hypothesis import given
 from sentencepiece import sentencepiece_model_pb2
 
 import vocabularies
-from apr_jax.tokenizer.load import load
+from apr_jax.pretrained.tokenizer import load
 from test_pretrained_tokenizers import FEW, TEXTS
 
 

@@ -14,6 +14,7 @@ from apr_jax.model import int8, io, transformer
 from apr_jax.model.attention import masked_attention
 from apr_jax.model.config import ModelConfig
 from apr_jax.protocols import Sequential
+from apr_jax.tasks.countdown.training import DataConfig
 from apr_jax.train import lora
 from apr_jax.train.sft import SftConfig
 
@@ -173,6 +174,6 @@ def test_what_int8_weights_are_not_for():
     with pytest.raises(ValueError, match="save the model that `quantise` was given"):
         io.save("nowhere.safetensors", rounded, rounded.config)
     with pytest.raises(ValueError, match=r"model.int8_weights is True.*train with False"):
-        SftConfig(model=rounded.config)
+        SftConfig(DataConfig(), model=rounded.config)
     with pytest.raises(ValueError, match=r"int8_weights is 'yes'; it must be True or False"):
         dataclasses.replace(CONFIG, int8_weights="yes")

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import reference_model
-from apr_jax import compiled, sharding
+from apr_jax import sharding
 from apr_jax.decode import Engine, Problem, Sizes, memory, native, pool
 from apr_jax.model import transformer
 from apr_jax.model.config import PRESETS
 from apr_jax.protocols import Samples, Sequential
+from apr_jax.tools import hlo
 from test_int8 import CONFIG, NO_END, PROMPTS, SIZES, check_greedy, model_of, plain_rounded_params
 from test_memory import IN_PLACE
 
@@ -133,11 +134,11 @@ def test_the_pool_is_written_in_place():
     program = engine.compile()
     state = engine.placement.abstract_state()
     size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-    analysis, lines = program.memory_analysis(), compiled.inside_loops(program.as_text())
+    analysis, lines = program.memory_analysis(), hlo.inside_loops(program.as_text())
     assert analysis.alias_size_in_bytes >= size(state)
     assert analysis.temp_size_in_bytes < size(state.pool)
     for shape in ("s8[2,4096,12]", "f32[2,2,4096]"):
-        shaped = compiled.operations(lines, shape)
+        shaped = hlo.operations(lines, shape)
         assert len(shaped) >= 4 * CONFIG.layers, f"{shape} was not found in the loops: has the pool changed?"
         assert not [line for operation, line in shaped if operation not in IN_PLACE]
 

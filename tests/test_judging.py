@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 
 import language_folder
-from apr_jax import files, settings
-from apr_jax.decode import transcript as transcripts
+from apr_jax import files, record, settings
 from apr_jax.evaluate import methods, outcomes
 from apr_jax.evaluate.kept import Asked
 from apr_jax.evaluate.methods import RolloutConfig
 from apr_jax.model import io, transformer
+from apr_jax.pretrained.tokenizer import load
 from apr_jax.tasks.countdown.task import Countdown
-from apr_jax.tokenizer.load import load
 from apr_jax.train import data, rows
 from apr_jax.train.logs import LogData
 from experiments import evaluate
@@ -30,7 +29,7 @@ from apr_jax.decode import Sizes
 from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
 from apr_jax.tasks import timed
 from apr_jax.tasks.language.mathematics import Mathematics
-from experiments.evaluate import EvaluateConfig
+from apr_jax.evaluate.config import EvaluateConfig
 
 FOLDER = {folder!r}
 SIZES = dict(problems=2, prompt=64, slots=256, log=256, queue=4, outbox=4, feed_tiles=2, feed_chunk=16, attention_block=256)
@@ -98,7 +97,7 @@ def results(folder) -> dict:
 
 
 def lines(folder) -> list[dict]:
-    return [line for _, line in transcripts.read(folder / "out" / "transcripts_vote.jsonl")]
+    return [line for _, line in record.read(folder / "out" / "transcripts_vote.jsonl")]
 
 
 def judge(folder, what: str) -> None:
@@ -219,7 +218,7 @@ def test_right_samples_alone_are_trained_on(folder, chosen):
     assert again(folder) == 0
     assert results(folder)["vote"]["accuracy"] == float(chosen)
     wanted, every = [], []
-    for transcript, line in transcripts.read(folder / "out" / "transcripts_vote.jsonl"):
+    for transcript, line in record.read(folder / "out" / "transcripts_vote.jsonl"):
         threads = [answer["thread"] for answer in line["answers"] if answer["correct"]]
         assert len(threads) == 1
         wanted += transcript.generated(threads[0]).tolist()
@@ -285,9 +284,9 @@ def test_files_that_are_not_noted_are_not_trusted(folder, capsys):
     """What an earlier version has kept."""
     judge(folder, "return True")
     file = folder / "out" / "rollouts" / "first.json"
-    record = json.loads(file.read_text())
-    del record["asked"]["files"]
-    file.write_text(json.dumps(record))
+    note = json.loads(file.read_text())
+    del note["asked"]["files"]
+    file.write_text(json.dumps(note))
     with pytest.raises(SystemExit):
         again(folder)
     assert re.search(r"/model: was not noted, is now", capsys.readouterr().err)

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 import language_folder
 import vocabularies
-from apr_jax.decode import transcript as transcripts
+from apr_jax import record
 from apr_jax.evaluate import outcomes
 from apr_jax.tasks import task, timed
 from apr_jax.tasks.language import answers, gym
 from apr_jax.tasks.language.mathematics import Mathematics
-from apr_jax.tasks.language.task import PLAIN, LanguageTask, Prompt, Question, Shot
+from apr_jax.tasks.language.task import LanguageTask, Question
+from apr_jax.tasks.prompt import PLAIN, Prompt, Shot
 from apr_jax.tokenizer import chat
 from experiments import evaluate
 
@@ -232,7 +233,7 @@ CONFIG = """
 from apr_jax.decode import Sizes
 from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
 from apr_jax.tasks.language.mathematics import Mathematics
-from experiments.evaluate import EvaluateConfig
+from apr_jax.evaluate.config import EvaluateConfig
 
 FOLDER = {folder!r}
 SIZES = dict(problems=2, prompt=64, slots=256, log=256, queue=4, outbox=4, feed_tiles=2, feed_chunk=16, attention_block=256)
@@ -271,7 +272,7 @@ def test_any_file_of_questions_runs_through_evaluate(folder):
     assert read["problems"] == 3 and list(read["methods"]) == ["self_consistency"]
     assert "accuracy_verifier" in read["methods"]["self_consistency"]
     words = vocabularies.byte_level()
-    for i, (transcript, line) in enumerate(transcripts.read(folder / "out" / "transcripts_self_consistency.jsonl")):
+    for i, (transcript, line) in enumerate(record.read(folder / "out" / "transcripts_self_consistency.jsonl")):
         prompt = chat.prompt(words, [chat.Message("user", f"What is {i} * 7 <|im_end|>?")])
         assert list(transcript.tokens(0)) == prompt[:-1]
         assert line["question"] == f"What is {i} * 7 <|im_end|>?" and line["right"] == str(7 * i)

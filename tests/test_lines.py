@@ -6,7 +6,8 @@ import pytest
 
 import oracle
 import racing
-from apr_jax.decode import Sizes, Stop, lines, transcript
+from apr_jax import record
+from apr_jax.decode import Sizes, Stop, lines
 from apr_jax.decode import book as books
 from test_engine import SIZES, check_packed
 
@@ -48,8 +49,8 @@ def test_training_gives_the_rollout_again():
 
 def test_a_record_on_disk_keeps_the_segments(tmp_path):
     _, expected, _ = racing.cases(VARIANTS["and sees what it wrote"][0], 50, orders=10)
-    transcript.write(tmp_path / "done.jsonl", expected, text=str)
-    again = [done for done, _ in transcript.read(tmp_path / "done.jsonl")]
+    record.write(tmp_path / "done.jsonl", expected, text=str)
+    again = [done for done, _ in record.read(tmp_path / "done.jsonl")]
     assert [done.threads for done in again] == [right.threads for right in expected]
     assert any(thread.segment > 1 for done in again for thread in done.threads)
 

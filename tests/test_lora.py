@@ -12,7 +12,7 @@ from apr_jax import sharding
 from apr_jax.model import io, transformer
 from apr_jax.model.attention import packed_attend
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.pretrained import save_pretrained
+from apr_jax.pretrained import save_pretrained
 from apr_jax.train import lora
 
 CONFIG = ModelConfig(vocabulary=32, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, ffn=24, qk_norm=True)

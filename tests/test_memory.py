@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import forking
-from apr_jax import compiled as programs
 from apr_jax.decode import Engine, Problem, Sizes
 from apr_jax.model.config import ModelConfig
 from apr_jax.protocols import Samples, SpawnJoin
+from apr_jax.tools import hlo
 
 WORDS = forking.Words()
 CONFIG = ModelConfig(
@@ -61,8 +61,8 @@ def test_state_is_aliased_and_little_is_held_beside_it(name):
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_no_loop_copies_the_pool(name):
-    lines = programs.inside_loops(compiled(name).as_text())
-    shaped = programs.operations(lines, POOL)
+    lines = hlo.inside_loops(compiled(name).as_text())
+    shaped = hlo.operations(lines, POOL)
     assert len(shaped) > 4 * CONFIG.layers, "the pool was not found in the loops: has its shape changed?"
     wrong = [line for operation, line in shaped if operation not in IN_PLACE]
     assert not wrong, "\n".join(wrong)

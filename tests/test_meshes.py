@@ -14,8 +14,9 @@ import pytest
 import mesh_program
 import oracle
 import reference_model
-from apr_jax import compiled, sharding
+from apr_jax import sharding
 from apr_jax.decode import Engine, Transcript
+from apr_jax.tools import hlo
 
 PROGRAM = Path(__file__).parent / "mesh_program.py"
 EIGHT = [(8, 1), (2, 4), (1, 8)]
@@ -86,7 +87,7 @@ def test_the_pool_is_cut_over_model_where_that_cuts_no_head(runs, shape):
 @pytest.mark.parametrize("shape", EIGHT)
 def test_no_collective_crosses_data(runs, shape):
     found = runs[shape]["collectives"]
-    assert not [c for c in found if compiled.crosses(c, shape[1])]
+    assert not [c for c in found if hlo.crosses(c, shape[1])]
     # XLA:CPU lets all devices wait for a permute, whatever its pairs: shards at different steps would never meet.
     assert not [c for c in found if c.kind == "collective-permute"]
     assert bool(found) == (shape[1] > 1)
@@ -121,7 +122,7 @@ def test_two_processes_of_two_devices(tmp_path, expected):
     for transcript, right in zip(together, expected[SMOLLM2], strict=True):
         oracle.compare(transcript, right)
     assert found[0]["progress"].shard_steps == found[1]["progress"].shard_steps
-    assert not [c for part in found for c in part["collectives"] if compiled.crosses(c, 2)]
+    assert not [c for part in found for c in part["collectives"] if hlo.crosses(c, 2)]
 
 
 def test_a_mesh_of_explicit_axes_is_refused():

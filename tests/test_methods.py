@@ -8,9 +8,9 @@ import forking
 from apr_jax.decode import Stop
 from apr_jax.evaluate import methods
 from apr_jax.evaluate.methods import ControlWords, RolloutConfig
+from apr_jax.pretrained.tokenizer import load
 from apr_jax.tasks.countdown import solver as search
 from apr_jax.tasks.countdown.problems import Problem
-from apr_jax.tokenizer.load import load
 from configs import demo
 
 NAN, INFINITE = float("nan"), float("inf")

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 import forking
 import oracle
-from apr_jax.decode.transcript import Source, Stop
 from apr_jax.evaluate import metrics, outcomes, select
 from apr_jax.evaluate.causality import causality, depths
 from apr_jax.protocols.samples import Samples
 from apr_jax.protocols.spawn_join import SpawnJoin
+from apr_jax.record import Source, Stop
 from synthetic import Thread, build, random_tree
 
 # Root: 2 fed, generates ab (2), forks two threads: one generates 3 tokens, one 1; two results fed; generates 2 more.

@@ -17,7 +17,7 @@ from apr_jax.decode.native import product
 from apr_jax.model import transformer
 from apr_jax.model.attention import masked_attention
 from apr_jax.model.config import ModelConfig
-from apr_jax.protocols import Scripted
+from benchmarks.scripted import Scripted
 
 CONFIG = ModelConfig(vocabulary=64, width=64, layers=2, heads=4, kv_heads=2, head_dim=16, ffn=96)
 

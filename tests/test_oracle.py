@@ -11,10 +11,10 @@ import pytest
 import forking
 import oracle
 import reference_model
-from apr_jax.decode.transcript import Source, Stop
 from apr_jax.model import transformer
 from apr_jax.model.attention import masked_attention
 from apr_jax.model.config import ModelConfig
+from apr_jax.record import Source, Stop
 from forking import Samples, Sequential, SpawnJoin, played, rows, span
 
 SPAWN, WAIT, RESULT, JOIN, END, GO = 2, 3, 4, 5, 6, 7

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apr_jax.decode.transcript import Log, Source, Stop, ThreadRecord, Transcript
 from apr_jax.model.attention import packed_blocks
+from apr_jax.record import Log, Source, Stop, ThreadRecord, Transcript
 from apr_jax.train.packing import groups, pack
 
 

@@ -14,8 +14,8 @@ from apr_jax import sharding
 from apr_jax.model import io, transformer
 from apr_jax.model.attention import packed_attend
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.pretrained import load_pretrained, save_pretrained
 from apr_jax.model.rope import RopeScaling, frequencies
+from apr_jax.pretrained import load_pretrained, save_pretrained
 
 CONFIG = ModelConfig(vocabulary=64, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=64, norm_eps=1e-5)
 LENGTH = 48

@@ -12,8 +12,8 @@ import safetensors.numpy
 
 import vocabularies
 from apr_jax.model import transformer
-from apr_jax.model.pretrained import load_pretrained, save_pretrained
-from apr_jax.tokenizer.load import load
+from apr_jax.pretrained import load_pretrained, save_pretrained
+from apr_jax.pretrained.tokenizer import load
 from test_pretrained import assert_same, causal_logits, random_model
 
 CODECS = {"json": vocabularies.byte_level(), "sentencepiece": vocabularies.sentence()}

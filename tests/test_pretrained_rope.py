@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.pretrained import configuration
 from apr_jax.model.rope import RopeScaling, frequencies
+from apr_jax.pretrained import configuration
 from test_pretrained import CONFIG, SCALINGS
 
 

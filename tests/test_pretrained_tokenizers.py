@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 import vocabularies
 from apr_jax import tokenizer
+from apr_jax.pretrained.tokenizer import check_fits, load
 from apr_jax.tasks.language.mathematics import Mathematics
 from apr_jax.tokenizer import Stream, TextCodec
 from apr_jax.tokenizer.huggingface import HuggingFaceTokenizer
-from apr_jax.tokenizer.load import check_fits, load
 
 CODECS = {
     "byte-level": vocabularies.byte_level(),

@@ -11,9 +11,10 @@ from apr_jax.decode.loop import fit
 from apr_jax.decode.problem import check
 from apr_jax.model import io, transformer
 from apr_jax.model.config import ModelConfig
-from apr_jax.protocols import Samples, Scripted, Sequential, SpawnJoin
+from apr_jax.protocols import Samples, Sequential, SpawnJoin
 from apr_jax.tasks.countdown import SHIPPED
 from apr_jax.tokenizer import Tokenizer
+from benchmarks.scripted import Scripted
 
 SIZES = Sizes(problems=1, lanes=1, rows=1, threads=4, slots=64, log=64, prompt=80, attention_block=64)
 GOOD = Problem(id=3, prompt=np.array([1, 2]))

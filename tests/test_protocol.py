@@ -10,7 +10,8 @@ import pytest
 from jaxtyping import Array, Float, Int
 
 import reference_model
-from apr_jax.decode import Engine, Problem, Sizes, Source, Stop, transcript
+from apr_jax import record
+from apr_jax.decode import Engine, Problem, Sizes, Source, Stop
 from apr_jax.decode import book as books
 from apr_jax.decode.book import pytree
 from apr_jax.decode.protocol import Needs
@@ -67,7 +68,7 @@ def model() -> transformer.Model:
 
 
 @pytest.fixture(scope="module")
-def decoded(model) -> list[transcript.Transcript]:
+def decoded(model) -> list[record.Transcript]:
     engine = Engine(model, Careful(count=3, end=-1), SIZES)
     problems = [Problem(i, np.array([3, 5, 1 + i]), temperature=1.0, max_tokens=20) for i in range(5)]
     found = sorted(engine.decode(problems), key=lambda t: t.problem)
@@ -97,8 +98,8 @@ def test_what_a_rule_rewrites_is_what_the_thread_goes_on_with(model, decoded):
 
 
 def test_state_is_recorded_by_name_and_kept_on_disk(decoded, tmp_path):
-    transcript.write(tmp_path / "done.jsonl", decoded, text=str)
-    again = [found for found, _ in transcript.read(tmp_path / "done.jsonl")]
+    record.write(tmp_path / "done.jsonl", decoded, text=str)
+    again = [found for found, _ in record.read(tmp_path / "done.jsonl")]
     for found in (*decoded, *again):
         np.testing.assert_array_equal(found.own["said"], [0, 6, 6, 6])
         sums = [np.nansum(found.log.logprob[found.log.thread == i]) for i in range(4)]
@@ -128,11 +129,11 @@ def test_training_gives_what_was_drawn_and_does_not_learn_what_was_rewritten(mod
 
 def test_logs_without_what_was_drawn_are_read_as_before(decoded, tmp_path):
     """Files of earlier versions."""
-    transcript.write(tmp_path / "old.jsonl", decoded, text=str)
+    record.write(tmp_path / "old.jsonl", decoded, text=str)
     with np.load(tmp_path / "old.npz") as archive:
         arrays = {name: archive[name] for name in archive.files if name != "drawn" and not name.startswith("own")}
     np.savez(tmp_path / "old.npz", **arrays)
-    for found, _ in transcript.read(tmp_path / "old.jsonl"):
+    for found, _ in record.read(tmp_path / "old.jsonl"):
         np.testing.assert_array_equal(found.log.drawn, np.where(found.log.sampled, found.log.token, -1))
         assert not found.own
 

@@ -30,7 +30,7 @@ def test_python_blocks_run(flag):
 
 def test_files_it_names_exist():
     root = Path(__file__).parent.parent
-    for name in re.findall(r"`((?:apr_jax|configs|experiments|tests|docs)/[\w/.]+)`", README):
+    for name in re.findall(r"`((?:apr_jax|benchmarks|configs|experiments|tests|docs)/[\w/.]+)`", README):
         assert (root / name).exists(), name
     for name in re.findall(r"\]\(([\w/.]+)\)", README):
         assert (root / name).exists(), name

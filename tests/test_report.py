@@ -11,8 +11,9 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from apr_jax.decode.transcript import Stop
-from apr_jax.evaluate import outcomes, picture, plots, report, timeline
+from apr_jax.evaluate import outcomes, report
+from apr_jax.evaluate.show import picture, plots, timeline
+from apr_jax.record import Stop
 from synthetic import Thread, build, countdown_tree, random_tree
 
 HOSTILE = "</script><script>alert(1)</script><!-- <b>&amp;\"'\\ \u2028 __HEADING__ __DATA__"

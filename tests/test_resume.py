@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import language_folder
-from apr_jax.decode import transcript as transcripts
+from apr_jax import record
 from apr_jax.evaluate import outcomes
 from experiments import evaluate
 
@@ -21,7 +21,7 @@ import dataclasses, os, signal
 from apr_jax.decode import Sizes
 from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
 from apr_jax.tasks.language.mathematics import Mathematics
-from experiments.evaluate import EvaluateConfig
+from apr_jax.evaluate.config import EvaluateConfig
 
 FOLDER, CALLS = {folder!r}, []
 SIZES = dict(problems=1, prompt=64, slots=512, log=512, queue=8, outbox=4, feed_tiles=2, feed_chunk=16, attention_block=256)
@@ -82,21 +82,21 @@ def start(folder, output, *options):
 def test_what_is_finished_is_written_and_the_rest_is_decoded(folder):
     summary = outcomes.read_summary(folder / "ended" / "summary.json")
     assert list(summary["methods"]) == ["sequential"]
-    kept = {t.problem: t for t, _ in transcripts.read(folder / "ended" / "rollouts" / "self_consistency.jsonl")}
+    kept = {t.problem: t for t, _ in record.read(folder / "ended" / "rollouts" / "self_consistency.jsonl")}
     assert 0 < len(kept) < QUESTIONS
 
     again = start(folder, "ended", "--resume", "True")
     assert again.returncode == 0, again.stderr
     found = {name: outcomes.read_summary(folder / name / "summary.json")["methods"] for name in ("ended", "whole")}
     for method in ("sequential", "self_consistency"):
-        pairs = [transcripts.read(folder / name / f"transcripts_{method}.jsonl") for name in ("ended", "whole")]
+        pairs = [record.read(folder / name / f"transcripts_{method}.jsonl") for name in ("ended", "whole")]
         for (resumed, line), (whole, right) in zip(*pairs, strict=True):
             np.testing.assert_array_equal(resumed.log.token, whole.log.token)
             assert line == right
         for fact in ("accuracy", "generated_tokens", "critical_path", "stop_reasons"):
             assert found["ended"][method][fact] == found["whole"][method][fact]
-    record = json.loads((folder / "ended" / "rollouts" / "self_consistency.json").read_text())
-    assert record["progress"]["problems"] == record["progress"]["finished"] == QUESTIONS
+    note = json.loads((folder / "ended" / "rollouts" / "self_consistency.json").read_text())
+    assert note["progress"]["problems"] == note["progress"]["finished"] == QUESTIONS
 
     # Another rule for the same samples: nothing is decoded, so no time is added.
     once_more = start(folder, "ended", "--resume", "True", "--only", "best_of_n")
@@ -127,4 +127,4 @@ def test_without_resume_nothing_old_is_kept(folder):
     """What an earlier run left is not taken for what this one decodes, even if this one is ended."""
     ended = start(folder, "ended", "--stop-at", SECOND)
     assert ended.returncode == 130, ended.stderr
-    assert 0 < len(list(transcripts.read(folder / "ended" / "rollouts" / "self_consistency.jsonl"))) < QUESTIONS
+    assert 0 < len(list(record.read(folder / "ended" / "rollouts" / "self_consistency.jsonl"))) < QUESTIONS

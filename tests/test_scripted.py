@@ -8,7 +8,7 @@ import reference_model
 from apr_jax.decode import Engine, Sizes, Source, Stop
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
-from apr_jax.protocols import Scripted
+from benchmarks.scripted import Scripted
 
 PROMPTS = ((9, 4, 7, 1), (3, 3), (8, 2, 6))
 SCRIPTS = ((3, (2, 5, 1), 4), (1, (1,), 1), (2, (4, 2), 3))  # alone, threads, after

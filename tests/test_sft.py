@@ -15,8 +15,8 @@ from apr_jax.model import io, transformer
 from apr_jax.model.config import PRESETS
 from apr_jax.tasks.countdown import problems
 from apr_jax.tasks.countdown.demonstrations import DemonstrationConfig
+from apr_jax.tasks.countdown.training import DataConfig, Part
 from apr_jax.train import data, losses, optimizer, rows, sft
-from apr_jax.train.data import DataConfig, Part
 from apr_jax.train.optimizer import OptimizerConfig
 from apr_jax.train.packing import pack
 from tests.test_packing import simple

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apr_jax.model.pretrained import load_pretrained, save_pretrained, with_control_words
 from apr_jax.model.transformer import Model
-from apr_jax.tokenizer.load import load
+from apr_jax.pretrained import load_pretrained, save_pretrained, with_control_words
+from apr_jax.pretrained.tokenizer import load
 from apr_jax.train import lora
 from configs import lora_smollm2
 from experiments.compare_transformers import QUESTIONS, TOLERANCE, own_logits, peer_logits

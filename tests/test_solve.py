@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 import vocabularies
-from apr_jax.decode.transcript import Stop, ThreadRecord
-from apr_jax.evaluate import live
+from apr_jax.evaluate.show import live
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.pretrained import save_pretrained
+from apr_jax.pretrained import save_pretrained
+from apr_jax.record import Stop, ThreadRecord
 from apr_jax.tokenizer import ChatTemplate, chat
 from apr_jax.tokenizer.chat import Message
 from experiments import solve
@@ -27,8 +27,8 @@ METHODS = """
 from apr_jax.decode import Sizes
 from apr_jax.evaluate.methods import ControlWords, MethodConfig, RolloutConfig
 from apr_jax.tasks.language.mathematics import Mathematics
-from apr_jax.tasks.language.task import Prompt, Shot
-from experiments.evaluate import EvaluateConfig
+from apr_jax.tasks.prompt import Prompt, Shot
+from apr_jax.evaluate.config import EvaluateConfig
 
 SIZES = Sizes(problems=2, lanes=3, rows=6, threads=6, prompt=96, slots=512, log=512, queue=4, outbox=4, attention_block=256)
 ASK = Prompt(shots=(Shot("1 + 2", "<spawn>1<spawn>2<wait><result>1<result>2<go>3"),))

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import fuzz_programs
-from apr_jax.decode import Problem, Stop, decode, tree
-from apr_jax.decode.transcript import Log, ThreadRecord, Transcript
+from apr_jax.decode import Problem, Stop, decode
+from apr_jax.evaluate.show import tree
+from apr_jax.record import Log, ThreadRecord, Transcript
 from thread_programs import Action, Context, Instruction
 
 END = Instruction(1, Action.END)

@@ -9,7 +9,8 @@ import pytest
 
 import oracle
 import racing
-from apr_jax.decode import Sizes, Stop, schedule, transcript
+from apr_jax import record
+from apr_jax.decode import Sizes, Stop, schedule
 from apr_jax.decode import book as books
 from apr_jax.protocols import SpawnJoin
 from apr_jax.train.packing import pack
@@ -107,7 +108,7 @@ def test_a_group_runs_alone_and_the_oldest_first():
 
 def test_a_record_says_that_its_threads_went_together(tmp_path):
     _, expected, _ = racing.cases(VARIANTS["message"][0], 50, orders=10)
-    transcript.write(tmp_path / "done.jsonl", expected, text=str)
-    assert all(again.together for again, _ in transcript.read(tmp_path / "done.jsonl"))
+    record.write(tmp_path / "done.jsonl", expected, text=str)
+    assert all(again.together for again, _ in record.read(tmp_path / "done.jsonl"))
     with pytest.raises(ValueError, match="same clock"):
         pack(expected, length=1024, threads=64)

@@ -5,9 +5,9 @@ import json
 import pytest
 
 import vocabularies
+from apr_jax.pretrained.tokenizer import load
 from apr_jax.tokenizer import chat
 from apr_jax.tokenizer.chat import Message
-from apr_jax.tokenizer.load import load
 from test_pretrained_tokenizers import CODECS
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import vocabularies
-from apr_jax.decode import transcript as transcripts
+from apr_jax import record
 from apr_jax.model import io, transformer
 from apr_jax.model.config import ModelConfig, padded_vocabulary
-from apr_jax.model.pretrained import load_pretrained, save_pretrained, with_control_words
-from apr_jax.tokenizer.load import load
+from apr_jax.pretrained import load_pretrained, save_pretrained, with_control_words
+from apr_jax.pretrained.tokenizer import load
 from apr_jax.train import data, lora, rows, sft
 from apr_jax.train.logs import LogData
 from apr_jax.train.lora import Lora
@@ -41,7 +41,7 @@ def run(tmp_path_factory) -> sft.SftConfig:
     save_pretrained(folder / "model", model, tokenizer=CODEC)
     records = [build(random_tree(rng, shared=i % 2 == 0), seed=i, problem=i)[0] for i in range(24)]
     extra = [{"correct": i % 3 > 0} for i in range(24)]
-    transcripts.write(folder / "transcripts_fork.jsonl", records, CODEC.decode, extra)
+    record.write(folder / "transcripts_fork.jsonl", records, CODEC.decode, extra)
     return sft.SftConfig(
         data=LogData(
             folder=str(folder / "data"),

@@ -13,12 +13,12 @@ import pytest
 
 from apr_jax.model import io, transformer
 from apr_jax.model.config import PRESETS
-from apr_jax.model.pretrained import load_pretrained
+from apr_jax.pretrained import load_pretrained
 from apr_jax.tasks.countdown import problems
 from apr_jax.tasks.countdown.demonstrations import DemonstrationConfig
+from apr_jax.tasks.countdown.training import DataConfig, Part
 from apr_jax.train import data, sft, weights
 from apr_jax.train.checkpoints import Checkpoints
-from apr_jax.train.data import DataConfig, Part
 from apr_jax.train.optimizer import OptimizerConfig
 from experiments import train_sft
 

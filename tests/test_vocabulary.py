@@ -10,7 +10,7 @@ import pytest
 from apr_jax import sharding, tokenizer
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.pretrained import CONTROL_TAGS, add_control_tokens
+from apr_jax.pretrained import CONTROL_TAGS, add_control_tokens
 
 CONFIG = ModelConfig(vocabulary=60, width=8, layers=1, heads=2, kv_heads=2, head_dim=4, ffn=8)
 

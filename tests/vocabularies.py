@@ -10,8 +10,8 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from apr_jax.pretrained.gguf.vocabulary import pre_tokenizers as pre_tokenizers_of_gguf
 from apr_jax.tokenizer import ChatTemplate, Tokenizer
-from apr_jax.tokenizer.gguf_vocabulary import pre_tokenizers as pre_tokenizers_of_gguf
 from apr_jax.tokenizer.huggingface import HuggingFaceTokenizer
 
 CORPUS = [

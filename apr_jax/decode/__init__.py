@@ -8,9 +8,8 @@ from apr_jax.decode.engine import Engine, decode
 from apr_jax.decode.problem import Problem
 from apr_jax.decode.progress import Progress
 from apr_jax.decode.sizes import Sizes
-from apr_jax.decode.transcript import Log, Source, Stop, ThreadRecord, Transcript
-from apr_jax.decode.tree import tree
+from apr_jax.record import Log, Source, Stop, ThreadRecord, Transcript
 
 __all__ = [
-    "Engine", "Log", "Problem", "Progress", "Sizes", "Source", "Stop", "ThreadRecord", "Transcript", "decode", "tree",
+    "Engine", "Log", "Problem", "Progress", "Sizes", "Source", "Stop", "ThreadRecord", "Transcript", "decode",
 ]  # fmt: skip

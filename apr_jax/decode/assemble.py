@@ -9,7 +9,7 @@ from apr_jax.decode import state as states
 from apr_jax.decode.loop import Program
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.threads import FINISHED, OPENED
-from apr_jax.decode.transcript import DRAWN, Log, Stop, ThreadRecord, Transcript, peak_context
+from apr_jax.record import DRAWN, Log, Stop, ThreadRecord, Transcript, peak_context
 
 
 def transcript(books: states.Kept, logs: states.LogArrays, place: tuple[int, int], program: Program) -> Transcript:

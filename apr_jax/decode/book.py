@@ -23,7 +23,7 @@ from apr_jax.decode.threads import (
     Threads,
     pytree,
 )  # fmt: skip
-from apr_jax.decode.transcript import Stop
+from apr_jax.record import Stop
 
 # Where the tokens of a message piece stand.
 TEMPLATE, PROMPT, SPAN = range(3)

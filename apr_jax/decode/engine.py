@@ -25,9 +25,9 @@ from apr_jax.decode.progress import Progress
 from apr_jax.decode.protocol import Protocol
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.state import State
-from apr_jax.decode.transcript import Transcript
 from apr_jax.model import transformer
 from apr_jax.model.transformer import Model
+from apr_jax.record import Transcript
 
 
 class Engine:
@@ -187,7 +187,7 @@ def decode(
         sizes: what is compiled for. Choose
             `problems`, P: problems in flight; memory grows with it, and so do busy rows;
             `rows`, A, `lanes`, W: rows of a step, and the most that one problem gets of them. A step costs about as much for
-            idle rows as for busy ones: with P W well above A few idle (`experiments.benchmark_occupancy`);
+            idle rows as for busy ones: with P W well above A few idle (`benchmarks.occupancy`);
             `threads`, M, `slots`, N, `log`, T: for one problem over its life. A problem that needs more ends with
             THREADS_FULL, POOL_FULL or LOG_FULL; others do not notice. N counts tokens with keys and values, T all tokens;
             `prompt`, `queue`, `outbox`: see `Sizes`; they bound the host's part and cost little but for the outbox's logs.

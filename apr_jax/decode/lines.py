@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Int, UInt32
 
 from apr_jax.decode import book as books
 from apr_jax.decode.book import DECIDING, FINISHED, NOBODY, OPENED, READY, WAITING, Book, Threads
-from apr_jax.decode.transcript import Stop
+from apr_jax.record import Stop
 
 
 def unfinished(book: Book) -> Bool[Array, "M"]:

@@ -27,9 +27,9 @@ from apr_jax.decode.sampling import sample
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.state import LogArrays, State, leaving, refill, retire, room
 from apr_jax.decode.threads import Cursor, LastDrawn
-from apr_jax.decode.transcript import Source, Stop
 from apr_jax.decode.transitions import BUDGET, DRAINED, NOT_FINITE
 from apr_jax.model import transformer
+from apr_jax.record import Source, Stop
 
 
 @dataclasses.dataclass(frozen=True)

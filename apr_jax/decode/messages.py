@@ -10,7 +10,7 @@ from apr_jax.decode import book as books
 from apr_jax.decode.book import Book
 from apr_jax.decode.schedule import Places, Tiles
 from apr_jax.decode.sizes import Sizes
-from apr_jax.decode.transcript import Stop
+from apr_jax.record import Stop
 
 
 def compose(

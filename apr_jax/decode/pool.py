@@ -20,8 +20,8 @@ from apr_jax.decode import messages, native
 from apr_jax.decode.book import NOBODY, Book, pytree
 from apr_jax.decode.schedule import Places, Tiles
 from apr_jax.decode.sizes import Sizes
-from apr_jax.decode.transcript import Stop
 from apr_jax.model.int8 import Quantised, quantise
+from apr_jax.record import Stop
 
 Stored = Float[Array, "P N Kh"] | Quantised  # the keys or the values of a layer
 

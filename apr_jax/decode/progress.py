@@ -4,7 +4,7 @@ import collections
 import dataclasses
 from collections.abc import Mapping
 
-from apr_jax.decode.transcript import Stop
+from apr_jax.record import Stop
 
 
 @dataclasses.dataclass(frozen=True)

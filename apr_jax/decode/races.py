@@ -24,7 +24,7 @@ from jaxtyping import Array, Int
 from apr_jax.decode import book as books
 from apr_jax.decode import lines
 from apr_jax.decode.book import DECIDING, FINISHED, NOBODY, READY, WAITING, Book
-from apr_jax.decode.transcript import Stop
+from apr_jax.record import Stop
 
 # What is decided; 0 is nothing.
 WIN, EXHAUST, EVENT = range(1, 4)

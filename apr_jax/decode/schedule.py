@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Int
 
 from apr_jax.decode.book import DECIDING, NOBODY, READY, Book, Threads, pytree
 from apr_jax.decode.sizes import Sizes
-from apr_jax.decode.transcript import Stop
+from apr_jax.record import Stop
 
 
 @pytree
@@ -177,11 +177,6 @@ def place(books: Book, tiles: Tiles, chunk: int, sizes: Sizes) -> tuple[Book, Pl
     halted = (no_slots | no_log)[at]
     good = tiles.busy & ~halted
 
-    def locate(ordinal, begin, run, current, numbered):
-        """Place of the token with that ordinal: in the current run, or in the k-th new one."""
-        new = ordinal // run - (begin[:, None] - 1) // run  # 0: the run that holds the last token; k: k-th new run
-        return jnp.where(new > 0, numbered(new - 1), current[:, None]) * run + ordinal % run
-
     ordinal = fed[:, None] + step
     slot = locate(
         ordinal, fed, sizes.run, threads.cursor.page[at, tiles.thread],
@@ -215,3 +210,9 @@ def place(books: Book, tiles: Tiles, chunk: int, sizes: Sizes) -> tuple[Book, Pl
         log_begin = log_begin.at[tiles.problem, new].set(begin, mode="drop")
     log_used = books.log_used + jnp.sum(tiles.to_lanes(jnp.where(good, log_need, 0)), axis=1)
     return books.replace(run_owner=table, log_owner=log_owner, log_first=log_begin, log_used=log_used), places
+
+
+def locate(ordinal, begin, run, current, numbered):
+    """Place of the token with that ordinal: in the current run, or in the k-th new one."""
+    new = ordinal // run - (begin[:, None] - 1) // run  # 0: the run that holds the last token; k: k-th new run
+    return jnp.where(new > 0, numbered(new - 1), current[:, None]) * run + ordinal % run

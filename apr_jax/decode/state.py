@@ -20,7 +20,7 @@ from apr_jax.decode.problem import Problem
 from apr_jax.decode.protocol import Protocol
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.threads import Lineage
-from apr_jax.decode.transcript import Stop
+from apr_jax.record import Stop
 
 
 @pytree

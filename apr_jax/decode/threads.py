@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from apr_jax.decode.transcript import Stop
+from apr_jax.record import Stop
 
 # States of a thread.
 EMPTY, OPENED, READY, WAITING, FINISHED, DECIDING = range(6)

@@ -16,7 +16,7 @@ from apr_jax.decode import book as books
 from apr_jax.decode import lines, races, schedule
 from apr_jax.decode.book import READY, WAITING, Book
 from apr_jax.decode.protocol import Protocol
-from apr_jax.decode.transcript import Stop
+from apr_jax.record import Stop
 
 DRAINED, NOT_FINITE, BUDGET = "drained", "not finite", "budget"
 

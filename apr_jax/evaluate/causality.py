@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from apr_jax.decode.transcript import Log, Stop, Transcript
+from apr_jax.record import Log, Stop, Transcript
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,17 +46,14 @@ def causality(transcript: Transcript) -> Causality:
     """
     log, threads, line = transcript.log, transcript.threads, transcript.lines.tolist()
     drawn, count = _drawn_from(log), len(threads)
-    last_clock = [
-        -1
-    ] * count  # of each line, by the number of its first thread, as all that follows but `sees` and `shown`
-    for entry in np.flatnonzero(log.clock >= 0):
-        last_clock[line[log.thread[entry]]] = max(last_clock[line[log.thread[entry]]], int(log.clock[entry]))
+    # Of lines, by the numbers of their first threads, as all that follows but `sees` and `shown`.
+    last_clock = _last_clocks(log, line)
     stop = {line[b]: thread.stop for b, thread in enumerate(threads) if thread.stop != Stop.SPLIT}  # of its last thread
     unjoined = [{b for b in stop if threads[b].parent >= 0 and line[threads[b].parent] == a} for a in range(count)]
     sees = [[b for b in range(count) if line[b] != line[a] and transcript.sees[a, b]] for a in range(count)]
 
     waits_for: list[tuple[int, ...]] = [()] * len(log)
-    forks, joins, runs = [], [], {}  # the thread that each line ran as last
+    forks, joins, runs = [], [], {}  # runs: the thread that each line ran as last
     known = [frozenset()] * count  # newest generated tokens of a line, those it waited for included
     shown = [frozenset()] * count  # of a thread, the same without what its last row sampled: what others can see
     before = [-1] * count  # clock of the last row
@@ -93,6 +90,14 @@ def causality(transcript: Transcript) -> Causality:
                 known[line[log.thread[entry]]] = frozenset([entry])
     end = frozenset().union(*(known[each] for each in _waited_for([0], unjoined, stop)))
     return Causality(tuple(waits_for), tuple(forks), tuple(joins), tuple(sorted(end)))
+
+
+def _last_clocks(log: Log, line: list[int]) -> list[int]:
+    """The clock of the last token that each line fed, by the number of its first thread; -1 for none."""
+    last = [-1] * len(line)
+    for entry in np.flatnonzero(log.clock >= 0):
+        last[line[log.thread[entry]]] = max(last[line[log.thread[entry]]], int(log.clock[entry]))
+    return last
 
 
 def _waited_for(lines: list[int], unjoined: list[set[int]], stop: Mapping[int, Stop]) -> list[int]:

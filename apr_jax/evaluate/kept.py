@@ -1,7 +1,7 @@
 """Rollouts on disk, so that an evaluation that was ended goes on where it was.
 
 A folder holds, by the name of a method, NAME.jsonl and NAME.npz (transcripts of the questions that are finished, see
-`apr_jax.decode.transcript.write`) and NAME.json (what was asked, of which files, and what it took). The last is written last:
+`apr_jax.record.write`) and NAME.json (what was asked, of which files, and what it took). The last is written last:
 without it the others do not count. How answers were judged is not kept: that can be repeated.
 """
 
@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from apr_jax import files, settings
+from apr_jax import files, record, settings
 from apr_jax.decode import Progress, Stop, Transcript
-from apr_jax.decode import transcript as transcripts
 from apr_jax.tasks.task import Task
 from apr_jax.tokenizer import TextCodec
 
@@ -91,10 +90,10 @@ def write(folder: Path, name: str, asked: Asked, kept: Kept, about: Sequence[Map
     facts = [{**about[number], "method": name} for number in numbers]
     progress = dataclasses.asdict(kept.progress)
     progress["stops"] = {stop.name.lower(): count for stop, count in kept.progress.stops.items()}
-    record = {"asked": settings.to_dict(asked), "traces": kept.traces, "progress": progress}
+    note = {"asked": settings.to_dict(asked), "traces": kept.traces, "progress": progress}
     with tempfile.TemporaryDirectory(dir=folder) as new:  # what was kept before stays until all of it is there
-        transcripts.write(Path(new) / f"{name}.jsonl", [kept.finished[n] for n in numbers], words.decode, facts)
-        (Path(new) / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+        record.write(Path(new) / f"{name}.jsonl", [kept.finished[n] for n in numbers], words.decode, facts)
+        (Path(new) / f"{name}.json").write_text(json.dumps(note, indent=2) + "\n")
         discard(folder, name)
         for end in ("jsonl", "npz", "json"):
             os.replace(Path(new) / f"{name}.{end}", folder / f"{name}.{end}")
@@ -118,15 +117,15 @@ def read(folder: Path, name: str, asked: Asked, prompts: Sequence[np.ndarray]) -
     file = folder / f"{name}.json"
     if not file.is_file():
         return None
-    record = json.loads(file.read_text())
+    note = json.loads(file.read_text())
     advice = "leave out --resume, which decodes anew, or write to another --output"
-    if other := settings.differences(asked, record["asked"]):
+    if other := settings.differences(asked, note["asked"]):
         raise ValueError(f"resume: {file} was made with another configuration ({'; '.join(other)}); {advice}")
-    if record["progress"]["problems"] != len(prompts):
+    if note["progress"]["problems"] != len(prompts):
         raise ValueError(
-            f"resume: {file} is of {record['progress']['problems']} questions, not of {len(prompts)}; {advice}"
+            f"resume: {file} is of {note['progress']['problems']} questions, not of {len(prompts)}; {advice}"
         )
-    finished = {transcript.problem: transcript for transcript, _ in transcripts.read(file.with_suffix(".jsonl"))}
+    finished = {transcript.problem: transcript for transcript, _ in record.read(file.with_suffix(".jsonl"))}
     for number, transcript in finished.items():
         fed, prompt = (
             transcript.tokens(0),
@@ -136,9 +135,9 @@ def read(folder: Path, name: str, asked: Asked, prompts: Sequence[np.ndarray]) -
             raise ValueError(
                 f"resume: question {number + 1} is not the one that {file.with_suffix('.jsonl')} has, or is put otherwise; {advice}"
             )
-    before = record["asked"].get("files", {})
+    before = note["asked"].get("files", {})
     if other := files.replaced(before, {**asked.files, **dict.fromkeys(before.keys() - asked.files.keys(), "absent")}):
         raise ValueError(f"resume: {file} was decoded with other files ({'; '.join(other)}); {advice}")
-    progress = record["progress"] | {"shard_steps": tuple(record["progress"]["shard_steps"])}
+    progress = note["progress"] | {"shard_steps": tuple(note["progress"]["shard_steps"])}
     progress["stops"] = {Stop[stop.upper()]: count for stop, count in progress["stops"].items()}
-    return Kept(finished, Progress(**progress), record["traces"])
+    return Kept(finished, Progress(**progress), note["traces"])

@@ -9,7 +9,6 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,20 +17,18 @@ from apr_jax.decode import Engine, Problem, Progress, Sizes, Transcript
 from apr_jax.decode.loop import fit
 from apr_jax.decode.problem import check_sampling, whole
 from apr_jax.decode.sampling import COLDEST
-from apr_jax.decode.transcript import Stop
 from apr_jax.evaluate import metrics, select
 from apr_jax.evaluate.kept import Kept
 from apr_jax.evaluate.outcomes import Outcome, outcome, summary
-from apr_jax.model import io
-from apr_jax.model.pretrained import load_pretrained, with_control_words
-from apr_jax.model.transformer import Model
+from apr_jax.pretrained import load_model, with_control_words
+from apr_jax.pretrained.tokenizer import check_fits
 from apr_jax.protocols import Samples, Sequential, SpawnJoin
 from apr_jax.protocols.spawn_join import Context, Returns
-from apr_jax.tasks.language.task import Prompt
+from apr_jax.record import Stop
+from apr_jax.tasks.prompt import Prompt
 from apr_jax.tasks.task import Task, grades
 from apr_jax.tasks.timed import Failure
 from apr_jax.tokenizer import TextCodec
-from apr_jax.tokenizer.load import check_fits
 
 ProtocolName = Literal["sequential", "samples", "spawn_join"]
 SAMPLING = ("temperature", "top_k", "top_p", "max_tokens", "child_max_tokens")
@@ -45,7 +42,7 @@ class ControlWords:
     Attributes:
         spawn, wait, result, join, go: the words.
         add: give those that are not one id yet an id of their own, and a row that begins as what their names mean
-            (see `apr_jax.model.pretrained.with_control_words`).
+            (see `apr_jax.pretrained.with_control_words`).
         gain: of these rows; a model that is not trained further needs a little more than 1 to choose them.
     """
 
@@ -76,7 +73,7 @@ class RolloutConfig:
     """How problems are decoded.
 
     Attributes:
-        checkpoint: the model, see `load_model`.
+        checkpoint: the model, see `apr_jax.pretrained.load_model`.
         protocol: how threads come and go.
         samples: threads of `samples`.
         max_depth, context, returns: of `spawn_join`, see there.
@@ -180,11 +177,6 @@ def make_protocol(config: RolloutConfig, words: TextCodec):
         return Samples(config.samples, end)
     ids = {role: words.id(word) for role, word in config.control.names.items()}
     return SpawnJoin(**ids, end=end, max_depth=config.max_depth, context=config.context, returns=config.returns)
-
-
-def load_model(path: str) -> Model:
-    """A checkpoint of ours, or a pretrained model: a Hugging Face folder or a GGUF file."""
-    return load_pretrained(path) if path.endswith(".gguf") or Path(path).is_dir() else io.load(path)
 
 
 def make_engine(config: RolloutConfig, words: TextCodec) -> tuple[Engine, TextCodec]:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from apr_jax.decode.transcript import Source, Stop, Transcript
 from apr_jax.evaluate import select
 from apr_jax.evaluate.causality import causality, depths, followers_of, topological
+from apr_jax.record import Source, Stop, Transcript
 
 
 def generated_tokens(transcript: Transcript) -> int:

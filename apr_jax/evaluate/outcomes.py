@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from apr_jax.decode.transcript import Stop, Transcript
 from apr_jax.evaluate import metrics
+from apr_jax.record import Stop, Transcript
 
 # The keys of a method in `summary.json`, the same in every evaluation. A method may add others.
 KEYS = (

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from apr_jax.decode.transcript import Stop, Transcript
 from apr_jax.evaluate import report
 from apr_jax.evaluate.methods import Result
+from apr_jax.record import Stop, Transcript
 from apr_jax.tokenizer import TextCodec
 
 WIDTH = 120

@@ -1,8 +1,7 @@
 """Methods of parallel reasoning, one file each."""
 
 from apr_jax.protocols.samples import Samples
-from apr_jax.protocols.scripted import Scripted
 from apr_jax.protocols.sequential import Sequential
 from apr_jax.protocols.spawn_join import SpawnJoin
 
-__all__ = ["Samples", "Scripted", "Sequential", "SpawnJoin"]
+__all__ = ["Samples", "Sequential", "SpawnJoin"]

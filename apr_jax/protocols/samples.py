@@ -14,8 +14,8 @@ from apr_jax.decode import book as books
 from apr_jax.decode import messages
 from apr_jax.decode.book import Book
 from apr_jax.decode.protocol import Drawn, Needs, Protocol, is_one_of
-from apr_jax.decode.transcript import Stop
 from apr_jax.protocols import verbs
+from apr_jax.record import Stop
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,8 +27,8 @@ from apr_jax.decode import book as books
 from apr_jax.decode import lines
 from apr_jax.decode.book import Book, pytree
 from apr_jax.decode.protocol import Drawn, Handler, Needs, Protocol, is_one_of
-from apr_jax.decode.transcript import Stop
 from apr_jax.protocols import verbs
+from apr_jax.record import Stop
 
 Context = Literal["isolated", "shared", "live"]
 Returns = Literal["message", "stitch", "reencode"]

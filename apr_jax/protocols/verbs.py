@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Int
 from apr_jax.decode import book as books
 from apr_jax.decode import messages
 from apr_jax.decode.book import Book
-from apr_jax.decode.transcript import Stop
+from apr_jax.record import Stop
 
 
 def feed_prompt(book: Book, thread: Int[Array, ""], start: Int[Array, ""], length: Int[Array, ""]) -> Book:

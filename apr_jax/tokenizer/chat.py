@@ -114,7 +114,7 @@ def render(
     if template is None:
         raise ValueError(
             "the tokenizer has no chat template; give one as chat_template of the prompt's configuration (`PLAIN` of "
-            "apr_jax.tasks.language.task suits models that do not chat)"
+            "apr_jax.tasks.prompt suits models that do not chat)"
         )
     words = {"bos_token": codec.bos, "eos_token": codec.eos, "pad_token": codec.pad}
     seen: dict[str, Any] = {name: codec.token_bytes(i).decode() for name, i in words.items() if i is not None}

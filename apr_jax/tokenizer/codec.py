@@ -119,7 +119,7 @@ class TextCodec(abc.ABC):
 
     @abc.abstractmethod
     def save(self, path: str | Path) -> None:
-        """Write what `tokenizer.load` reads."""
+        """Write what `apr_jax.pretrained.tokenizer.load` reads."""
 
     @abc.abstractmethod
     def encode_text(self, text: str, continues: bool = False) -> list[int]:

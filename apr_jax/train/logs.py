@@ -11,12 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from apr_jax import files, settings
-from apr_jax.decode import transcript as transcripts
-from apr_jax.decode.transcript import Log, Transcript, peak_context
-from apr_jax.model.pretrained import with_control_words
+from apr_jax import files, record, settings
 from apr_jax.model.transformer import Model
-from apr_jax.tokenizer.load import load
+from apr_jax.pretrained import with_control_words
+from apr_jax.pretrained.tokenizer import load
+from apr_jax.record import Log, Transcript, peak_context
 from apr_jax.train import data, packing, rows
 from apr_jax.train.packing import Count
 
@@ -24,15 +23,15 @@ TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "adde
 
 
 @dataclasses.dataclass(frozen=True)
-class LogData:
+class LogData(data.Data):
     """Transcripts as training data; every token that a model sampled is a label.
 
     Attributes:
         folder: where the packed rows and the tokenizer are kept (free).
         transcripts: files of `experiments.evaluate`, `transcripts_METHOD.jsonl`, each with its `.npz`.
-        tokenizer: that of the model that made them: what `apr_jax.tokenizer.load` reads.
+        tokenizer: that of the model that made them: what `apr_jax.pretrained.tokenizer.load` reads.
         control_words: words that were added to it, in the order they were added.
-        gain: of their rows in the model (see `apr_jax.model.pretrained.add_control_tokens`).
+        gain: of their rows in the model (see `apr_jax.pretrained.add_control_tokens`).
         correct: leave out what led to a wrong answer: transcripts, and of samples each that is wrong (`right`).
         held_out: one question of so many is held out, with all of its transcripts.
         length: S, entries of a row.
@@ -112,7 +111,7 @@ class LogData:
         for file in self.transcripts:
             if not Path(file).is_file():
                 raise FileNotFoundError(f"transcripts: there is no file {file}; `experiments.evaluate` writes them")
-            pairs = list(transcripts.read(Path(file)))
+            pairs = list(record.read(Path(file)))
             chosen = pairs
             if self.correct:
                 parts = ((right(t, line, f"{file}:{i}"), line) for i, (t, line) in enumerate(pairs, start=1))

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from apr_jax.decode.transcript import Source, Transcript
+from apr_jax.record import Source, Transcript
 
 
 @jax.tree_util.register_dataclass

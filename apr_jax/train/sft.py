@@ -26,8 +26,7 @@ from apr_jax.model import transformer
 from apr_jax.model.config import PRESETS, ModelConfig
 from apr_jax.train import lora, optimizer, weights
 from apr_jax.train.checkpoints import Checkpoints
-from apr_jax.train.data import DataConfig, Dataset
-from apr_jax.train.logs import LogData
+from apr_jax.train.data import Data, Dataset
 from apr_jax.train.lora import Lora
 from apr_jax.train.losses import rows_loss, summarise
 from apr_jax.train.metrics import Metrics, ProgressReport
@@ -55,7 +54,7 @@ class SftConfig:
         start: parameters to start from: a file that another run exported, or a pretrained model (a Hugging Face folder or a
             GGUF file); empty: drawn from the seed.
         lora: train adapters beside the parameters of `start`, which stay as they are; None: train the parameters.
-        emphasis: a class of labels (see `apr_jax.train.data.CLASSES`) and its weight in the loss; all others weigh 1.
+        emphasis: a class of labels (of the data, see `Dataset.members`) and its weight in the loss; all others weigh 1.
         chunk: queries per block of attention.
         remat: recompute layers in the backward pass: less memory, more time.
         log_every, evaluate_every, checkpoint_every: steps between reports, held-out evaluations, checkpoints (free).
@@ -65,7 +64,7 @@ class SftConfig:
         tensorboard: write event files beside `metrics.jsonl` (free).
     """
 
-    data: DataConfig | LogData = DataConfig()
+    data: Data
     model: ModelConfig = PRESETS["tiny"]
     optimizer: OptimizerConfig = OptimizerConfig()
     rows_per_batch: int = 8

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from apr_jax import files, settings
 from apr_jax.model import io, transformer
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.pretrained import load_pretrained, save_pretrained
-from apr_jax.tokenizer.load import load as load_tokenizer
+from apr_jax.pretrained import is_pretrained, load_model, save_pretrained
+from apr_jax.pretrained.tokenizer import load as load_tokenizer
 from apr_jax.train.data import Data
 
 NOTE = "exported.json"
@@ -29,8 +29,8 @@ def load(start: str, model: ModelConfig, data: Data) -> transformer.Params:
         FileNotFoundError: they are not there.
         ValueError: they are of another model, or not finite.
     """
-    pretrained = is_pretrained(start)
-    found = data.fit(load_pretrained(start, dtype=model.param_dtype)) if pretrained else io.load(start)
+    found = load_model(start, dtype=model.param_dtype)
+    found = data.fit(found) if is_pretrained(start) else found
     if found.config != model:
         changed = settings.differences(model, settings.to_dict(found.config))
         raise ValueError(f"start: {start} holds another model ({'; '.join(changed)})")
@@ -39,11 +39,6 @@ def load(start: str, model: ModelConfig, data: Data) -> transformer.Params:
             f"start: {start} holds numbers that are not finite, in {', '.join(names)}; start from another model"
         )
     return found.params
-
-
-def is_pretrained(path: str) -> bool:
-    """Whether a path is of a GGUF file or a folder, not of a file of ours."""
-    return path.endswith(".gguf") or Path(path).is_dir()
 
 
 def made_from(start: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from apr_jax.decode.transcript import Log, Source, Stop, ThreadRecord, Transcript
+from apr_jax.record import Log, Source, Stop, ThreadRecord, Transcript
 from apr_jax.tasks.countdown import compact, problems, search
 from apr_jax.tasks.countdown.problems import Problem, Setting
 

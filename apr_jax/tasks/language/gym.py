@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from apr_jax.tasks import timed
 from apr_jax.tasks.language import verifiers
-from apr_jax.tasks.language.task import LanguageTask, Prompt, Question
+from apr_jax.tasks.language.task import LanguageTask, Question
+from apr_jax.tasks.prompt import Prompt
 from apr_jax.tasks.timed import Failure
 
 TAGS = Prompt(

@@ -1,4 +1,4 @@
-"""Questions in language: how they are put, and how the answer is read."""
+"""Questions in language, and how an answer is read."""
 
 import dataclasses
 import itertools
@@ -9,16 +9,10 @@ from typing import Any
 
 from apr_jax import settings
 from apr_jax.tasks.language import answers
+from apr_jax.tasks.prompt import Prompt, check_text
 from apr_jax.tasks.task import Task
 from apr_jax.tokenizer import ChatTemplate, TextCodec, chat
 from apr_jax.tokenizer.chat import Message
-
-PLAIN = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{{ {'system': '', 'user': 'Question: ', 'assistant': 'Answer: '}[m.role] ~ m.content ~ '\\n\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}"
-)
-"""A chat template for models that were not trained to chat."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,70 +33,8 @@ class Question:
     right: str
 
     def __post_init__(self):
-        _check_text("question", self.text)
-        _check_text("answer", self.right)
-
-
-def _check_text(field: str, text: str) -> None:
-    if broken := re.search(r"[\ud800-\udfff]", text):
-        raise ValueError(
-            f"{field}: {text!r} has {broken.group()!r}, half of a character (a lone surrogate), which no UTF-8 holds"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Shot:
-    """An example in a prompt: a question and the answer that is wanted."""
-
-    question: str
-    answer: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-    """How a question is put.
-
-    Attributes:
-        system: what the model is told first; empty: nothing.
-        wrap: the user's turn; `{question}` stands for the question.
-        shots: examples, as earlier turns.
-        opening: how the answer begins.
-        chat_template: Jinja source instead of the tokenizer's own template (`PLAIN`, for instance).
-        stop: texts at which an answer ends, besides what the template puts between an answer and the next question.
-    """
-
-    system: str = ""
-    wrap: str = "{question}"
-    shots: tuple[Shot, ...] = ()
-    opening: str = ""
-    chat_template: str = ""
-    stop: tuple[str, ...] = dataclasses.field(default=(), metadata=settings.FREE)
-
-    def __post_init__(self):
-        for field in ("system", "wrap", "opening", "chat_template"):
-            _check_text(field, getattr(self, field))
-        for shot in self.shots:
-            _check_text("shots", shot.question + shot.answer)
-        if not all(self.stop):
-            raise ValueError(f"stop is {self.stop!r}; it must hold no empty text, at which every answer would end")
-        if "{question}" not in self.wrap:
-            raise ValueError(f"wrap is {self.wrap!r}; it must hold {{question}}, where the question is put")
-
-    def messages(self, question: str) -> list[Message]:
-        """The conversation that ends with the question."""
-        turns = [Message("system", self.system)] if self.system else []
-        for shot in self.shots:
-            turns += [
-                Message("user", self.wrap.replace("{question}", shot.question)),
-                Message("assistant", shot.answer),
-            ]
-        return [*turns, Message("user", self.wrap.replace("{question}", question))]
-
-    @property
-    def template(self) -> ChatTemplate | None:
-        """The template that is given here, None for the tokenizer's own."""
-        source = self.chat_template
-        return ChatTemplate(source, "chat_template of the prompt's configuration") if source else None
+        check_text("question", self.text)
+        check_text("answer", self.right)
 
 
 @dataclasses.dataclass(frozen=True)

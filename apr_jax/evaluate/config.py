@@ -1,0 +1,44 @@
+"""The configuration of an evaluation: which methods answer which questions, and where the results go."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated
+
+import tyro
+
+from apr_jax.decode.problem import check_seed
+from apr_jax.evaluate.methods import MethodConfig
+from apr_jax.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """An evaluation.
+
+    Attributes:
+        methods: by name; `--only` picks some of them.
+        task: questions and how they are judged; its fields are options without a prefix (`--problems-file`).
+        tokenizer: what `apr_jax.pretrained.tokenizer.load` reads.
+        seed: of the questions drawn and of all sampling.
+        only: names of the methods to run; empty: all.
+        shown: questions of each method on the timeline page.
+        output: folder of the results.
+        resume: go on with what an earlier run, the same but for its methods, has left in `output`.
+    """
+
+    methods: Mapping[str, MethodConfig]
+    task: Annotated[Task, tyro.conf.OmitArgPrefixes]
+    tokenizer: str
+    seed: int = 0
+    only: tuple[str, ...] = ()
+    shown: int = 8
+    output: str = "results/demo"
+    resume: bool = False
+
+    def __post_init__(self):
+        for name in self.only:
+            if name not in self.methods:
+                raise ValueError(f"only: {name!r} is not one of the methods {', '.join(self.methods)}")
+        if self.shown < 1:
+            raise ValueError(f"shown is {self.shown}; it must be at least 1")
+        check_seed(self.seed)

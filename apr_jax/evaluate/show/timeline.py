@@ -1,0 +1,128 @@
+"""Threads of single problems on a timeline: one self-contained HTML page."""
+
+import html
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from apr_jax.evaluate import metrics
+from apr_jax.evaluate.causality import causality, depths
+from apr_jax.evaluate.report import title
+from apr_jax.record import Log, Source, Stop, Transcript
+
+TEMPLATE = Path(__file__).with_name("timeline.html")
+Shown = tuple[str, Transcript, Mapping]  # method, transcript, {"question", "answer", "correct"}
+
+
+def write_page(
+    path: Path, items: Iterable[Shown], text: Callable[[str, int], str], heading: str = "Threads on a timeline"
+) -> None:
+    """Writes the page; it needs nothing but a browser.
+
+    Args:
+        path: the HTML file.
+        items: method name, transcript and a mapping with `question`, `answer` (None: no valid one) and `correct`.
+        text: method name and token id to what is shown; may return anything, it is never read as HTML.
+        heading: title of the page.
+
+    Raises:
+        KeyError: a mapping without one of the three.
+    """
+    path.write_text(page(items, text, heading), encoding="utf-8")
+
+
+def page(items: Iterable[Shown], text: Callable[[str, int], str], heading: str = "Threads on a timeline") -> str:
+    """The page as text; arguments as for `write_page`."""
+    strings: dict[str, int] = {}
+    problems = [_problem(method, transcript, extra, text, strings) for method, transcript, extra in items]
+    data = {"strings": list(strings), "sources": [source.name.lower() for source in Source], "problems": problems}
+    # Inside a script element only "<" can end or open anything; "<" never stands outside of a JSON string.
+    encoded = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    template = TEMPLATE.read_text(encoding="utf-8")
+    filled = {"__TITLE__": html.escape(heading), "__HEADING__": html.escape(heading), "__DATA__": encoded}
+    return re.sub("|".join(filled), lambda found: filled[found.group()], template)
+
+
+def places(transcript: Transcript) -> tuple[np.ndarray, np.ndarray]:
+    """Where each log entry stands on the two axes: causal clock Int [E] and critical-path count Int [E].
+
+    A generated token stands one clock after the row it was sampled from, also where it was fed later (after a join) or
+    never. On the axis of counts a generated token fills the unit that ends at its count, and a fed token, which costs
+    nothing there, stands at its count.
+    """
+    log = transcript.log
+    clock = np.where(log.predictor >= 0, log.clock[log.predictor] + 1, log.clock)
+    for entry in np.flatnonzero(clock < 0):  # queued, but the problem ended first
+        follows = entry > 0 and log.thread[entry] == log.thread[entry - 1]
+        clock[entry] = clock[entry - 1] + 1 if follows else 0
+    return clock, depths(causality(transcript), log.sampled) - log.sampled
+
+
+def links(transcript: Transcript) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Forks (last entry of the parent before, first of the child) and joins (last of the child, first message)."""
+    log, order = transcript.log, causality(transcript)
+    first = {thread: int(np.flatnonzero(log.thread == thread)[0]) for _, thread in order.forks}
+    starts = [(entry if entry >= 0 else _before(transcript, child), first[child]) for entry, child in order.forks]
+    last = {child: int(np.flatnonzero(log.thread == child)[-1]) for child, _ in order.joins}
+    forks = [pair for pair in starts if pair[0] >= 0]
+    return forks, [(last[child], _message(log, entry)) for child, entry in order.joins]
+
+
+def _message(log: Log, entry: int) -> int:
+    """The first entry from `entry` on that was not generated, if its thread has one: the join itself."""
+    later = np.flatnonzero((log.thread == log.thread[entry]) & ~log.sampled)
+    later = later[later >= entry]
+    return int(later[0]) if len(later) else entry
+
+
+def _before(transcript: Transcript, child: int) -> int:
+    """The last entry that the parent was fed before a child forked without a generated token, -1 if there is none."""
+    log, parent = transcript.log, transcript.threads[child].parent
+    born = log.clock[(log.thread == child) & (log.clock >= 0)].min()
+    fed = np.flatnonzero((log.thread == parent) & (log.clock >= 0) & (log.clock < born))
+    return int(fed[-1]) if len(fed) else -1
+
+
+def _problem(method: str, transcript: Transcript, extra: Mapping, text: Callable, strings: dict[str, int]) -> dict:
+    log = transcript.log
+    clock, count = places(transcript)
+    forks, joins = links(transcript)
+    tokens = [strings.setdefault(text(method, token), len(strings)) for token in log.token.tolist()]
+    chance = [
+        round(p, 3) if s and np.isfinite(p) else None for p, s in zip(log.logprob.tolist(), log.sampled, strict=True)
+    ]
+    ran = sorted(set(log.thread.tolist()), key=lambda thread: transcript.threads[thread].path)
+    lanes = []
+    for thread in ran:  # sorted by path: every thread stands right below its parent and elder siblings
+        entries = np.flatnonzero(log.thread == thread)
+        record = transcript.threads[thread]
+        name = ".".join(map(str, record.path)) if record.path else "root"
+        span = [int(entries[0]), int(entries[-1]) + 1]
+        lanes.append({"name": name, "level": len(record.path), "stop": record.stop.name.lower(), "span": span})
+    return {
+        "method": title(method),
+        "number": transcript.problem,
+        "sample": transcript.sample,
+        "question": str(extra["question"]),
+        "answer": None if extra["answer"] is None else str(extra["answer"]),
+        "correct": bool(extra["correct"]),
+        "stop": transcript.stop.name.lower() if transcript.stop != Stop.END else "",
+        "counts": {
+            "critical path": metrics.critical_path(transcript),
+            "generated": metrics.generated_tokens(transcript),
+            "fed": metrics.fed_tokens(transcript),
+            "threads": metrics.threads(transcript),
+            "peak context": int(transcript.peak_context),
+        },
+        "lanes": lanes,
+        "token": tokens,
+        "source": log.source.tolist(),
+        "logprob": chance,
+        "clock": clock.tolist(),
+        "count": count.tolist(),
+        "forks": forks,
+        "joins": joins,
+    }

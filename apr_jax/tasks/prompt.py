@@ -1,0 +1,82 @@
+"""How a question is put to a language model: system prompt, examples, wording, chat template."""
+
+import dataclasses
+import re
+
+from apr_jax import settings
+from apr_jax.tokenizer import ChatTemplate
+from apr_jax.tokenizer.chat import Message
+
+PLAIN = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ {'system': '', 'user': 'Question: ', 'assistant': 'Answer: '}[m.role] ~ m.content ~ '\\n\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}"
+)
+"""A chat template for models that were not trained to chat."""
+
+
+def check_text(field: str, text: str) -> None:
+    """Refuse a text that UTF-8 cannot hold.
+
+    Raises:
+        ValueError: naming the field and the character.
+    """
+    if broken := re.search(r"[\ud800-\udfff]", text):
+        raise ValueError(
+            f"{field}: {text!r} has {broken.group()!r}, half of a character (a lone surrogate), which no UTF-8 holds"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shot:
+    """An example in a prompt: a question and the answer that is wanted."""
+
+    question: str
+    answer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """How a question is put.
+
+    Attributes:
+        system: what the model is told first; empty: nothing.
+        wrap: the user's turn; `{question}` stands for the question.
+        shots: examples, as earlier turns.
+        opening: how the answer begins.
+        chat_template: Jinja source instead of the tokenizer's own template (`PLAIN`, for instance).
+        stop: texts at which an answer ends, besides what the template puts between an answer and the next question.
+    """
+
+    system: str = ""
+    wrap: str = "{question}"
+    shots: tuple[Shot, ...] = ()
+    opening: str = ""
+    chat_template: str = ""
+    stop: tuple[str, ...] = dataclasses.field(default=(), metadata=settings.FREE)
+
+    def __post_init__(self):
+        for field in ("system", "wrap", "opening", "chat_template"):
+            check_text(field, getattr(self, field))
+        for shot in self.shots:
+            check_text("shots", shot.question + shot.answer)
+        if not all(self.stop):
+            raise ValueError(f"stop is {self.stop!r}; it must hold no empty text, at which every answer would end")
+        if "{question}" not in self.wrap:
+            raise ValueError(f"wrap is {self.wrap!r}; it must hold {{question}}, where the question is put")
+
+    def messages(self, question: str) -> list[Message]:
+        """The conversation that ends with the question."""
+        turns = [Message("system", self.system)] if self.system else []
+        for shot in self.shots:
+            turns += [
+                Message("user", self.wrap.replace("{question}", shot.question)),
+                Message("assistant", shot.answer),
+            ]
+        return [*turns, Message("user", self.wrap.replace("{question}", question))]
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """The template that is given here, None for the tokenizer's own."""
+        source = self.chat_template
+        return ChatTemplate(source, "chat_template of the prompt's configuration") if source else None
