@@ -41,7 +41,7 @@ ENGINE, SHARED, ROWS = "engine", "bare, shared pool", "bare, cache a row"
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkConfig:
-    """What is measured.
+    """Settings of the measurement.
 
     Attributes:
         model: preset of the random model.

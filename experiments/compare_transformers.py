@@ -42,7 +42,7 @@ NO_END = -1  # every thread goes on to its last token
 
 @dataclasses.dataclass(frozen=True)
 class Compare:
-    """What is compared.
+    """Settings of the comparison.
 
     Attributes:
         path: a Hugging Face folder or a GGUF file.
@@ -67,7 +67,7 @@ class Compare:
 
 @dataclasses.dataclass(frozen=True)
 class Greedy:
-    """What was found: greedy tokens in all, those below the best one, those of them within the margin, and the differences."""
+    """Greedy tokens in all, those below the best one, those of them within the margin, and the differences."""
 
     tokens: int
     other: int

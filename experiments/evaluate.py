@@ -38,7 +38,7 @@ from apr_jax.tokenizer import TextCodec
 from apr_jax.tokenizer.load import load
 
 Decoded = tuple[Kept, TextCodec]
-"""What was decoded, and the tokenizer that reads it."""
+"""A rollout, and the tokenizer that reads it."""
 WRITTEN = (
     "summary.json", "report.md", "samples.md", "timeline.html", "transcripts_*", "accuracy_*.png", "threads_*.png",
     "rollouts/*",
@@ -80,12 +80,12 @@ class EvaluateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A rollout that is wanted.
+    """A rollout to be decoded or resumed.
 
     Attributes:
-        name: under which it is kept: that of the first method that is read off it, whichever are run.
-        asked: what decides it.
-        earlier: what there is of it already.
+        name: of its saved files: that of the first method that is read off it, whichever are run.
+        asked: everything that determines it.
+        earlier: its saved part, if any.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Plan:
 
 
 def with_bar(name: str, questions: int, before: int, work: Callable[..., Decoded]) -> Decoded:
-    """Do work(watch, stop), see `methods.roll_out`, with a progress bar that begins at `before`, until Ctrl-C.
+    """Run `work(watch, stop)` (`methods.roll_out`) under a progress bar from `before` on; Ctrl-C makes its `stop` return True.
 
     Raises:
         Interrupted: before all were decoded.
@@ -117,7 +117,7 @@ def with_bar(name: str, questions: int, before: int, work: Callable[..., Decoded
 
 
 def describe(progress: Progress) -> str:
-    """Where a run stands, beside how many problems are done."""
+    """Speed, occupancy and stop reasons of a run so far, as the text beside the progress bar."""
     rate = progress.sampled / max(progress.seconds, 1e-9)
     stops = ", ".join(f"{stop.name.lower()} {count}" for stop, count in sorted(progress.stops.items()))
     return f"{rate:,.0f} tokens/s, {progress.occupancy:.0%} of rows busy{', ended: ' if stops else ''}{stops}"
@@ -152,7 +152,7 @@ def run(config: EvaluateConfig) -> dict[str, Result]:
 
 
 def begin(config: EvaluateConfig, questions: Sequence, words: TextCodec) -> Mapping[RolloutConfig, Plan]:
-    """Each rollout that is wanted with what is kept of it, before anything is decoded; without `resume` that is discarded.
+    """All rollouts with their saved parts, before anything is decoded; without `resume` saved parts are discarded.
 
     Raises:
         ValueError: it belongs to another evaluation, or a question cannot be asked.
@@ -188,7 +188,7 @@ def decode_and_keep(config: EvaluateConfig, questions: Sequence, words: TextCode
 
 
 def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Result]) -> None:
-    """Write everything an evaluation leaves."""
+    """Write all files of the results folder."""
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     entries = {name: result.entry for name, result in results.items()}
@@ -222,7 +222,7 @@ def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Res
 
 
 def answered(answer: Answer) -> dict[str, Any]:
-    """What a line of reasoning answered, for the line of its transcript."""
+    """The fields of an answer in the JSON line of its transcript."""
     sample = answer.sample
     failed = {"judge_failure": sample.failure} if sample.failure else {}
     return {"thread": answer.thread, "answer": sample.answer, "correct": sample.correct, **failed}

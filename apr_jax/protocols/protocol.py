@@ -1,4 +1,4 @@
-"""What a method of parallel reasoning must say: how a problem begins and what its events do.
+"""The interface of a method of parallel reasoning: how a problem begins, and the handlers of its events.
 
 A protocol is a frozen dataclass (hashable, static). It is written for one problem; the loop vmaps it, and applies a handler only
 in steps where some problem has that event. Handlers see the book, never keys and values. Axes: B sampled tokens.

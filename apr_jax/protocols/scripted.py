@@ -130,7 +130,7 @@ class Scripted:
         born, number = books.children(book, parent), books.numbers(book)
         place = number - first
         length = lengths[jnp.clip(place, 0, lengths.shape[0] - 1)]
-        # A thread may sample its budget: one that is to sample fewer is taken to have sampled the rest.
+        # There is no budget per thread: a thread with a shorter length starts with `generated` at budget - length.
         book = book.replace(threads=book.threads.where(born, generated=book.budgets[1] - length))
         book = protocol.say(book, number, (kind,), number, (start + place,), (1,), born)
         book = books.commit(book, parent, shares=True)

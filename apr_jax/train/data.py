@@ -55,7 +55,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What a data folder holds.
+    """The contents of a data folder.
 
     Attributes:
         folder: where it is (free).
@@ -103,7 +103,7 @@ class DataConfig:
 
 
 class Data(Protocol):
-    """What training wants of a configuration of data; frozen dataclasses with a `folder`."""
+    """The interface of a configuration of data; frozen dataclasses with a `folder`."""
 
     folder: str
 

@@ -33,7 +33,7 @@ REST = 0.3  # seconds before a run: threads of the engine that ran last still sp
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkConfig:
-    """What is compared.
+    """Settings of the comparison.
 
     Attributes:
         models: of `weights.SHAPES`.
@@ -186,7 +186,7 @@ def measure(config: BenchmarkConfig, chosen: Sequence[Row], say: Callable[[str],
 
 
 def measure_alone(config: BenchmarkConfig, bench: Bench, model: str) -> dict:
-    """What only the project is asked: forks and joins by prefix length, and how full its steps are."""
+    """Measurements of the engine alone: forks and joins by prefix length, and the occupancy of its steps."""
     vocabulary = weights.SHAPES[model].vocabulary
     if model == "smollm2":
         # A fork as peers do it: to the first token of 8 threads.

@@ -1,4 +1,4 @@
-"""Language models of others: read from Hugging Face folders and GGUF files, changed a little, and given back."""
+"""Pretrained language models: read from Hugging Face folders and GGUF files, given control words, and saved."""
 
 from apr_jax.model.pretrained.load import load_pretrained
 from apr_jax.model.pretrained.save import save_pretrained

@@ -63,7 +63,7 @@ class Prompt:
     """How a question is put.
 
     Attributes:
-        system: what the model is told first; empty: nothing.
+        system: the system prompt; empty: none.
         wrap: the user's turn; `{question}` stands for the question.
         shots: examples, as earlier turns.
         opening: how the answer begins.
@@ -107,7 +107,7 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageTask(Task[Question]):
-    """What all tasks in language have in common.
+    """The common part of all tasks in language.
 
     Attributes:
         ask: how a question is put.
