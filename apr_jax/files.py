@@ -47,7 +47,7 @@ def read_json(path: Path) -> dict:
 
 
 def identity(path: Path) -> str:
-    """What a file holds in a line that differs where the content does: its size and its SHA-256.
+    """The identity of a file in one line: its size and its SHA-256.
 
     A file that looks untouched (same size and time of change) is read once in the life of a process.
     """

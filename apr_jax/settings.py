@@ -251,7 +251,7 @@ def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(config: Any, saved: Any) -> list[str]:
-    """What differs, in fields that matter, between a configuration and the saved `to_dict` of another.
+    """The differences, in fields that matter, between a configuration and the saved `to_dict` of another.
 
     Returns:
         One line per field: its dotted name, the saved value and the present one. Fields marked `FREE` are left out, and

@@ -28,7 +28,7 @@ REST = 0.3  # seconds before a run: threads of the engine that ran last still sp
 
 @dataclasses.dataclass(frozen=True)
 class CommitsConfig:
-    """What is compared.
+    """Settings of the comparison.
 
     Attributes:
         before: the other commit, as git names it.
@@ -50,7 +50,7 @@ class CommitsConfig:
 
 
 def jobs(model: str, share: float) -> dict[str, Workload]:
-    """What is timed, by name."""
+    """The timed jobs, by name."""
     vocabulary = weights.SHAPES[model].vocabulary
     problems, prefix = (64, 128) if model == "tiny" else (16, 512)
     fork = ForkJoin(problems, problems // 2, vocabulary, share=share)

@@ -37,7 +37,7 @@ MODEL = ModelConfig(vocabulary=256, width=16, layers=1, heads=2, kv_heads=1, hea
 
 @dataclasses.dataclass(frozen=True)
 class OccupancyConfig:
-    """What is measured.
+    """Settings of the measurement.
 
     Attributes:
         problems: how many come.

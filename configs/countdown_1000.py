@@ -1,4 +1,4 @@
-"""1,000 held-out problems of each size and every method: the figures of the README.
+"""1,000 held-out problems of each size and every method: the figures of docs/reproduce.md.
 
     python -m experiments.evaluate --config configs/countdown_1000.py --settings three --output results/three
     python -m experiments.evaluate --config configs/countdown_1000.py --settings four --output results/four

@@ -1,4 +1,4 @@
-"""A small model learns APR's parallel search on Countdown (imitation, APR section 4.3), on one CPU core.
+"""A small model learns APR's parallel search on Countdown (imitation: APR, arXiv 2504.15466, section 4.3), on one CPU core.
 
     python -m experiments.train_sft --config configs/sft_apr.py
 

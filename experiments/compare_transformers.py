@@ -40,7 +40,7 @@ TOLERANCE = 2e-4  # of logits: two orders of summation in float32
 
 @dataclasses.dataclass(frozen=True)
 class Compare:
-    """What is compared.
+    """Settings of the comparison.
 
     Attributes:
         path: a Hugging Face folder or a GGUF file.
@@ -65,7 +65,7 @@ class Compare:
 
 @dataclasses.dataclass(frozen=True)
 class Greedy:
-    """What was found: greedy tokens in all, those below the best one, those of them within the margin, and the differences."""
+    """Greedy tokens in all, those below the best one, those of them within the margin, and the differences."""
 
     tokens: int
     other: int

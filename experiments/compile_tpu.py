@@ -1,4 +1,4 @@
-"""Compile the decoding program for a TPU that is not there, and say what it would take.
+"""Compile the decoding program for a TPU that is not there, and report its memory, collectives and roofline.
 
     python -m experiments.compile_tpu --topology v5e:2x4 --model qwen3_8b
     python -m experiments.compile_tpu --topology v5e:4x4 --model qwen3_8b --data 2
@@ -42,7 +42,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What the data sheet of a chip says: HBM bytes, HBM bytes a second, bf16 operations a second."""
+    """Figures of a chip's data sheet: HBM bytes, HBM bytes a second, bf16 operations a second."""
 
     hbm: int
     bandwidth: float
@@ -51,7 +51,7 @@ class Chip:
 
 @dataclasses.dataclass(frozen=True)
 class CompileConfig:
-    """What is compiled.
+    """Settings of the compilation.
 
     Attributes:
         topology: chips, as libtpu names them: generation, colon, how many along each axis.

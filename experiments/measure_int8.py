@@ -58,7 +58,7 @@ SPEED = tuple(variant for variant in VARIANTS if variant.dtype == NARROW)
 
 @dataclasses.dataclass(frozen=True)
 class MeasureInt8:
-    """What is measured.
+    """Settings of the measurement.
 
     Attributes:
         path: a Hugging Face folder or a GGUF file.

@@ -18,7 +18,7 @@ from apr_jax.pretrained import load_pretrained
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """What to load.
+    """Settings of the measurement.
 
     Attributes:
         path: a Hugging Face folder or a GGUF file.

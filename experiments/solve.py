@@ -126,7 +126,7 @@ class LanguageShow:
         return live.whole(transcript, words, len(request.prompt))
 
     def verdict(self, question: Question, transcript: Transcript, answers, rule: str) -> tuple[Text, bool]:
-        """The answer chosen; whether it is right nobody says."""
+        """The chosen answer; there is no judge of it."""
         chosen: Answer | None = methods.judge(answers, rule)
         stopped = "" if transcript.stop == Stop.END else f"stopped: {transcript.stop.name.lower()}; "
         if chosen is None:
@@ -179,7 +179,7 @@ def find_method(config: EvaluateConfig, name: str) -> MethodConfig:
 
 
 def prepare(args: argparse.Namespace) -> tuple[CountdownShow | LanguageShow, MethodConfig, TextCodec]:
-    """What is shown, how it is decoded, and the tokenizer.
+    """The display of the task, the method, and the tokenizer.
 
     Raises:
         ValueError, FileNotFoundError: an argument or the configuration is wrong.
@@ -198,7 +198,7 @@ def prepare(args: argparse.Namespace) -> tuple[CountdownShow | LanguageShow, Met
 
 
 def solve(show, question, request: Problem, engine: Engine, method: MethodConfig, words, seed: int, console) -> bool:
-    """Solve one problem before the user's eyes; returns whether it was solved."""
+    """Decode one problem and show its threads; returns whether it was solved."""
     console.print(show.heading(question))
     start = time.monotonic()
     drawn = lambda transcript: show.draw(transcript, words, console, request)

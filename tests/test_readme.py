@@ -1,5 +1,6 @@
-"""What the README shows runs as it stands."""
+"""README and docs: short, true to the files, and what they show runs as it stands."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -8,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
+PACKAGES = ("apr_jax", "experiments", "configs", "tests")
 
 
 # What people set while they look for a fault of their own.
@@ -16,21 +20,60 @@ FLAGS = ("", "JAX_DEBUG_NANS=1", "JAX_DEFAULT_PRNG_IMPL=rbg", "JAX_NUMPY_RANK_PR
          "JAX_NUMPY_DTYPE_PROMOTION=strict", "JAX_ENABLE_X64=1")  # fmt: skip
 
 
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
 @pytest.mark.parametrize("flag", FLAGS)
 def test_python_blocks_run(flag):
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    """The blocks of each page, in order, in names of the page's own; the README last."""
+    assert len(python_blocks(README)) == 1
+    programs = ["\n".join(python_blocks(page)) for page in (*PAGES[1:], README)]
+    assert sum(map(bool, programs)) == 2, "the README and docs/add_a_method.md"
     environment = os.environ | dict([flag.split("=")] if flag else [])
-    command = [sys.executable, "-c", "\n".join(blocks)]
+    command = [sys.executable, "-c", f"for program in {programs!r}: exec(program, {{'__name__': '__main__'}})"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=540, env=environment)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert "() END <s>27:22,26,31,53<go>" in lines[0] and "26+1=27<end>" in lines[-1], "the same under every flag"
+    assert lines[0].endswith("<goal>"), "docs/add_a_method.md"
+    assert "() END <s>27:22,26,31,53<go>" in lines[1] and "26+1=27<end>" in lines[-1], "the same under every flag"
 
 
-def test_files_it_names_exist():
-    root = Path(__file__).parent.parent
-    for name in re.findall(r"`((?:apr_jax|benchmarks|configs|experiments|tests|docs)/[\w/.]+)`", README):
-        assert (root / name).exists(), name
-    for name in re.findall(r"\]\(([\w/.]+)\)", README):
-        assert (root / name).exists(), name
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 120
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_it_names_exist(page):
+    text = page.read_text()
+    for name in re.findall(r"`((?:apr_jax|benchmarks|configs|experiments|tests|docs)/[\w/.]+)`", text):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"\]\(([\w/.]+)\)", text):
+        assert (page.parent / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_programs_and_configurations_it_names_exist(page):
+    text = page.read_text()
+    for name in re.findall(r"python -m ((?:experiments|benchmarks|configs)[\w.]*)", text):
+        assert importlib.util.find_spec(name), name
+    for name in re.findall(r"(?:configs|tests)/\w+\.py|\.ci/\w+|requirements[\w-]*\.txt", text):
+        assert (ROOT / name).exists(), name
+    targets = re.findall(r"^(\w+)[ \w]*:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for name in re.findall(r"(?:^ {4}|`)make (\w+)", text, re.MULTILINE):
+        assert name in targets, name
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs/index.md").read_text()
+    for page in PAGES[1:]:
+        assert page.name == "index.md" or f"]({page.name})" in index, page.name
+
+
+def test_documents_that_the_code_cites_can_be_opened():
+    for package in PACKAGES:
+        for file in (ROOT / package).rglob("*.py"):
+            text = file.read_text()
+            assert file == Path(__file__) or "systems notes" not in text, file
+            for name in re.findall(r"`?(docs/\w+\.(?:md|png))", text):
+                assert (ROOT / name).exists(), f"{file}: {name}"

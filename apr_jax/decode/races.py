@@ -6,8 +6,8 @@ A group is the children of one fork with all their descendants, if something tha
     shared   the children may sample so many tokens together; when they have, those that run are ended where they stand
     decided  an event of the protocol that touches siblings (kills one, say)
 
-In the outermost group that a thread stands in, its *arena*, a row of clock c runs only when no thread of the arena still has a row
-below c to feed. So when a decision falls due at clock c, and everybody of the arena is past c, everything up to c has happened and
+In the outermost group that a thread stands in, its *scope*, a row of clock c runs only when no thread of the scope still has a row
+below c to feed. So when a decision falls due at clock c, and everybody of the scope is past c, everything up to c has happened and
 nothing beyond: it is taken then. Of several the least clock is first, then the outer group, then the child that was opened first;
 the budget of a group comes after the decisions of its members.
 
@@ -60,16 +60,16 @@ def due(book: Book) -> tuple[Int[Array, ""], Int[Array, ""]]:
     exhausted = (threads.status == WAITING) & (threads.wait.shared_budget > 0) & (sampled >= threads.wait.shared_budget)
     clock = jnp.concatenate([threads.cursor.clock, latest])
     parent = jnp.concatenate([threads.line.parent, number])
-    arena = jnp.concatenate([threads.bond.scope, jnp.where(threads.bond.scope == NOBODY, number, threads.bond.scope)])
+    scope = jnp.concatenate([threads.bond.scope, jnp.where(threads.bond.scope == NOBODY, number, threads.bond.scope)])
     eldest = jnp.concatenate([threads.line.ordinal, jnp.full_like(number, jnp.iinfo(jnp.int32).max)])
 
     runs = (threads.status == READY) & (threads.inbox.left + threads.drawn.unfed > 0)
     behind = (
         runs[None, :]
-        & (threads.bond.scope[None, :] == arena[:, None])
+        & (threads.bond.scope[None, :] == scope[:, None])
         & (threads.cursor.clock[None, :] < clock[:, None])
     )
-    held = jnp.any(behind, axis=1) & (arena != NOBODY)
+    held = jnp.any(behind, axis=1) & (scope != NOBODY)
     left = jnp.concatenate([threads.status == DECIDING, exhausted]) & ~held
     any_left = jnp.any(left) & book.active & (book.stop == Stop.RUNNING)
     for key in (clock, threads.line.nesting[jnp.maximum(parent, 0)], eldest):

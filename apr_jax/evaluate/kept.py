@@ -30,7 +30,7 @@ PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What decides a rollout, beside the code: with the same, one may go on.
+    """Everything beside the code that determines a rollout; where it is equal, the rollout may be resumed.
 
     Attributes:
         rollout: a `methods.RolloutConfig`.
@@ -58,11 +58,11 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """What there is of a rollout.
+    """The finished part of a rollout.
 
     Attributes:
         finished: transcripts by the numbers of their questions.
-        progress: what they and those that were cut off took.
+        progress: counts and seconds, those of transcripts that were cut off included.
         traces: how often the program was traced.
     """
 
@@ -71,7 +71,7 @@ class Kept:
     traces: int
 
     def after(self, earlier: "Kept | None") -> "Kept":
-        """Both parts of a rollout, this one the later."""
+        """The `earlier` part of a rollout and this one together."""
         if earlier is None:
             return self
         progress = self.progress.after(earlier.progress)
@@ -79,7 +79,7 @@ class Kept:
 
 
 def write(folder: Path, name: str, asked: Asked, kept: Kept, about: Sequence[Mapping], words: TextCodec) -> None:
-    """Keep what there is of a rollout.
+    """Save the finished part of a rollout.
 
     Args:
         about: what `Task.about` says of each question.
@@ -100,12 +100,12 @@ def write(folder: Path, name: str, asked: Asked, kept: Kept, about: Sequence[Map
 
 
 def discard(folder: Path, name: str) -> None:
-    """What was kept of a rollout counts no longer."""
+    """Invalidate the saved part of a rollout."""
     (folder / f"{name}.json").unlink(missing_ok=True)
 
 
 def read(folder: Path, name: str, asked: Asked, prompts: Sequence[np.ndarray]) -> Kept | None:
-    """What was kept of a rollout; None if nothing was.
+    """The saved part of a rollout; None if there is none.
 
     Args:
         prompts: token ids of each question, as the rollout is to be fed them.

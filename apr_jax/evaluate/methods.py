@@ -131,7 +131,7 @@ class MethodConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What one thread answered: its number, and what selection may look at."""
+    """The answer of one thread: the thread's number, and the fields that selection reads."""
 
     thread: int
     sample: select.Sample
@@ -139,7 +139,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """What decoding gave.
+    """The transcripts of a method, and the answers read from them.
 
     Attributes:
         transcripts, answers: in the order of the questions; answers are judged.
@@ -157,7 +157,7 @@ class Rollout:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a method made of the questions."""
+    """A method's outcomes on all questions."""
 
     outcomes: list[Outcome]
     entry: dict
@@ -194,15 +194,15 @@ def make_engine(config: RolloutConfig, words: TextCodec) -> tuple[Engine, TextCo
 
 
 def put(task: Task, config: RolloutConfig) -> Task:
-    """The task whose questions are put as the method wants them; raises ValueError if the task has one way only."""
+    """The task with the method's own prompt format, if the method has one; raises ValueError if the task has one format only."""
     return task.asking(config.ask) if config.ask else task
 
 
 def requests(task: Task, questions: Sequence, config: RolloutConfig, words: TextCodec) -> list[Problem]:
-    """The questions as the engine wants them; their numbers are their places. The tokenizer may lack added control words.
+    """The questions as problems of the engine, numbered by their places. `words` may lack control words that are to be added.
 
     Raises:
-        ValueError: a question whose prompt is longer than the sizes allow, or of which the chat template makes nothing, or sizes
+        ValueError: a question whose prompt is longer than the sizes allow, or for which the chat template gives no token, or sizes
             in which the method cannot work.
     """
     sampling = {name: getattr(config, name) for name in SAMPLING}
@@ -226,7 +226,7 @@ def requests(task: Task, questions: Sequence, config: RolloutConfig, words: Text
 
 
 class Interrupted(Exception):
-    """A rollout ended early; `kept` is what was done, `words` the tokenizer that reads it."""
+    """A rollout was interrupted; `kept` is its finished part, `words` the tokenizer that reads it."""
 
     def __init__(self, kept: Kept, questions: int, words: TextCodec):
         super().__init__(f"{len(kept.finished)} of {questions} questions are finished")
@@ -243,10 +243,10 @@ def roll_out(
     stop: Callable[[], bool] | None = None,
     earlier: Kept | None = None,
 ) -> tuple[Kept, TextCodec]:
-    """Decode all questions, but those that were decoded `earlier`; with the tokenizer that reads them.
+    """Decode all questions but those of `earlier`; returns the rollout and the tokenizer that reads it.
 
     Raises:
-        Interrupted: `stop` said so before all were decoded, or a second Ctrl-C did within a slice.
+        Interrupted: `stop` returned True before all were decoded, or a second Ctrl-C came within a slice.
     """
     asked = requests(task, questions, config, words)
     if earlier and len(earlier.finished) == len(questions):
@@ -261,7 +261,7 @@ def roll_out(
 
 
 def judged(task: Task, questions: Sequence, kept: Kept, words: TextCodec, config: RolloutConfig) -> Rollout:
-    """A rollout of which all questions are finished, its answers read and judged; it changes nothing that is kept."""
+    """Read and judge the answers of a rollout whose questions are all finished; `kept` is not changed."""
     transcripts = [kept.finished[i] for i in range(len(questions))]
     answers = read(put(task, config), questions, transcripts, words, config)
     return Rollout(transcripts, answers, words, kept.progress, kept.traces)
@@ -275,7 +275,7 @@ def _decode(
     watch: Callable[[Progress], None],
     stop: Callable[[], bool] | None,
 ) -> tuple[Kept, TextCodec]:
-    """Decode what is asked, until `stop` says so; with the tokenizer that reads it."""
+    """Decode problems until `stop` returns True; returns the rollout and the tokenizer that reads it."""
     engine, words = make_engine(config, words)
     last: list[Progress] = []
 
@@ -298,7 +298,7 @@ def read(
 ) -> list[list[Answer]]:
     """The answers of each transcript, graded: the root's, or where the root only reads the prompt its children's.
 
-    What a thread asks of its children is no answer of its own, and nothing is one where the model gave NaN.
+    Text between `<spawn>` and `<wait>` is left out before an answer is read. Where the model gave NaN there is no answer.
     """
     said = lambda transcript, thread: _without_messages(transcript.generated(thread), config, words)
     answers = [
@@ -326,7 +326,7 @@ def read(
 
 
 def _without_messages(ids: Sequence[int], config: RolloutConfig, words: TextCodec) -> Sequence[int]:
-    """What a thread generated, without the stretches from a `<spawn>` up to its `<wait>`."""
+    """Token ids that a thread generated, without those from a `<spawn>` up to its `<wait>`."""
     if config.protocol != "spawn_join":
         return ids
     spawn, wait = words.id(config.control.spawn), words.id(config.control.wait)

@@ -1,4 +1,4 @@
-"""What is counted on a transcript, for every method alike.
+"""Counts of a transcript, taken alike for every method.
 
 *Generated* tokens are those the model sampled, *fed* tokens everything else that went through it (prompts, messages).
 The *critical path* is the longest chain of generated tokens under fork and join: children start at their parent's
@@ -30,7 +30,7 @@ def fed_tokens(transcript: Transcript) -> int:
 def critical_path(transcript: Transcript) -> int:
     """Generated tokens on the longest chain, as the engine counted it.
 
-    It ends where the problem does: what was killed, and what is below it, nobody waited for.
+    Killed threads and their descendants do not count, because no thread waited for them.
     """
     return int(transcript.log.depth[_last(transcript)].max(initial=0))
 

@@ -28,11 +28,11 @@ BUDGETS = ("critical_path", "peak_context")
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a method made of one problem, all its samples together.
+    """The result of a method on one problem, all its samples together.
 
     Attributes:
         problem: the caller's number of the problem.
-        correct: the verifier's word on the answer.
+        correct: whether the verifier accepts the answer.
         answer: the answer chosen, None if there was none of valid format.
         critical_path: generated tokens on the longest chain; of independent samples the longest.
         generated: tokens sampled, all threads and samples.

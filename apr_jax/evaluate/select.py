@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What selection may look at.
+    """The fields of a sample that selection rules may use.
 
     Attributes:
         answer: the answer in its normal form, None if the text holds no answer of valid format.
-        correct: the verifier's word; only `by_verifier` reads it.
+        correct: whether the verifier accepts the answer; only `by_verifier` reads it.
         logprob: mean log-probability of the generated tokens, nats.
-        failure: why the verifier could say nothing, which counts as wrong; empty if it did.
+        failure: why the verifier failed, which counts as a wrong answer; empty if it did not.
     """
 
     answer: str | None
@@ -36,7 +36,7 @@ def majority(samples: Sequence[Sample]) -> int | None:
 def by_logprob(samples: Sequence[Sample]) -> int | None:
     """Number of the sample whose tokens were likeliest on average (best-of-N), None if none has a valid answer.
 
-    NaN, the mean of nothing or of what was not finite, is likelier than nothing.
+    A mean that is NaN (no tokens, or log-probabilities that are not finite) ranks below all others.
     """
     likelihood = lambda i: -math.inf if math.isnan(samples[i].logprob) else samples[i].logprob
     valid = _valid(samples)

@@ -1,4 +1,4 @@
-"""Attention under visibility: what may be seen is a mask, and nothing else is known of threads.
+"""Attention under visibility: a mask is all that attention knows of threads.
 
 A row that sees nothing gives 0, never NaN, in the result and in the gradients. Softmax is taken in f32, or in f64 if
 the inputs are f64.
@@ -45,7 +45,7 @@ def masked_attention(
 def packed_blocks(
     owner: Int[Array, "B S"], clock: Int[Array, "B S"], sees: Bool[Array, "B U U"], chunk: int
 ) -> tuple[Bool[Array, "B _ _"], ...]:
-    """What the queries of packed rows may see, in blocks: query chunk i against keys 0 .. (i + 1) * chunk.
+    """The visibility masks of packed rows, in blocks: query chunk i against keys 0 .. (i + 1) * chunk.
 
     A key is visible if `sees[owner of query, owner of key]` and its clock is below the query's, or equal to it within a
     thread. Threads of a row are stored in causal order: nothing visible stands behind its query, so the blocks leave

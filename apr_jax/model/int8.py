@@ -22,7 +22,7 @@ SUMMED = {"embed": (1,), "out": (0, 1)} | dict.fromkeys(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Quantised:
-    """May stand for a weight of the parameter tree, or for the keys or the values of a pool.
+    """Numbers in int8: can replace a weight in the parameter tree, or the keys or the values of a pool.
 
     Attributes:
       values: the numbers over their scale, rounded.
@@ -34,7 +34,7 @@ class Quantised:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the numbers that it stands for."""
+        """Shape of the numbers that it represents."""
         return self.values.shape
 
 
@@ -56,7 +56,7 @@ def logical_axes_in_int8(tree: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def factors(x: Float[Array, "..."], w: Array | Quantised) -> tuple[Array, Array, Array | None]:
-    """The two factors of a product, and what scales each channel of it, if anything does."""
+    """The two factors of a product, and the scale of each channel of the product; None where there is no scale."""
     if not isinstance(w, Quantised):
         return x, w, None
     # Behind a barrier with x, because XLA would widen all weights before the loop and keep them: nothing would be saved.

@@ -59,7 +59,7 @@ class RopeScaling:
 
     @property
     def magnitude(self) -> float:
-        """What cosine and sine are multiplied by; exactly 1 unless the kind is yarn."""
+        """The factor of cosine and sine; exactly 1 unless the kind is yarn."""
         if self.kind != "yarn":
             return 1.0
         return self.attention or 0.1 * math.log(self.factor) + 1.0

@@ -33,8 +33,8 @@ Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-    """A weight W + A B that is never formed; may stand for the weight of any product in the parameter tree, as may whatever
-    else has a method `multiply`.
+    """A weight W + A B whose sum is never formed. It can replace a matrix in the parameter tree, as can any object with a
+    method `multiply`.
 
     Attributes:
       base: W, with input axes first and output axes last.

@@ -1,4 +1,4 @@
-"""Configurations of others as ours, and ours as that of `transformers`: Llama, Qwen2 (2.5) and Qwen3, dense."""
+"""Configurations of pretrained models as ours, and ours as those of `transformers`: Llama, Qwen2 (2.5) and Qwen3, dense."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

@@ -86,10 +86,10 @@ def is_pretrained(path: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """What a folder or file holds: its configuration in float32, and its tensors, none of them read yet.
+    """The contents of a folder or file: its configuration in float32, and its tensors, none of them read yet.
 
     Attributes:
-      config: what the fields say.
+      config: the configuration in the fields.
       tensors: by the names of the file.
       column: whose names these are, `names.HF` or `names.GGUF`.
       unread: tensors that may be there and are not needed.
@@ -141,7 +141,7 @@ def _tables(config: ModelConfig, tensors: Mapping[str, Stored], what: str) -> tu
 
 
 def _say_what_is_rounded(tensors: Mapping[str, Stored], dtype: np.dtype, what: str) -> None:
-    """Warn of tensors that are stored in more digits than the dtype has, and have them."""
+    """Warn of tensors whose numbers the dtype cannot hold exactly."""
     wider = {
         name: t for name, t in tensors.items() if t.dtype in DTYPES and jnp.dtype(t.dtype).itemsize > dtype.itemsize
     }

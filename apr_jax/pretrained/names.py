@@ -1,4 +1,4 @@
-"""What each of our tensors is called, and how it lies, in Hugging Face folders and in GGUF files.
+"""Names and layouts of our tensors in Hugging Face folders and in GGUF files.
 
 Both store a product x @ W as W transposed, outputs first, heads side by side; embeddings, norms and biases as they are.
 """

@@ -41,7 +41,7 @@ def save_pretrained(
       folder: made if missing. It then holds this model and no other: the files of a model that lies there are replaced, or
         removed where this one has none of the kind, once the new ones are whole; other files stay.
       model: what to write, in the dtype of its parameters.
-      source: what the model was loaded from. Of a folder, the tokenizer's files are copied and the fields of
+      source: the folder or file that the model was loaded from. Of a folder, the tokenizer's files are copied and the fields of
         `config.json` that change no numbers (ids of special tokens, longest context) are kept; of a GGUF file, the
         tokenizer and the same fields are written as a folder has them.
       shard_bytes: tensors are spread over files of about this size, each of which is in memory while it is written.
@@ -145,7 +145,7 @@ def _bytes(values: Iterable[jax.Array]) -> int:
 
 
 def _kept_fields(source: Path) -> dict[str, Any]:
-    """What a source says beside that which determines the numbers, by the names of `config.json`."""
+    """The fields of a source that do not determine the numbers, by the names of `config.json`."""
     if source.is_dir():
         fields = stored.read_json(source / CONFIG)
         return {name: value for name, value in fields.items() if name not in REPLACED}

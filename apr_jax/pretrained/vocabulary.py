@@ -98,7 +98,7 @@ def extend_vocabulary(model: Model, rows: Mapping[int, Sequence[int]], multiple:
       rows: for each id the ids whose mean it becomes; an id may be new, or one that the model has spare.
       multiple: the vocabulary is padded to a multiple of this. Padding gets the mean of all rows, whose logits are
         middling, where zeros could win.
-      gain: what the means of `rows` are multiplied by.
+      gain: factor of the means of `rows`.
     """
     old = model.config.vocabulary
     size = padded_vocabulary(max(old, *(i + 1 for i in rows)), multiple) if rows else old

@@ -1,4 +1,4 @@
-"""What a task is to evaluation: questions, their prompts, how an answer is read and how it is judged."""
+"""The interface of a task: its questions, their prompts, and how answers are read and judged."""
 
 import abc
 from collections.abc import Mapping, Sequence
@@ -22,10 +22,10 @@ class Task(abc.ABC, Generic[Question]):
         """
 
     def asking(self, ask: Any) -> "Task[Question]":
-        """The same task that puts its questions as `ask` says, for a method that wants them put in its own way.
+        """The same task with the prompt format `ask`, for a method that has a format of its own.
 
         Raises:
-            ValueError: the task has one way only.
+            ValueError: the task has one format only.
         """
         raise ValueError(
             f"ask: {type(self).__name__} puts its questions in one way; only tasks in language take others"
@@ -33,11 +33,11 @@ class Task(abc.ABC, Generic[Question]):
 
     @abc.abstractmethod
     def about(self, question: Question) -> Mapping[str, Any]:
-        """What transcripts say of a question, as JSON can hold it; `question` is its text."""
+        """The fields of a question for transcripts, JSON only; `question` is its text."""
 
     @abc.abstractmethod
     def prompt(self, question: Question, words: TextCodec) -> list[int]:
-        """What the model is fed."""
+        """Token ids of the prompt."""
 
     @abc.abstractmethod
     def answer(self, ids: Sequence[int], words: TextCodec) -> str | None:

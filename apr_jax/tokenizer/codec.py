@@ -1,4 +1,4 @@
-"""What a tokenizer is to the rest of the code: bytes of every id, control words, and text that can never be one.
+"""The interface of tokenizers: bytes of every id, control words, and text that never becomes a control word.
 
 Every tokenizer is described by the bytes of its ids. So decoding is the same for byte-level BPE, byte fallback and characters,
 and decoding token by token gives exactly what decoding all at once gives, whatever a model samples.
@@ -132,7 +132,7 @@ class TextCodec(abc.ABC):
 
     @abc.abstractmethod
     def _files(self) -> dict[str, bytes]:
-        """What a folder holds of the tokenizer, its chat template included, by the names of the files."""
+        """The files of the tokenizer in a folder, chat template included, by their names."""
 
     def save_folder(self, folder: str | Path) -> None:
         """Write the tokenizer, its chat template included, as the folder of a model has it; the folder is made if missing.
@@ -167,7 +167,7 @@ class TextCodec(abc.ABC):
         return text.removeprefix(" ") if self.space != "never" else text
 
     def token_bytes(self, i: int) -> bytes:
-        """What an id stands for."""
+        """The bytes of an id."""
         return self.table[i] if 0 <= i < self.size else f"<unused {i}>".encode()
 
 
@@ -184,7 +184,7 @@ class Stream:
         return self._give(self._decoder.decode(self._codec.token_bytes(i)))
 
     def finish(self) -> str:
-        """What is left at the end: U+FFFD for a character that was begun, else nothing."""
+        """The rest of the text at the end: U+FFFD for a character that was begun, else nothing."""
         return self._give(self._decoder.decode(b"", final=True))
 
     def _give(self, text: str) -> str:

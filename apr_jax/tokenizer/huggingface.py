@@ -275,7 +275,7 @@ def content(token: str | Json | None) -> str | None:
 
 
 def read_json(path: Path) -> Json:
-    """What a JSON file holds; raises FileNotFoundError, or ValueError that names it."""
+    """The contents of a JSON file; raises FileNotFoundError, or ValueError that names it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What a compiled program does, read from its text: which collectives, over whom and where, and what copies an array.
+"""Facts about a compiled program, read from its text: its collectives, their devices and places, and copies of arrays.
 
 The text is that of `jax.stages.Compiled.as_text()`: one line an operation, `%name = type operation(operands), attributes`.
 """

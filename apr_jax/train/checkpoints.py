@@ -1,4 +1,4 @@
-"""Checkpoints of training runs: everything that is needed to go on as if nothing had happened.
+"""Checkpoints of training runs: all that a resumed run needs to end with the same bits.
 
 A thin layer over Orbax's CheckpointManager (the `args` interface): saves run in the background, are atomic, and the
 newest few are kept.
@@ -24,7 +24,7 @@ class Restored(Generic[T]):
     Attributes:
         step: number of training steps it has behind it.
         state: the tree of arrays.
-        cursor: what was saved beside it: plain data for JSON.
+        cursor: plain data for JSON that was saved beside it.
     """
 
     step: int
@@ -79,7 +79,7 @@ class Checkpoints:
             self._manager.delete(step)
 
     def cursor(self, step: int | None = None) -> dict[str, Any]:
-        """What was saved beside the arrays of a step (the newest one by default), without reading the arrays."""
+        """The plain data saved beside the arrays of a step (the newest one by default); does not read the arrays."""
         step = self.latest if step is None else step
         return self._manager.restore(step, args=ocp.args.Composite(cursor=ocp.args.JsonRestore())).cursor
 

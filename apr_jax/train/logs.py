@@ -127,7 +127,7 @@ class LogData(data.Data):
 
 
 def right(transcript: Transcript, line: Mapping[str, Any], name: str) -> Transcript | None:
-    """What is right of a transcript: all of it if its root's answer is, and of samples those that are; None if nothing is.
+    """The right part of a transcript: all of it if the root's answer is right, of samples the right ones; None if nothing is right.
 
     Args:
         transcript: of an evaluation.
@@ -187,7 +187,7 @@ def _sampled(found: Sequence[Transcript]) -> int:
 
 
 def question_of(line: Mapping[str, Any]) -> str:
-    """What tells the question of a transcript's line from others: its text; where it has none, its number."""
+    """The identity of the question of a transcript's line: its text; where it has none, its number."""
     return line.get("question") or f"problem {line['problem']}"
 
 

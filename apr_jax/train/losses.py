@@ -15,7 +15,7 @@ from apr_jax.train.packing import Rows
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sums:
-    """What cross-entropy adds up over labelled entries; the sums of batches may be added.
+    """Sums of cross-entropy over labelled entries; the sums of batches may be added.
 
     Attributes:
         nll: negative log-likelihood times weight, nats.

@@ -1,4 +1,4 @@
-"""What a run reports while it goes: JSON lines, TensorBoard curves, and a progress bar, or lines without a terminal."""
+"""Progress of a run: JSON lines, TensorBoard curves, and a progress bar, or lines without a terminal."""
 
 import json
 import sys

@@ -27,7 +27,7 @@ class Rows:
     Key k is visible to query q iff `sees[owner_q, owner_k] & (clock_k < clock_q + (owner_q == owner_k))`.
 
     Attributes:
-        token: what is fed; 0 in the padding.
+        token: id that is fed; 0 in the padding.
         position: the position its key is rotated to.
         clock: causal time.
         owner: number of its thread in the row, 0 to U - 1; -1 marks padding.
@@ -68,7 +68,7 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """What became of the transcripts. Padding is `rows * S - entries`."""
+    """Counts of transcripts, of what was packed, and of what was left out. Padding is `rows * S - entries`."""
 
     transcripts: int = 0
     components: int = 0

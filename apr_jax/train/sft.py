@@ -1,4 +1,4 @@
-"""Supervised training on demonstrations or rollouts packed in rows (APR section 4.3: imitation before reinforcement), of all
+"""Supervised training on demonstrations or rollouts packed in rows (APR, arXiv 2504.15466, section 4.3), of all
 parameters or of low-rank adapters beside those of a pretrained model.
 
     result = run(config)
@@ -37,7 +37,7 @@ from apr_jax.train.rows import RowStore, order
 DIVERGED = "diverged.json"
 """In the working folder of a run whose numbers were not finite any more, the newest checkpoint that was left by then."""
 WRITTEN = ("metrics.jsonl", "checkpoints/*", DIVERGED, weights.NOTE)
-"""What a run writes into its working folder, beside its settings, its export and TensorBoard's files."""
+"""Files that a run writes into its working folder, beside its settings, its export and TensorBoard's files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,10 +100,10 @@ class SftConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a training step changes.
+    """The state that a training step updates.
 
     Attributes:
-        params: what is trained: parameters of the model, or adapters.
+        params: the trained arrays: parameters of the model, or adapters.
         optimizer: state of the optimiser.
         step: updates done.
         key: random key of the run, for whatever a step draws (nothing as yet).

@@ -91,8 +91,8 @@ def write(export: Path, workdir: Path, model: transformer.Model, start: str, dat
         export: a `.safetensors` file of ours, or a folder as `transformers` reads it, with the tokenizer of the data.
         workdir: of the run.
         model: with the adapters merged, if there are any.
-        start: what the run started from.
-        data: what it was trained on.
+        start: `SftConfig.start` of the run.
+        data: the data of the run.
     """
     if _folder(export):
         source = start if start and is_pretrained(start) else None

@@ -17,7 +17,7 @@ Missing = Mapping[tuple[str, str | Job], str]  # by model and engine, or one job
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came of a row.
+    """The result of a row.
 
     Attributes:
         row: the row.

@@ -23,8 +23,8 @@ class Row:
     Attributes:
         name: as it stands in `summary.json`.
         model: name of the weights.
-        ours, theirs: what is timed.
-        target: what the ratio should be; None where it is only reported.
+        ours, theirs: the two timed jobs.
+        target: the ratio aimed at; None where it is only reported.
         cost: the ratio is what ours takes longer (0.05 is 5 %); otherwise it is our speed over theirs.
         share: theirs is a part of ours, and the ratio is its share of the time (which is our speed over its).
 

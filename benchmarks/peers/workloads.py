@@ -1,4 +1,4 @@
-"""What is timed: plain data that every engine can be asked to do. Nothing but the standard library is needed here.
+"""Workloads: plain data that every engine can be asked to do. Nothing but the standard library is needed here.
 
 All lengths are scripted and no token ends a thread, so any weights serve. Axes are not arrays: everything is ints.
 """
@@ -165,7 +165,7 @@ class Products:
 
 @dataclasses.dataclass(frozen=True)
 class Events:
-    """What a fork and a join by stitching cost beside an ordinary step (only the project's worker can).
+    """The cost of a fork and of a join by stitching over an ordinary step (only the project's worker can).
 
     The answer's `extra` has `fork_ms` and `join_ms`.
 

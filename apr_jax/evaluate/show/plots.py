@@ -77,7 +77,7 @@ def plot_accuracy(path: Path, outcomes: Mapping[str, Sequence[Outcome]], field: 
 
 
 def plot_summary(path: Path, methods: Mapping[str, Mapping], field: str = "critical_path") -> None:
-    """Draws accuracy over the mean of `field`, one dot per method: what `report.compare` read, without single problems.
+    """Draws accuracy over the mean of `field`, one dot per method, from the means that `report.compare` read.
 
     Args:
         path: the PNG file.

@@ -22,7 +22,7 @@ Entry = tuple[str, tuple[int, ...], int, int]  # name, shape, number of the quan
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What stands at the front of one file.
+    """The header of one file.
 
     Attributes:
       path: the file.

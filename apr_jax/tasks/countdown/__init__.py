@@ -1,4 +1,4 @@
-"""Countdown: reach a target from given numbers, each used once (Gandhi et al. 2024; APR, section 4)."""
+"""Countdown: reach a target from given numbers, each used once (Gandhi et al. 2024; APR, arXiv 2504.15466, section 4)."""
 
 from pathlib import Path
 

@@ -62,7 +62,7 @@ def pieces(text: str) -> list[str]:
 
 
 def prompt(problem: Problem) -> str:
-    """What the root thread is fed."""
+    """The prompt of the root thread."""
     return f"<s>{problem.target}:{','.join(map(str, problem.nums))}<go>"
 
 
@@ -134,7 +134,7 @@ def _message(target: int, node: Node) -> str:
 
 
 def _returned(child: Search) -> str:
-    """What a child hands back: its own operation, then its path; nothing if it failed."""
+    """The message that a child returns: its own operation, then its path; nothing if it failed."""
     return ";".join(child.goal.operations[len(child.root.operations) - 1 :]) if child.goal else ""
 
 

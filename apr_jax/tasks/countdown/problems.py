@@ -1,4 +1,4 @@
-"""Countdown problems: combine all the numbers with + - * / to reach the target (APR section 4.1; systems notes 1.2).
+"""Countdown problems: combine all the numbers with + - * / to reach the target (Pan et al. 2025, arXiv 2504.15466, section 4.1).
 
 Every problem is a function of (seed, split, index), so that a stream needs no storage and any part of it can be drawn
 alone. Splits are told apart by a hash of what is to be solved: they stay disjoint however long the streams are.

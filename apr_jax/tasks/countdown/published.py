@@ -1,4 +1,4 @@
-"""The published text of APR and SoS+ (systems notes 1.1, 1.4, 1.5), letter for letter.
+"""The published text of APR and SoS+ (Pan et al. 2025, arXiv 2504.15466, and its released code), letter for letter.
 
 One deviation: after a spawn the released APR generator reuses a loop variable and can name a wrong node in the next
 `Moving to Node` line; here that line always names the node that is expanded next.

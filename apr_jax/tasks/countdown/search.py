@@ -1,4 +1,4 @@
-"""The two demonstrators of APR: SoS+ hybrid search (section 4.1) and parallel search (section 4.2).
+"""The two demonstrators of APR (arXiv 2504.15466): SoS+ hybrid search (section 4.1) and parallel search (section 4.2).
 
 Both yield one abstract trace, a tree of `Search`es; `compact` and `published` turn it into text.
 """
@@ -38,7 +38,7 @@ class Step:
     """One expanded node.
 
     Attributes:
-        node: what was taken from the queue.
+        node: the node taken from the queue.
         children: the successors kept, in the order in which they are written; the last one is the goal if one is.
         branch: what became of those that are not terminal: queued, searched one by one, or searched in parallel.
         searches: the searches below them, in order; by `sub` they end with the first success.
@@ -61,7 +61,7 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """What a demonstrator may do.
+    """Settings of a demonstrator.
 
     Attributes:
         beam: successors kept of a node, and nodes taken from the queue at once, in the outermost search.
@@ -106,7 +106,7 @@ def mult_heuristic(target: int) -> Callable[[tuple[int, ...]], int]:
 
 
 class _Context(NamedTuple):
-    """What stays the same during one demonstration."""
+    """The constants of one demonstration."""
 
     target: int
     value: Callable[[tuple[int, ...]], int]

@@ -23,7 +23,7 @@ LARGEST = 308
 
 
 def read(text: str, rules: Sequence[Rule]) -> str | None:
-    """What the first rule that finds something finds, in its normal form; None if none does."""
+    """The answer found by the first rule that finds one, in its normal form; None if none does."""
     found = (RULES[rule](text) for rule in rules)
     answer = next((normal(answer) for answer in found if answer is not None and answer.strip()), None)
     return answer if answer and len(answer) <= _LONGEST else None

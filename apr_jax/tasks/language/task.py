@@ -39,7 +39,7 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageTask(Task[Question]):
-    """What all tasks in language have in common.
+    """The common part of all tasks in language.
 
     Attributes:
         ask: how a question is put.

@@ -19,7 +19,7 @@ from benchmarks.peers import workloads
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What every engine is told with its weights.
+    """Settings that every engine gets with its weights.
 
     Attributes:
         cores: threads of computation; the process is also bound to that many cores.
@@ -40,7 +40,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a run took: seconds on the wall, tokens generated, and further numbers by name."""
+    """Measurements of a run: seconds of wall time, tokens generated, and further numbers by name."""
 
     seconds: float
     tokens: int
