@@ -12,7 +12,7 @@ PEERS := .venv-peers
 
 MINUTES ?= 1
 
-.PHONY: demo test fuzz lint format benchmark compare
+.PHONY: demo test complete fuzz lint format benchmark compare
 demo: $(VENV)/ready
 	$(RUN) -m experiments.evaluate --config configs/demo.py $(ARGS)
 
@@ -24,6 +24,14 @@ compare: $(VENV)/ready $(PEERS)/ready
 
 test: $(VENV)/ready
 	$(RUN) -m pytest -n $(WORKERS) $(ARGS)
+
+# Every test, with what some of them compare with. TORCH: a release whose wheel is small where the default one brings CUDA.
+TORCH ?= torch
+complete: $(VENV)/ready
+	$(RUN) -m pip install --quiet "$(TORCH)"
+	$(RUN) -m pip install --quiet -r requirements-peers.txt -r requirements-tpu.txt
+	test -f work/smollm2.gguf || $(RUN) -m experiments.fetch_smollm2
+	$(RUN) -m pytest -n $(WORKERS) --complete $(ARGS)
 
 # Random programs of threads for MINUTES; one case again: ARGS="--first CASE --cases 1" with minutes enough to compile.
 fuzz: $(VENV)/ready

@@ -1,5 +1,6 @@
 """Tests run in 64-bit on four virtual CPU devices, and the shapes that signatures promise are checked."""
 
+import collections
 import gc
 import importlib.metadata
 import os
@@ -35,3 +36,33 @@ def let_programs_go():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+# ---- what was not run
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--complete", action="store_true", help="fail if a test is skipped for another reason than the processor"
+    )
+
+
+def left_out(config) -> list[str]:
+    """The reasons for which tests were skipped, but those that name the processor, with how many there were of each."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    reports = reporter.stats.get("skipped", []) if reporter else []  # the workers of xdist have no reporter
+    reasons = collections.Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in reports)
+    return [f"{count} skipped: {reason}" for reason, count in reasons.items() if "processor" not in reason]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if lines := left_out(config):
+        terminalreporter.section("not run; `make complete` installs what they need and runs them all")
+        for line in lines:
+            terminalreporter.line(line)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    if session.config.getoption("--complete") and left_out(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

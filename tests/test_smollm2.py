@@ -1,8 +1,6 @@
 """SmolLM2-135M-Instruct itself: 20 greedy continuations, token by token those of transformers on the same weights; adapters.
 
-Slow (minutes), so it runs only where its file is named: python -m experiments.fetch_smollm2, then
-
-    SMOLLM2=work/smollm2.gguf python -m pytest tests/test_smollm2.py -s
+It runs where the file is: python -m experiments.fetch_smollm2 writes work/smollm2.gguf; SMOLLM2 may name another one.
 """
 
 import os
@@ -21,11 +19,11 @@ from configs import lora_smollm2
 from experiments.compare_transformers import QUESTIONS, TOLERANCE, own_logits, peer_logits
 from test_pretrained import causal_logits
 
-FILE = os.environ.get("SMOLLM2", "")
+FILE = os.environ.get("SMOLLM2", "work/smollm2.gguf")
 NEW = 64
 
 
-@pytest.mark.skipif(not Path(FILE).is_file(), reason="SMOLLM2 names no file: see this file's first lines")
+@pytest.mark.skipif(not Path(FILE).is_file(), reason=f"there is no {FILE}: python -m experiments.fetch_smollm2")
 def test_greedy_continuations_are_those_of_transformers():
     torch = pytest.importorskip("torch", reason="torch is not installed: see requirements-peers.txt")
     transformers = pytest.importorskip(
@@ -60,7 +58,7 @@ def test_greedy_continuations_are_those_of_transformers():
     assert not different
 
 
-@pytest.mark.skipif(not Path(FILE).is_file(), reason="SMOLLM2 names no file: see this file's first lines")
+@pytest.mark.skipif(not Path(FILE).is_file(), reason=f"there is no {FILE}: python -m experiments.fetch_smollm2")
 def test_adapters_can_be_merged_and_given_to_transformers(tmp_path):
     """Merged into the weights they change the logits as beside them; what is exported is the merged model."""
     config = lora_smollm2.config()
