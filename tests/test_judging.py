@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -148,6 +149,15 @@ def test_a_failure_concerns_its_answer_alone(folder, what, reason, capsys):
     assert "failed" in printed.out and "--resume True judges again" in printed.err
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C works, also where the tests were started with it ignored (in the background of a script)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_judging_is_interrupted_by_ctrl_c_and_repeated(folder, capsys):
     judge(folder, "os.kill(os.getppid(), signal.SIGINT); time.sleep(60)")
     assert again(folder) == 130
