@@ -149,3 +149,31 @@ def test_arguments_are_as_many_as_the_protocol_needs(arguments):
     engine = Engine(transformer.init(CONFIG, jax.random.key(1)), Told(count=2, end=1), SIZES)
     with pytest.raises(ValueError, match=f"problem 4: {len(arguments)} arguments; the protocol needs 2"):
         list(engine.decode([Problem(4, np.array([1]), arguments=arguments)]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Lost(Samples):
+    """Its root does nothing once the prompt is fed."""
+
+    def drained(self, book: books.Book, thread: Int[Array, ""]) -> books.Book:
+        return book
+
+
+def test_decoding_ends_by_name_when_nothing_can_run(model):
+    """It used to run for ever."""
+    engine = Engine(model, Lost(count=2, end=1), SIZES)
+    with pytest.raises(RuntimeError, match="nothing can run any more, but the problems 4, 7 have not ended: Lost left"):
+        list(engine.decode([Problem(4, np.array([1, 2])), Problem(7, np.array([3]))]))
+
+
+def test_steps_of_either_kind_are_counted_as_what_they_are(model):
+    """A chunk of one token is fed in feed steps, too: they were counted as decode steps, and lowered the occupancy."""
+    sizes = dataclasses.replace(SIZES, feed_chunk=1, feed_threshold=0, problems=1, rows=2)
+    seen = []
+    list(
+        Engine(model, Samples(count=2, end=-1), sizes).decode(
+            [Problem(0, np.arange(6), max_tokens=5)], watch=seen.append
+        )
+    )
+    # The prompt but its last token; that one and four of the five sampled ones of each of two threads.
+    assert (seen[-1].feed_steps, seen[-1].decode_steps, seen[-1].fed) == (5 + 2 * 5, 0, 5 + 2 * 5)

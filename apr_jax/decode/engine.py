@@ -144,6 +144,7 @@ class Engine:
 
         Raises:
             ValueError: a problem that the sizes cannot hold, named with what is allowed.
+            RuntimeError: nothing can run, but problems have not ended: the protocol lost a thread.
         """
         for problem in problems:
             check(problem, self.model.config.vocabulary, self.sizes, self.program.protocol.needs.arguments)
@@ -152,10 +153,13 @@ class Engine:
         for first in range(0, len(problems), batch):
             group = problems[first : first + batch]
             state = self.load(state, group)
-            progress = None
-            while progress is None or progress.finished < first + len(group):
+            progress = self._progress(state, len(problems), 0.0)
+            while progress.finished < first + len(group):
+                before = progress.finished, progress.shard_steps
                 state = self.run(state, slice_steps)
                 progress = self._progress(state, len(problems), time.monotonic() - start)
+                if before == (progress.finished, progress.shard_steps):
+                    raise RuntimeError(self._stuck(state))
                 state, found = self.drain(state)
                 stops.update(transcript.stop for transcript in found)
                 if watch:
@@ -163,6 +167,13 @@ class Engine:
                 yield from found
                 if stop and stop():
                     return
+
+    def _stuck(self, state: State) -> str:
+        ids, name = ", ".join(str(found.problem) for found in self.peek(state)), type(self.program.protocol).__name__
+        return (
+            f"nothing can run any more, but the problems {ids} have not ended: {name} left a thread with nothing to feed and "
+            "nobody to wait for; `Engine.peek` shows the threads"
+        )
 
     def _progress(self, state: State, problems: int, seconds: float) -> Progress:
         """The same on all processes, so that they stop together."""

@@ -12,6 +12,7 @@ events are handled, and problems come and go, in the outer one, so that all of t
 """
 
 import dataclasses
+import enum
 from typing import Any
 
 import jax
@@ -30,6 +31,13 @@ from apr_jax.decode.threads import Cursor, LastDrawn
 from apr_jax.decode.transitions import BUDGET, DRAINED, NOT_FINITE
 from apr_jax.model import transformer
 from apr_jax.record import Source, Stop
+
+
+class Step(enum.Enum):
+    """The two kinds of steps: tiles of several tokens for threads with long messages, one row for each running thread."""
+
+    FEED = enum.auto()
+    DECODE = enum.auto()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +73,13 @@ def fit(protocol: Protocol, sizes: Sizes) -> None:
         )
 
 
-def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chunk: int) -> State:
+def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, kind: Step) -> State:
     """One step of either kind: feed the tiles' tokens, sample where a thread has fed all it had, note the events."""
-    sizes = program.sizes
+    sizes, feeds = program.sizes, kind is Step.FEED
+    chunk = sizes.feed_chunk if feeds else 1
     with jax.named_scope("place"):
         placed, places = schedule.place(state.books, tiles, chunk, sizes)
-        tokens = read_tokens(program, state, placed, tiles, places, chunk)
+        tokens = read_tokens(program, state, placed, tiles, places, kind)
         at = jnp.minimum(tiles.problem, sizes.problems - 1)
         table = state.books.threads
         if program.protocol.needs.live:
@@ -103,9 +112,9 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
         new_threads = advance(program, placed, tiles, places, threads, seen)
     counters = dataclasses.replace(
         state.counters,
-        feed_steps=state.counters.feed_steps + int(chunk > 1),
-        decode_steps=state.counters.decode_steps + int(chunk == 1),
-        decode_rows=state.counters.decode_rows + (jnp.sum(tiles.busy, dtype=jnp.int32) if chunk == 1 else 0),
+        feed_steps=state.counters.feed_steps + int(feeds),
+        decode_steps=state.counters.decode_steps + int(not feeds),
+        decode_rows=state.counters.decode_rows + (0 if feeds else jnp.sum(tiles.busy, dtype=jnp.int32)),
         fed=state.counters.fed + jnp.sum(placed_tokens, dtype=jnp.int32),
         sampled=state.counters.sampled + jnp.sum(draws, dtype=jnp.int32),
     )
@@ -114,14 +123,14 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, chu
     )
 
 
-def read_tokens(program: Program, state: State, placed: Book, tiles, places, chunk: int) -> Int[Array, "B C"]:
+def read_tokens(program: Program, state: State, placed: Book, tiles, places, kind: Step) -> Int[Array, "B C"]:
     """The tokens to feed. Decode steps in which nobody reads a message, the usual ones, skip the look-up."""
 
     def read():
         templates = jnp.array(program.protocol.templates, jnp.int32)
         return messages.read(placed, state.log.queued[:, 0], templates, tiles, places, program.sizes)
 
-    if chunk > 1:
+    if kind is Step.FEED:
         return read()
     at = jnp.minimum(tiles.problem, program.sizes.problems - 1)
     reads = jnp.any((places.message >= 0) & tiles.busy[:, None])
@@ -300,12 +309,12 @@ def run_slice(program: Program, params: Any, state: State, steps: Int[Array, ""]
         lanes = min(sizes.lanes, sizes.feed_tiles)
         tiles = schedule.choose(s.books, long(s), lanes, sizes.feed_tiles, sizes.feed_chunk)
         with jax.named_scope("feed"):
-            return step(program, params, s, tiles, sizes.feed_chunk)
+            return step(program, params, s, tiles, Step.FEED)
 
     def decode(s):
         tiles = schedule.choose(s.books, runnable(s), sizes.lanes, sizes.rows, 1)
         with jax.named_scope("decode"):
-            return step(program, params, s, tiles, 1)
+            return step(program, params, s, tiles, Step.DECODE)
 
     def outer(s):
         s = change(program, s)
