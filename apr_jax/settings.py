@@ -11,9 +11,10 @@ program with code 2.
 
 import dataclasses
 import json
+import re
 import sys
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -163,6 +164,11 @@ def _part(value: Any) -> Any:
     return {**to_dict(value), CLASS: name}
 
 
+def class_name(value: Any) -> str:
+    """The name of an object's class in snake case: `spawn_join` of a SpawnJoin."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(value).__name__).lower()
+
+
 def flatten(config: Any) -> dict[str, Any]:
     """A configuration (or its `to_dict`) as one dict from dotted names to values."""
     flat: dict[str, Any] = {}
@@ -180,10 +186,25 @@ def flatten(config: Any) -> dict[str, Any]:
 
 
 def describe(config: Any) -> str:
-    """The resolved configuration as text, one dotted field a line."""
-    flat = {name: value for name, value in flatten(config).items() if not _is_class(name)}
+    """The resolved configuration as text, one dotted field a line, and the class where it is one of several."""
+    classes = {f"{name}.{CLASS}" for name in _chosen(config)}
+    flat = {name: value for name, value in flatten(config).items() if not _is_class(name) or name in classes}
     width = max(map(len, flat), default=0)
     return "\n".join(f"{name:<{width}} = {value!r}" for name, value in flat.items())
+
+
+def _chosen(value: Any, name: str = "") -> Iterator[str]:
+    """Dotted names of the dataclasses that are one of several kinds: their class has a base."""
+    if dataclasses.is_dataclass(value):
+        if type(value).__base__ is not object:
+            yield name
+        items = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    elif isinstance(value, Mapping):
+        items = list(value.items())
+    else:
+        items = list(enumerate(value)) if isinstance(value, tuple | list) else []
+    for key, item in items:
+        yield from _chosen(item, f"{name}.{key}" if name else str(key))
 
 
 def save(config: Any, folder: str | Path) -> Path:

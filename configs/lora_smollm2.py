@@ -12,10 +12,10 @@ from apr_jax.train.logs import LogData
 from apr_jax.train.lora import Lora
 from apr_jax.train.optimizer import OptimizerConfig
 from apr_jax.train.sft import SftConfig
-from configs.smollm2_methods import CONTROL, MODEL
+from configs.smollm2_methods import FORK_JOIN, MODEL
 
 IDS = 49152  # of its tokenizer; those of the control words follow
-WORDS = tuple(CONTROL.names.values())
+WORDS = FORK_JOIN.words
 SMOLLM2 = ModelConfig(
     vocabulary=padded_vocabulary(IDS + len(WORDS)),
     width=576,
@@ -36,7 +36,7 @@ def config() -> SftConfig:
             transcripts=("results/smollm2_methods/transcripts_shared_message.jsonl",),
             tokenizer=MODEL,
             control_words=WORDS,
-            gain=CONTROL.gain,
+            gain=FORK_JOIN.gain,
             correct=False,
             length=1024,
             threads=16,

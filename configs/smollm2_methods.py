@@ -15,13 +15,14 @@ from typing import get_args
 
 from apr_jax.decode import Sizes
 from apr_jax.evaluate.config import EvaluateConfig
-from apr_jax.evaluate.methods import ControlWords, MethodConfig, RolloutConfig
+from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
+from apr_jax.methods import Samples, Sampling, Sequential, SpawnJoin
 from apr_jax.protocols.spawn_join import Context, Returns
 from apr_jax.tasks.language.gym import TAGS, ReasoningGym
 from apr_jax.tasks.prompt import Prompt, Shot
 
 MODEL = "work/smollm2.gguf"  # carries its tokenizer and chat template
-CONTROL = ControlWords(spawn="<task>", add=True, gain=1.1)
+FORK_JOIN = SpawnJoin(spawn="<task>", end="", add=True, gain=1.1)
 # Questions, their parts (task, how it is worked out, result) and what is concluded from the results.
 EXAMPLES = (
     (
@@ -61,36 +62,32 @@ def forking(context: Context, returns: Returns) -> Prompt:
 QUEUES = dict(prompt=512, feed_tiles=4, feed_chunk=64, queue=64, outbox=16)
 
 SEQUENTIAL = RolloutConfig(
+    method=Sequential(end=""),
     checkpoint=MODEL,
-    protocol="sequential",
-    end="",
-    max_tokens=192,
+    sampling=Sampling(max_tokens=192),
     sizes=Sizes(problems=20, lanes=1, rows=20, threads=1, slots=1024, log=1024, **QUEUES),
 )
 SAMPLES = dataclasses.replace(
     SEQUENTIAL,
-    protocol="samples",
-    samples=4,
-    temperature=0.6,
-    top_p=0.95,
+    method=Samples(4, end=""),
+    sampling=Sampling(temperature=0.6, top_p=0.95, max_tokens=192),
     sizes=Sizes(problems=10, lanes=4, rows=40, threads=5, slots=2048, log=2048, **QUEUES),
 )
 FORK = dataclasses.replace(
     SAMPLES,
-    protocol="spawn_join",
-    temperature=0.7,
-    max_tokens=96,
-    child_max_tokens=32,
-    control=CONTROL,
+    method=FORK_JOIN,
+    sampling=Sampling(temperature=0.7, top_p=0.95, max_tokens=96, child_max_tokens=32),
     sizes=Sizes(problems=20, lanes=4, rows=24, threads=16, slots=1536, log=2048, **QUEUES),
 )
 
 
 def methods() -> dict[str, MethodConfig]:
+    def fork(context: Context, returns: Returns) -> RolloutConfig:
+        method = dataclasses.replace(FORK_JOIN, context=context, returns=returns)
+        return dataclasses.replace(FORK, method=method, ask=forking(context, returns))
+
     forks = {
-        f"{context}_{returns}": MethodConfig(
-            dataclasses.replace(FORK, context=context, returns=returns, ask=forking(context, returns))
-        )
+        f"{context}_{returns}": MethodConfig(fork(context, returns))
         for context in get_args(Context)
         for returns in get_args(Returns)
     }

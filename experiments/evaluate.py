@@ -3,7 +3,7 @@
     python -m experiments.evaluate --config configs/demo.py
     python -m experiments.evaluate --problems-file my_problems.jsonl --output results/mine
     python -m experiments.evaluate --config configs/language_math.py --problems-file my_questions.jsonl
-    python -m experiments.evaluate --methods.apr.rollout.max-tokens 300 --only apr
+    python -m experiments.evaluate --methods.apr.rollout.sampling.max-tokens 300 --only apr
 
 The folder of the results holds summary.json, settings.json, report.md, samples.md (one transcript a method, to be read),
 transcripts_METHOD.jsonl (+ .npz), two plots, threads_METHOD.png (one problem that forked, solved if any was) and timeline.html.

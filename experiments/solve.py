@@ -7,7 +7,7 @@ python -m experiments.solve --model smollm2 "What is 6 times 7?"
 python -m experiments.solve --model smollm2 "What is 6 times 7?" --method self_consistency
 python -m experiments.solve --model path/of/a/model "What is 6 times 7?" --method spawn_join
 
-A method goes by its name in the configuration; the name of a protocol stands for the first method that uses it.
+A method goes by its name in the configuration; the name of a class of methods (`spawn_join`) stands for the first of them.
 """
 
 import argparse
@@ -169,12 +169,12 @@ def find_model(name: str) -> str:
 
 
 def find_method(config: EvaluateConfig, name: str) -> MethodConfig:
-    """A method by its name, or by its protocol's."""
+    """A method by its name, or by that of its class."""
     found = [m for key, m in config.methods.items() if key == name]
-    found += [m for m in config.methods.values() if m.rollout.protocol == name]
+    found += [m for m in config.methods.values() if m.rollout.method.name == name]
     if not found:
-        protocols = dict.fromkeys(m.rollout.protocol for m in config.methods.values())
-        raise ValueError(f"--method {name}: allowed are {', '.join(dict.fromkeys([*config.methods, *protocols]))}")
+        classes = dict.fromkeys(m.rollout.method.name for m in config.methods.values())
+        raise ValueError(f"--method {name}: allowed are {', '.join(dict.fromkeys([*config.methods, *classes]))}")
     return found[0]
 
 

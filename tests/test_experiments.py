@@ -32,7 +32,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
     (folder / "problems.jsonl").write_text("\n".join(LINES))
     arguments = ("--problems-file", str(folder / "problems.jsonl"), "--only", "apr", "--output", str(folder / "out"))
-    done = start("experiments.evaluate", *arguments, "--methods.apr.rollout.max-tokens", "500")
+    done = start("experiments.evaluate", *arguments, "--methods.apr.rollout.sampling.max-tokens", "500")
     assert done.returncode == 0, done.stderr
     return folder / "out", done.stdout
 
@@ -46,7 +46,7 @@ def test_evaluate_leaves_what_it_says(results):
     assert sum(entry["stop_reasons"].values()) == 3
     assert f"{entry['accuracy']:.1%}".rstrip("%")[:2] in printed
     config = json.loads((folder / "settings.json").read_text())
-    assert config["methods"]["apr"]["rollout"]["max_tokens"] == 500
+    assert config["methods"]["apr"]["rollout"]["sampling"]["max_tokens"] == 500
     assert "max_tokens" in printed
     for name in ("accuracy_critical_path.png", "accuracy_peak_context.png", "timeline.html", "report.md"):
         assert (folder / name).stat().st_size > 0

@@ -21,6 +21,7 @@ FLOORS = (
     ("tokenizer", "model"),
     ("pretrained", "decode"),
     ("protocols",),
+    ("methods",),
     ("train",),
     ("tasks",),
     ("evaluate",),

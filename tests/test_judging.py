@@ -16,6 +16,7 @@ from apr_jax import files, record, settings
 from apr_jax.evaluate import methods, outcomes
 from apr_jax.evaluate.kept import Asked
 from apr_jax.evaluate.methods import RolloutConfig
+from apr_jax.methods import Sequential
 from apr_jax.model import io, transformer
 from apr_jax.pretrained.tokenizer import load
 from apr_jax.tasks.countdown.task import Countdown
@@ -28,14 +29,20 @@ CONFIG = """
 import dataclasses
 from apr_jax.decode import Sizes
 from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
+from apr_jax.methods import Samples, Sampling
 from apr_jax.tasks import timed
 from apr_jax.tasks.language.mathematics import Mathematics
 from apr_jax.evaluate.config import EvaluateConfig
 
 FOLDER = {folder!r}
 SIZES = dict(problems=2, prompt=64, slots=256, log=256, queue=4, outbox=4, feed_tiles=2, feed_chunk=16, attention_block=256)
+
+@dataclasses.dataclass(frozen=True)
+class Twin(Samples):
+    pass
+
 MANY = RolloutConfig(
-    FOLDER + "/model", "samples", samples=2, temperature=1.0, end="<|im_end|>", max_tokens=8,
+    Samples(2, end="<|im_end|>"), FOLDER + "/model", Sampling(temperature=1.0, max_tokens=8),
     sizes=Sizes(lanes=2, rows=4, threads=3, **SIZES),
 )
 
@@ -181,7 +188,7 @@ def test_a_file_is_read_again_where_it_changed(tmp_path):
 def test_all_parts_of_a_split_model_are_noted(tmp_path):
     for name in ("m-00001-of-00002.gguf", "m-00002-of-00002.gguf", "m.gguf", "words.model"):
         (tmp_path / name).write_text(name)
-    rollout = RolloutConfig(str(tmp_path / "m-00002-of-00002.gguf"), "sequential")
+    rollout = RolloutConfig(Sequential(), str(tmp_path / "m-00002-of-00002.gguf"))
     noted = Asked.now(rollout, Countdown(), str(tmp_path / "words.model"), 0).files
     assert [name.rpartition("/")[2] for name in noted] == [
         "m-00001-of-00002.gguf",
@@ -300,6 +307,17 @@ def test_files_that_are_not_noted_are_not_trusted(folder, capsys):
     with pytest.raises(SystemExit):
         again(folder)
     assert re.search(r"/model: was not noted, is now", capsys.readouterr().err)
+
+
+def test_a_method_of_the_same_fields_is_another(folder, capsys):
+    judge(folder, "return True")
+    file = folder / "config.py"
+    before = settings.load(file).methods["first"].rollout
+    file.write_text(file.read_text().replace("Samples(2,", "Twin(2,"))
+    assert settings.load(file).methods["first"].rollout != before  # nor are they decoded once for both
+    with pytest.raises(SystemExit):
+        again(folder)
+    assert "rollout.method.class: was 'apr_jax.methods.samples.Samples', is now 'Twin'" in capsys.readouterr().err
 
 
 def test_a_task_of_the_same_fields_is_another(folder, capsys):

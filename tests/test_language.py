@@ -232,14 +232,17 @@ def test_reasoning_gym_refuses_what_it_does_not_know():
 CONFIG = """
 from apr_jax.decode import Sizes
 from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
+from apr_jax.methods import Samples, Sampling, Sequential
 from apr_jax.tasks.language.mathematics import Mathematics
 from apr_jax.evaluate.config import EvaluateConfig
 
 FOLDER = {folder!r}
 SIZES = dict(problems=2, prompt=64, slots=256, log=256, queue=4, outbox=4, feed_tiles=2, feed_chunk=16, attention_block=256)
-ONE = RolloutConfig(FOLDER + "/model", "sequential", end="", max_tokens=24, sizes=Sizes(lanes=1, rows=2, threads=1, **SIZES))
+ONE = RolloutConfig(
+    Sequential(end=""), FOLDER + "/model", Sampling(max_tokens=24), sizes=Sizes(lanes=1, rows=2, threads=1, **SIZES)
+)
 MANY = RolloutConfig(
-    FOLDER + "/model", "samples", samples=3, temperature=1.0, end="<|im_end|>", max_tokens=24,
+    Samples(3, end="<|im_end|>"), FOLDER + "/model", Sampling(temperature=1.0, max_tokens=24),
     sizes=Sizes(lanes=3, rows=6, threads=4, **SIZES),
 )
 
@@ -287,7 +290,7 @@ def test_any_file_of_questions_runs_through_evaluate(folder):
     ("options", "message"),
     [
         (["--methods.sequential.rollout.sizes.prompt", "8"], "question 1 .*its prompt has .* tokens; sizes.prompt = 8"),
-        (["--methods.sequential.rollout.end", "<stop>"], "'<stop>' is not one id"),
+        (["--methods.sequential.rollout.method.end", "<stop>"], "'<stop>' is not one id"),
         (
             ["--problems-file", "nowhere.jsonl"],
             "problems_file: there is no file nowhere.jsonl; give one with lines like",

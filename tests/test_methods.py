@@ -5,9 +5,11 @@ import dataclasses
 import pytest
 
 import forking
+from apr_jax import settings
 from apr_jax.decode import Stop
 from apr_jax.evaluate import methods
-from apr_jax.evaluate.methods import ControlWords, RolloutConfig
+from apr_jax.evaluate.methods import RolloutConfig
+from apr_jax.methods import Samples, Sampling, Sequential, SpawnJoin
 from apr_jax.pretrained.tokenizer import load
 from apr_jax.tasks.countdown import solver as search
 from apr_jax.tasks.countdown.problems import Problem
@@ -17,27 +19,63 @@ NAN, INFINITE = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize(
-    ("field", "values", "message"),
+    ("part", "field", "values", "message"),
     [
-        ("temperature", (NAN, INFINITE, -0.1, 1e39), r"temperature is .*; it must be 0 \(greedy\) or more"),
-        ("top_p", (NAN, INFINITE, 0.0, -0.5, 1.1, 1e-50), "top_p is .*; it must be above 0 .* and at most 1"),
-        ("top_k", (-1, 2**31, 2.0, True), "top_k is .*; it must be a whole number of 0 .. 2147483647"),
-        ("max_tokens", (0, -3, 2**31, 2**70, NAN), "max_tokens is .*; it must be a whole number of 1 .. 2147483647"),
-        ("child_max_tokens", (-1, 2**31), "child_max_tokens is .*; it must be a whole number of 0 .. 2147483647"),
-        ("samples", (0, 2**31), "samples is .*; it must be a whole number of 1 .. 2147483647"),
-        ("max_depth", (0, 2**31), "max_depth is .*; it must be a whole number of 1 .. 2147483647"),
+        (Sampling, "temperature", (NAN, INFINITE, -0.1, 1e39), r"temperature is .*; it must be 0 \(greedy\) or more"),
+        (Sampling, "top_p", (NAN, INFINITE, 0.0, -0.5, 1.1, 1e-50), "top_p is .*; it must be above 0 .* and at most 1"),
+        (Sampling, "top_k", (-1, 2**31, 2.0, True), "top_k is .*; it must be a whole number of 0 .. 2147483647"),
+        (
+            Sampling,
+            "max_tokens",
+            (0, -3, 2**31, 2**70, NAN),
+            "max_tokens is .*; it must be a whole number of 1 .. 2147483647",
+        ),
+        (
+            Sampling,
+            "child_max_tokens",
+            (-1, 2**31),
+            "child_max_tokens is .*; it must be a whole number of 0 .. 2147483647",
+        ),
+        (Samples, "count", (0, 2**31), "samples.count is .*; it must be a whole number of 1 .. 2147483647"),
+        (SpawnJoin, "together", (-1, 2**31), "spawn_join.together is .*; it must be a whole number of 0 .. 2147483647"),
+        (
+            SpawnJoin,
+            "max_depth",
+            (0, 2**31),
+            "spawn_join.max_depth is .*; it must be a whole number of 1 .. 2147483647",
+        ),
     ],
 )
-def test_numbers_are_refused_by_field(field, values, message):
+def test_numbers_are_refused_by_field(part, field, values, message):
     for value in values:
         with pytest.raises(ValueError, match=message):
-            RolloutConfig("none", "sequential", **{field: value})
+            part(**{field: value})
 
 
 @pytest.mark.parametrize("gain", [NAN, INFINITE, 0.0, -1.0])
 def test_gains_are_refused(gain):
     with pytest.raises(ValueError, match=f"gain is {gain}; it must be above 0 and finite"):
-        ControlWords(gain=gain)
+        SpawnJoin(gain=gain)
+
+
+def test_every_choice_of_a_protocol_can_be_configured():
+    """Whatever fields the protocol has beside the ids of its words."""
+    words = load(demo.config().tokenizer)
+    for method in (Sequential(), Samples(5), SpawnJoin(context="live", returns="stitch", together=3)):
+        protocol = method.protocol(words)
+        assert type(protocol).__name__ == type(method).__name__
+        for field in dataclasses.fields(protocol):
+            given = getattr(method, field.name)
+            assert getattr(protocol, field.name) == (words.id(given) if str(given).startswith("<") else given)
+
+
+def test_choices_that_do_not_go_together_are_refused_where_they_are_configured():
+    with pytest.raises(ValueError, match="spawn_join.together is 2; only live threads run together"):
+        SpawnJoin(together=2)
+    with pytest.raises(ValueError, match="spawn_join.max_depth is 2; live children do not fork"):
+        SpawnJoin(max_depth=2, context="live")
+    with pytest.raises(ValueError, match="add is True; samples has no control words to add"):
+        Samples(4, add=True)
 
 
 def test_samples_that_would_be_copies_are_refused():
@@ -45,16 +83,30 @@ def test_samples_that_would_be_copies_are_refused():
     with pytest.raises(
         ValueError, match="temperature is 0: the 4 samples of each question would be copies of one answer"
     ):
-        RolloutConfig("none", "samples")
+        RolloutConfig(Samples(), "none")
     with pytest.raises(ValueError, match="top_k is 1: the 3 samples"):
-        RolloutConfig("none", "samples", samples=3, temperature=1.0, top_k=1)
+        RolloutConfig(Samples(3), "none", Sampling(temperature=1.0, top_k=1))
     with pytest.raises(ValueError, match="temperature is 1e-40: the 3 samples"):
-        RolloutConfig("none", "samples", samples=3, temperature=1e-40)
+        RolloutConfig(Samples(3), "none", Sampling(temperature=1e-40))
     for method in ("self_consistency", "best_of_n"):
         with pytest.raises(ValueError, match="temperature is 0: the 3 samples"):
-            dataclasses.replace(demo.config().methods[method].rollout, temperature=0.0)
-    RolloutConfig("none", "samples", samples=1)
-    RolloutConfig("none", "spawn_join")
+            dataclasses.replace(demo.config().methods[method].rollout, sampling=Sampling())
+    RolloutConfig(Samples(1), "none")
+    RolloutConfig(SpawnJoin(), "none")
+
+
+def test_methods_are_changed_from_the_command_line(capsys):
+    options = ["method.context", "shared", "method.max-depth", "2", "sampling.temperature", "0.5"]
+    prefixed = lambda options: [f"--methods.apr.rollout.{o}" if i % 2 == 0 else o for i, o in enumerate(options)]
+    config = settings.parse(prefixed(options), "configs/demo.py")
+    assert config.methods["apr"].rollout.method == SpawnJoin(context="shared", max_depth=2)
+    assert config.methods["apr"].rollout.sampling == Sampling(temperature=0.5, max_tokens=320)
+    assert config.methods["sequential"] == demo.config().methods["sequential"]
+    assert "methods.apr.rollout.method.class " in settings.describe(config)
+    for wrong, nearest in (("temperature", "sampling.temperature"), ("method.contxt", "method.context")):
+        with pytest.raises(SystemExit):
+            settings.parse(prefixed([wrong, "1"]), "configs/demo.py")
+        assert f"--methods.apr.rollout.{nearest}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -73,7 +125,7 @@ def test_evaluations_check_their_numbers(options, message):
 def test_a_method_that_does_not_fit_its_sizes_is_refused_before_anything_is_decoded():
     config = demo.config()
     rollout = config.methods["self_consistency"].rollout
-    small = dataclasses.replace(rollout, samples=8, sizes=dataclasses.replace(rollout.sizes, threads=4))
+    small = dataclasses.replace(rollout, method=Samples(8), sizes=dataclasses.replace(rollout.sizes, threads=4))
     with pytest.raises(ValueError, match="sizes.threads = 4: Samples opens 9 threads, so at least 9 are needed"):
         methods.requests(config.task, [], small, load(config.tokenizer))
 

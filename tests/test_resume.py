@@ -20,14 +20,17 @@ CONFIG = """
 import dataclasses, os, signal
 from apr_jax.decode import Sizes
 from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
+from apr_jax.methods import Samples, Sampling, Sequential
 from apr_jax.tasks.language.mathematics import Mathematics
 from apr_jax.evaluate.config import EvaluateConfig
 
 FOLDER, CALLS = {folder!r}, []
 SIZES = dict(problems=1, prompt=64, slots=512, log=512, queue=8, outbox=4, feed_tiles=2, feed_chunk=16, attention_block=256)
-ONE = RolloutConfig(FOLDER + "/model", "sequential", end="", max_tokens=8, sizes=Sizes(lanes=1, rows=1, threads=1, **SIZES))
+ONE = RolloutConfig(
+    Sequential(end=""), FOLDER + "/model", Sampling(max_tokens=8), sizes=Sizes(lanes=1, rows=1, threads=1, **SIZES)
+)
 MANY = RolloutConfig(
-    FOLDER + "/model", "samples", samples=3, temperature=1.0, end="<|im_end|>", max_tokens=96,
+    Samples(3, end="<|im_end|>"), FOLDER + "/model", Sampling(temperature=1.0, max_tokens=96),
     sizes=Sizes(lanes=3, rows=3, threads=4, **SIZES),
 )
 
@@ -109,8 +112,10 @@ def test_what_is_finished_is_written_and_the_rest_is_decoded(folder):
 def test_what_belongs_to_another_evaluation_is_refused(folder, change, capsys):
     options, message = ["--resume", "True"], r"resume: question 1 is not the one that .*sequential\.jsonl has"
     if change == "an option":
-        options += ["--methods.sequential.rollout.max-tokens", "9"]
-        message = r"resume: .*sequential\.json was made with another configuration \(rollout\.max_tokens: .*8.*9"
+        options += ["--methods.sequential.rollout.sampling.max-tokens", "9"]
+        message = (
+            r"resume: .*sequential\.json was made with another configuration \(rollout\.sampling\.max_tokens: .*8.*9"
+        )
     before = (folder / "whole" / "settings.json").read_text()
     language_folder.write_questions(folder, questions(7 if change == "an option" else 8))
     try:

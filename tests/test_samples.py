@@ -7,7 +7,8 @@ import pytest
 import vocabularies
 from apr_jax.decode import Progress, Stop
 from apr_jax.evaluate import methods, outcomes, samples
-from apr_jax.evaluate.methods import ControlWords, Result, Rollout, RolloutConfig
+from apr_jax.evaluate.methods import Result, Rollout, RolloutConfig
+from apr_jax.methods import SpawnJoin
 from apr_jax.tasks.language.task import LanguageTask, Question
 from synthetic import Builder, Thread
 
@@ -92,6 +93,6 @@ def test_what_a_thread_asks_of_its_children_is_not_its_answer(body, answer):
     builder.vocabulary = {CODEC.decode([i]): i for i in reversed(range(CODEC.size))}
     builder.vocabulary |= {f"<result{i}>": CODEC.size + i for i in range(2)}
     builder.run(Thread(ASK, body))
-    config = RolloutConfig("none", "spawn_join", control=ControlWords(spawn="<part>"))
+    config = RolloutConfig(SpawnJoin(spawn="<part>"), "none")
     found = methods.read(Task(), [Question(0, "q", "9")], [builder.transcript()], CODEC, config)
     assert [given.sample.answer for given in found[0]] == [answer]

@@ -131,6 +131,8 @@ def test_a_class_is_part_of_what_is_compared(tmp_path):
         f"{name}.class: was '{__name__}.Inner', is now '{__name__}.Slower'" for name in ("inner", "parts.1")
     ]
     assert "class" not in settings.describe(Outer())
+    shown = settings.describe(Outer(parts=(Slower(),))).splitlines()
+    assert f"parts.0.class         = '{__name__}.Slower'" in shown and sum("class" in line for line in shown) == 1
     old = saved | {"inner": {"learning_rate": 0.1, "betas": [0.9, 0.95]}}  # of a version that did not say it
     assert settings.differences(Outer(), old) == []
     # The class of a configuration file is the same wherever the file lies.

@@ -25,18 +25,19 @@ CODEC = vocabularies.byte_level()
 CONFIG = ModelConfig(vocabulary=CODEC.size, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=16)
 METHODS = """
 from apr_jax.decode import Sizes
-from apr_jax.evaluate.methods import ControlWords, MethodConfig, RolloutConfig
+from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
+from apr_jax.methods import Samples, Sampling, Sequential, SpawnJoin
 from apr_jax.tasks.language.mathematics import Mathematics
 from apr_jax.tasks.prompt import Prompt, Shot
 from apr_jax.evaluate.config import EvaluateConfig
 
 SIZES = Sizes(problems=2, lanes=3, rows=6, threads=6, prompt=96, slots=512, log=512, queue=4, outbox=4, attention_block=256)
 ASK = Prompt(shots=(Shot("1 + 2", "<spawn>1<spawn>2<wait><result>1<result>2<go>3"),))
-ONE = RolloutConfig("elsewhere", "sequential", end="", max_tokens=12, temperature=1.0, sizes=SIZES)
-MANY = RolloutConfig("elsewhere", "samples", samples=3, end="", max_tokens=12, temperature=1.0, sizes=SIZES)
+ONE = RolloutConfig(Sequential(end=""), "elsewhere", Sampling(temperature=1.0, max_tokens=12), sizes=SIZES)
+MANY = RolloutConfig(Samples(3, end=""), "elsewhere", Sampling(temperature=1.0, max_tokens=12), sizes=SIZES)
 FORK = RolloutConfig(
-    "elsewhere", "spawn_join", context="shared", end="", max_tokens=40, child_max_tokens=8, temperature=1.0,
-    control=ControlWords(add=True, gain=3.0), ask=ASK, sizes=SIZES,
+    SpawnJoin(context="shared", end="", add=True, gain=3.0), "elsewhere",
+    Sampling(temperature=1.0, max_tokens=40, child_max_tokens=8), ask=ASK, sizes=SIZES,
 )
 
 

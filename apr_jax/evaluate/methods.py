@@ -5,7 +5,6 @@ once, and their wall time stands with each of the methods.
 """
 
 import dataclasses
-import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,57 +14,19 @@ import numpy as np
 
 from apr_jax.decode import Engine, Problem, Progress, Sizes, Transcript
 from apr_jax.decode.loop import fit
-from apr_jax.decode.problem import check_sampling, whole
-from apr_jax.decode.sampling import COLDEST
 from apr_jax.evaluate import metrics, select
 from apr_jax.evaluate.kept import Kept
 from apr_jax.evaluate.outcomes import Outcome, outcome, summary
+from apr_jax.methods import Method, Sampling
 from apr_jax.pretrained import load_model, with_control_words
 from apr_jax.pretrained.tokenizer import check_fits
-from apr_jax.protocols import Samples, Sequential, SpawnJoin
-from apr_jax.protocols.spawn_join import Context, Returns
 from apr_jax.record import Stop
 from apr_jax.tasks.prompt import Prompt
 from apr_jax.tasks.task import Task, grades
 from apr_jax.tasks.timed import Failure
 from apr_jax.tokenizer import TextCodec
 
-ProtocolName = Literal["sequential", "samples", "spawn_join"]
-SAMPLING = ("temperature", "top_k", "top_p", "max_tokens", "child_max_tokens")
 Selection = Literal["only", "majority", "logprob", "verifier"]
-
-
-@dataclasses.dataclass(frozen=True)
-class ControlWords:
-    """The words by which a model forks and joins (see `apr_jax.protocols.spawn_join`); each must be one id.
-
-    Attributes:
-        spawn, wait, result, join, go: the words.
-        add: give those that are not one id yet an id of their own, and a row that begins as what their names mean
-            (see `apr_jax.pretrained.with_control_words`).
-        gain: of these rows; a model that is not trained further needs a little more than 1 to choose them.
-    """
-
-    spawn: str = "<spawn>"
-    wait: str = "<wait>"
-    result: str = "<result>"
-    join: str = "<join>"
-    go: str = "<go>"
-    add: bool = False
-    gain: float = 1.0
-
-    def __post_init__(self):
-        if not 0 < self.gain < math.inf:
-            raise ValueError(f"gain is {self.gain}; it must be above 0 and finite")
-
-    @property
-    def names(self) -> dict[str, str]:
-        """The words by their roles."""
-        return {role: getattr(self, role) for role in ("spawn", "wait", "result", "join", "go")}
-
-    def spoken(self, words: TextCodec) -> TextCodec:
-        """The tokenizer with the words that are to be added."""
-        return words.with_control_words(list(self.names.values())) if self.add else words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,45 +34,21 @@ class RolloutConfig:
     """How problems are decoded.
 
     Attributes:
+        method: how threads come and go, which of them answer, and the control words.
         checkpoint: the model, see `apr_jax.pretrained.load_model`.
-        protocol: how threads come and go.
-        samples: threads of `samples`.
-        max_depth, context, returns: of `spawn_join`, see there.
-        temperature, top_k, top_p: sampling; temperature 0 is greedy, top_k 0 and top_p 1 are off.
-        max_tokens: tokens that one thread may generate.
-        child_max_tokens: the same for all threads but the root, 0: max_tokens.
-        end: the word that ends a thread; empty: the tokenizer's own end of a text or of a turn.
-        control: the control words of `spawn_join`.
+        sampling: how tokens are drawn, and how many.
         ask: how questions are put, where this method wants them put in its own way (tasks in language).
         sizes: static sizes of the compiled program.
     """
 
+    method: Method
     checkpoint: str
-    protocol: ProtocolName
-    samples: int = 4
-    max_depth: int = 1
-    context: Context = "isolated"
-    returns: Returns = "message"
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    max_tokens: int = 512
-    child_max_tokens: int = 0
-    end: str = "<end>"
-    control: ControlWords = ControlWords()
+    sampling: Sampling = Sampling()
     ask: Prompt | None = None
     sizes: Sizes = Sizes()
 
     def __post_init__(self):
-        check_sampling(self)
-        for name in ("samples", "max_depth"):
-            whole(name, getattr(self, name), 1)
-        if self.protocol == "samples" and self.samples > 1 and (self.temperature < COLDEST or self.top_k == 1):
-            greedy = "top_k is 1" if self.top_k == 1 else f"temperature is {self.temperature:g}"
-            raise ValueError(
-                f"{greedy}: the {self.samples} samples of each question would be copies of one answer; raise temperature (0.7, "
-                "say) and top_k, or take the protocol sequential"
-            )
+        self.method.check(self.sampling)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,21 +101,6 @@ class Result:
     rollout: Rollout
 
 
-def make_protocol(config: RolloutConfig, words: TextCodec):
-    """The protocol of a rollout.
-
-    Raises:
-        ValueError: the tokenizer lacks one of its control words.
-    """
-    end = words.id(config.end) if config.end else words.eos
-    if config.protocol == "sequential":
-        return Sequential(end)
-    if config.protocol == "samples":
-        return Samples(config.samples, end)
-    ids = {role: words.id(word) for role, word in config.control.names.items()}
-    return SpawnJoin(**ids, end=end, max_depth=config.max_depth, context=config.context, returns=config.returns)
-
-
 def make_engine(config: RolloutConfig, words: TextCodec) -> tuple[Engine, TextCodec]:
     """The engine of a rollout, and its tokenizer with the control words that the method adds.
 
@@ -187,10 +109,9 @@ def make_engine(config: RolloutConfig, words: TextCodec) -> tuple[Engine, TextCo
     """
     model = load_model(config.checkpoint)
     check_fits(words, model.config.vocabulary, f"checkpoint {config.checkpoint}")
-    if config.control.add:
-        names = list(config.control.names.values())
-        model, words = with_control_words(model, words, names, gain=config.control.gain)
-    return Engine(model, make_protocol(config, words), config.sizes), words
+    if config.method.add:
+        model, words = with_control_words(model, words, list(config.method.words), gain=config.method.gain)
+    return Engine(model, config.method.protocol(words), config.sizes), words
 
 
 def put(task: Task, config: RolloutConfig) -> Task:
@@ -205,9 +126,9 @@ def requests(task: Task, questions: Sequence, config: RolloutConfig, words: Text
         ValueError: a question whose prompt is longer than the sizes allow, or for which the chat template gives no token, or sizes
             in which the method cannot work.
     """
-    sampling = {name: getattr(config, name) for name in SAMPLING}
-    task, words = put(task, config), config.control.spoken(words)
-    fit(make_protocol(config, words), config.sizes)
+    sampling = dataclasses.asdict(config.sampling)
+    task, words = put(task, config), config.method.spoken(words)
+    fit(config.method.protocol(words), config.sizes)
     made = []
     for i, question in enumerate(questions):
         prompt = np.array(task.prompt(question, words), np.int32)
@@ -250,7 +171,7 @@ def roll_out(
     """
     asked = requests(task, questions, config, words)
     if earlier and len(earlier.finished) == len(questions):
-        return earlier, config.control.spoken(words)
+        return earlier, config.method.spoken(words)
     kept, words = _decode(
         [p for p in asked if not earlier or p.id not in earlier.finished], config, words, seed, watch, stop
     )
@@ -296,15 +217,15 @@ def _decode(
 def read(
     task: Task, questions: Sequence, transcripts: Sequence[Transcript], words: TextCodec, config: RolloutConfig
 ) -> list[list[Answer]]:
-    """The answers of each transcript, graded: the root's, or where the root only reads the prompt its children's.
+    """The answers of each transcript, graded: of the threads and in the tokens that the method says.
 
-    Text between `<spawn>` and `<wait>` is left out before an answer is read. Where the model gave NaN there is no answer.
+    Where the model gave NaN there is no answer.
     """
-    said = lambda transcript, thread: _without_messages(transcript.generated(thread), config, words)
+    said = lambda transcript, thread: config.method.said(transcript, thread, words)
     answers = [
         [
             (i, None if transcript.stop == Stop.NOT_FINITE else task.answer(said(transcript, i), words))
-            for i in _speakers(transcript)
+            for i in config.method.voices(transcript)
         ]
         for transcript in transcripts
     ]
@@ -323,24 +244,6 @@ def read(
         [sample(transcript, i, answer, known.get((place, answer), False)) for i, answer in given]
         for place, (transcript, given) in enumerate(zip(transcripts, answers, strict=True))
     ]
-
-
-def _without_messages(ids: Sequence[int], config: RolloutConfig, words: TextCodec) -> Sequence[int]:
-    """Token ids that a thread generated, without those from a `<spawn>` up to its `<wait>`."""
-    if config.protocol != "spawn_join":
-        return ids
-    spawn, wait = words.id(config.control.spawn), words.id(config.control.wait)
-    kept, message = [], False
-    for i in ids:
-        message = (message or i == spawn) and i != wait
-        if not message:
-            kept.append(i)
-    return kept
-
-
-def _speakers(transcript: Transcript) -> list[int]:
-    speaks = np.any(transcript.log.sampled & (transcript.log.thread == 0))
-    return [0] if speaks else [i for i, thread in enumerate(transcript.threads) if thread.parent == 0]
 
 
 def judge(answers: Sequence[Answer], rule: Selection) -> Answer | None:

@@ -1,0 +1,95 @@
+"""The interface of a method: its protocol once the tokenizer is known, which threads answer, and what of them is the answer."""
+
+import abc
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from apr_jax import settings
+from apr_jax.decode.problem import check_sampling
+from apr_jax.decode.protocol import Protocol
+from apr_jax.record import Transcript
+from apr_jax.tokenizer import TextCodec
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn, and how many.
+
+    Attributes:
+        temperature, top_k, top_p: temperature 0 is greedy, top_k 0 and top_p 1 are off.
+        max_tokens: tokens that one thread may generate.
+        child_max_tokens: the same for all threads but the root, 0: max_tokens.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_tokens: int = 512
+    child_max_tokens: int = 0
+
+    def __post_init__(self):
+        check_sampling(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method(abc.ABC):
+    """A method; implementations are frozen dataclasses whose fields are its choices and, as text, its control words.
+
+    Attributes:
+        end: the word that ends a thread; empty: the tokenizer's own end of a text or of a turn.
+        add: give those of `words` that are not one id yet an id of their own, and a row that begins as what their names mean
+            (see `apr_jax.pretrained.with_control_words`).
+        gain: of these rows; a model that is not trained further needs a little more than 1 to choose them.
+    """
+
+    end: str = "<end>"
+    add: bool = False
+    gain: float = 1.0
+
+    def __post_init__(self):
+        if not 0 < self.gain < math.inf:
+            raise ValueError(f"gain is {self.gain}; it must be above 0 and finite")
+        if self.add and not self.words:
+            raise ValueError(f"add is True; {self.name} has no control words to add, leave it out")
+
+    @property
+    def name(self) -> str:
+        """The name of its class in snake case."""
+        return settings.class_name(self)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The control words by which the model forks and joins, `end` not among them; each must be one id."""
+        return ()
+
+    def spoken(self, codec: TextCodec) -> TextCodec:
+        """The tokenizer with the words that are to be added."""
+        return codec.with_control_words(self.words) if self.add else codec
+
+    def end_id(self, codec: TextCodec) -> int:
+        """The id that ends a thread; ValueError if the word is not one id."""
+        return codec.id(self.end) if self.end else codec.eos
+
+    def check(self, sampling: Sampling) -> Sampling:
+        """The sampling; ValueError if the method makes no sense with it."""
+        return sampling
+
+    @abc.abstractmethod
+    def protocol(self, codec: TextCodec) -> Protocol:
+        """The protocol, its words as ids.
+
+        Raises:
+            ValueError: the tokenizer lacks one of the words.
+        """
+
+    def voices(self, transcript: Transcript) -> Sequence[int]:
+        """The numbers of the threads that answer: the root, or its children where the root only reads the prompt."""
+        speaks = np.any(transcript.log.sampled & (transcript.log.thread == 0))
+        return [0] if speaks else [i for i, thread in enumerate(transcript.threads) if thread.parent == 0]
+
+    def said(self, transcript: Transcript, thread: int, codec: TextCodec) -> Sequence[int]:
+        """Token ids in which the answer of a thread is looked for: all that it generated."""
+        return transcript.generated(thread)

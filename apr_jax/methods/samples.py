@@ -1,0 +1,36 @@
+"""Independent samples of one prompt: self-consistency and best-of-N, which differ in how one of the answers is selected."""
+
+import dataclasses
+
+from apr_jax import protocols
+from apr_jax.decode.problem import whole
+from apr_jax.decode.sampling import COLDEST
+from apr_jax.methods.method import Method, Sampling
+from apr_jax.tokenizer import TextCodec
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples(Method):
+    """See `apr_jax.protocols.samples`.
+
+    Attributes:
+        count: samples of each question.
+    """
+
+    count: int = 4
+
+    def __post_init__(self):
+        super().__post_init__()
+        whole("samples.count", self.count, 1)
+
+    def check(self, sampling: Sampling) -> Sampling:
+        if self.count > 1 and (sampling.temperature < COLDEST or sampling.top_k == 1):
+            greedy = "top_k is 1" if sampling.top_k == 1 else f"temperature is {sampling.temperature:g}"
+            raise ValueError(
+                f"{greedy}: the {self.count} samples of each question would be copies of one answer; raise temperature (0.7, "
+                "say) and top_k, or take the method Sequential"
+            )
+        return sampling
+
+    def protocol(self, codec: TextCodec) -> protocols.Samples:
+        return protocols.Samples(self.count, self.end_id(codec))
