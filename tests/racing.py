@@ -16,6 +16,7 @@ from apr_jax.decode import book as books
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
 from apr_jax.protocols import SpawnJoin, verbs
+from apr_jax.record import Stop
 from racing_oracle import World
 
 _RESULT, _GO = 1, 2  # places in the template table
