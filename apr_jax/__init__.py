@@ -17,5 +17,6 @@ The public names, by the modules that have them; `import apr_jax` imports none o
     apr_jax.evaluate.config: EvaluateConfig
     apr_jax.evaluate.methods: MethodConfig, RolloutConfig
     apr_jax.evaluate.runner: run
+    apr_jax.evaluate.select: Selector, Candidate, Only, Majority, Likeliest, Verifier
     apr_jax.evaluate.show: tree
 """

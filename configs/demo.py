@@ -9,6 +9,7 @@ demonstrations of the same problems. Self-consistency and best-of-N read the sam
 from apr_jax.decode import Sizes
 from apr_jax.evaluate.config import EvaluateConfig
 from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
+from apr_jax.evaluate.select import Likeliest, Majority, Verifier
 from apr_jax.methods import Samples, Sampling, Sequential, SpawnJoin
 from apr_jax.tasks.countdown import SHIPPED
 from apr_jax.tasks.countdown.task import Countdown
@@ -41,8 +42,8 @@ def config() -> EvaluateConfig:
     return EvaluateConfig(
         methods={
             "sequential": MethodConfig(SEQUENTIAL),
-            "self_consistency": MethodConfig(SAMPLES, select="majority"),
-            "best_of_n": MethodConfig(SAMPLES, select="logprob", also=("verifier",)),
+            "self_consistency": MethodConfig(SAMPLES, select=Majority()),
+            "best_of_n": MethodConfig(SAMPLES, select=Likeliest(), also=(Verifier(),)),
             "apr": MethodConfig(SPAWN_JOIN),
         },
         task=Countdown(),

@@ -8,6 +8,7 @@ The file holds a question and its answer a line: {"question": "What is 6 times 7
 from apr_jax.decode import Sizes
 from apr_jax.evaluate.config import EvaluateConfig
 from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
+from apr_jax.evaluate.select import Majority, Verifier
 from apr_jax.methods import Samples, Sampling, Sequential
 from apr_jax.tasks.language.mathematics import Mathematics
 from apr_jax.tasks.prompt import Prompt
@@ -30,7 +31,7 @@ SAMPLES = RolloutConfig(
 )
 METHODS = {
     "sequential": MethodConfig(SEQUENTIAL),
-    "self_consistency": MethodConfig(SAMPLES, select="majority", also=("verifier",)),
+    "self_consistency": MethodConfig(SAMPLES, select=Majority(), also=(Verifier(),)),
 }
 
 

@@ -16,6 +16,7 @@ from typing import get_args
 from apr_jax.decode import Sizes
 from apr_jax.evaluate.config import EvaluateConfig
 from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
+from apr_jax.evaluate.select import Likeliest, Majority, Verifier
 from apr_jax.methods import Samples, Sampling, Sequential, SpawnJoin
 from apr_jax.protocols.spawn_join import Context, Returns
 from apr_jax.tasks.language.gym import TAGS, ReasoningGym
@@ -93,8 +94,8 @@ def methods() -> dict[str, MethodConfig]:
     }
     return {
         "sequential": MethodConfig(SEQUENTIAL),
-        "self_consistency": MethodConfig(SAMPLES, select="majority", also=("verifier",)),
-        "best_of_n": MethodConfig(SAMPLES, select="logprob"),
+        "self_consistency": MethodConfig(SAMPLES, select=Majority(), also=(Verifier(),)),
+        "best_of_n": MethodConfig(SAMPLES, select=Likeliest()),
         **forks,
     }
 

@@ -26,6 +26,7 @@ from apr_jax.decode.problem import check_seed
 from apr_jax.evaluate import methods, metrics, report
 from apr_jax.evaluate.config import EvaluateConfig
 from apr_jax.evaluate.methods import Answer, MethodConfig
+from apr_jax.evaluate.select import Selector
 from apr_jax.evaluate.show import live
 from apr_jax.pretrained import smollm2
 from apr_jax.pretrained.tokenizer import load
@@ -72,10 +73,10 @@ class CountdownShow:
     def finished(self, transcript: Transcript, words: TextCodec, console: Console, request: Problem) -> RenderableType:
         return self.draw(transcript, words, console, request)
 
-    def verdict(self, problem: countdown.Problem, transcript: Transcript, answers, rule: str) -> tuple[Text, bool]:
+    def verdict(self, problem: countdown.Problem, transcript: Transcript, answers, rule: Selector) -> tuple[Text, bool]:
         """The equation and what the verifier says of it."""
-        chosen = methods.judge(answers, rule)
-        answer, correct = (chosen.sample.answer, chosen.sample.correct) if chosen else (None, False)
+        chosen = methods.choose(answers, rule)
+        answer, correct = (chosen.candidate.answer, chosen.candidate.correct) if chosen else (None, False)
         if correct:
             return Text(f"{', '.join(answer.split(';'))}  = {problem.target}, checked", "bold green"), True
         if answer is not None:
@@ -125,15 +126,15 @@ class LanguageShow:
     def finished(self, transcript: Transcript, words: TextCodec, console: Console, request: Problem) -> RenderableType:
         return live.whole(transcript, words, len(request.prompt))
 
-    def verdict(self, question: Question, transcript: Transcript, answers, rule: str) -> tuple[Text, bool]:
+    def verdict(self, question: Question, transcript: Transcript, answers, rule: Selector) -> tuple[Text, bool]:
         """The chosen answer; there is no judge of it."""
-        chosen: Answer | None = methods.judge(answers, rule)
+        chosen: Answer | None = methods.choose(answers, rule)
         stopped = "" if transcript.stop == Stop.END else f"stopped: {transcript.stop.name.lower()}; "
         if chosen is None:
             return Text(f"{stopped}no answer of the form that is looked for", "yellow"), not stopped
-        votes = sum(answer.sample.answer == chosen.sample.answer for answer in answers)
+        votes = sum(answer.candidate.answer == chosen.candidate.answer for answer in answers)
         said = f" ({votes} of {len(answers)} threads say so)" if len(answers) > 1 else ""
-        return Text(f"{stopped}answer: {chosen.sample.answer}{said}", "bold"), True
+        return Text(f"{stopped}answer: {chosen.candidate.answer}{said}", "bold"), True
 
 
 def read_problems(args: argparse.Namespace) -> list[countdown.Problem]:
@@ -192,7 +193,7 @@ def prepare(args: argparse.Namespace) -> tuple[CountdownShow | LanguageShow, Met
     config = settings.load(args.config or "configs/smollm2_methods.py")
     show, path = LanguageShow(args, config.task), find_model(args.model)
     method = find_method(config, args.method or show.default)
-    if method.select == "verifier":
+    if method.select.oracle:
         raise ValueError(f"--method {args.method} chooses by the right answer, which nobody knows here")
     return show, dataclasses.replace(method, rollout=dataclasses.replace(method.rollout, checkpoint=path)), load(path)
 

@@ -104,6 +104,7 @@ class Thread:
 
 Choose = Callable[[Thread, np.ndarray, float, Any], tuple[int, float, float]]
 Program = Iterator[list[Thread]]  # yields the threads that must be finished before it goes on
+Interpreter = Callable[["World", Thread, Sequence[int], Any], Program]  # of the root, from the prompt and the protocol
 
 
 class World:
@@ -113,9 +114,9 @@ class World:
         self.forward, self.problem, self.choose = forward, problem, choose
         self.running: list[tuple[Thread, Program, list[Thread]]] = []
 
-    def begin(self, key: jax.Array, prompt: list[int], protocol: Any) -> Thread:
+    def begin(self, key: jax.Array, prompt: list[int], protocol: Any, program: Interpreter | None) -> Thread:
         root = Thread((), None, key)
-        self.start(root, PROGRAMS[type(protocol).__name__](self, root, prompt, protocol))
+        self.start(root, (program or PROGRAMS[type(protocol).__name__])(self, root, prompt, protocol))
         return root
 
     def start(self, thread: Thread, program: Program) -> None:
@@ -282,6 +283,7 @@ def run(
     schedule_rng: np.random.Generator | None = None,
     choose: Choose = lambda thread, logits, uniform, problem: draw(logits, uniform, problem),
     world: type = World,
+    program: Interpreter | None = None,
 ) -> Transcript:
     """Interpret one problem.
 
@@ -293,10 +295,11 @@ def run(
       schedule_rng: order in which ready threads are stepped; depth first without it. The result does not depend on it.
       choose: picks a token for a thread from its logits and uniform draw.
       world: `World`, or one that knows other protocols.
+      program: of the root; without it that of `PROGRAMS`. The test of a new method brings its own.
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), problem.id), problem.sample)
     begun = world(forward, problem, choose)
-    root = begun.begin(key, [int(token) for token in problem.prompt], protocol)
+    root = begun.begin(key, [int(token) for token in problem.prompt], protocol, program)
     begun.loop(schedule_rng)
     return _record(root, problem, getattr(protocol, "together", 0) > 0)
 
@@ -370,7 +373,13 @@ def compare(transcript: Transcript, expected: Transcript, tolerance: float = 1e-
 
 
 def replay(
-    transcript: Transcript, forward: Forward, problem: Any, protocol: Any, seed: int, tolerance: float = 1e-4
+    transcript: Transcript,
+    forward: Forward,
+    problem: Any,
+    protocol: Any,
+    seed: int,
+    tolerance: float = 1e-4,
+    program: Interpreter | None = None,
 ) -> None:
     """Assert that a transcript made in f32 follows from its own tokens.
 
@@ -397,4 +406,4 @@ def replay(
                 return token, plain, np.log(probability[token])
         raise AssertionError(f"{where}: {token} has the interval [{low}, {high}], the draw is {uniform}")
 
-    compare(transcript, run(forward, problem, protocol, seed, choose=choose), tolerance)
+    compare(transcript, run(forward, problem, protocol, seed, choose=choose, program=program), tolerance)

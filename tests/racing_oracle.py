@@ -171,7 +171,8 @@ class Group:
 class World(oracle.World):
     """Lines instead of single threads."""
 
-    def begin(self, key: jax.Array, prompt: Sequence[int], protocol: Any) -> Thread:
+    def begin(self, key: jax.Array, prompt: Sequence[int], protocol: Any, program: None) -> Thread:
+        assert program is None, "this world has programs of its own"
         self.protocol, self.lines, self.decisions = protocol, [], []
         root = Thread((), None, key)
         self.add(Line(root, None, False), prompt)

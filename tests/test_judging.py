@@ -29,6 +29,7 @@ CONFIG = """
 import dataclasses
 from apr_jax.decode import Sizes
 from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
+from apr_jax.evaluate.select import Majority
 from apr_jax.methods import Samples, Sampling
 from apr_jax.tasks import timed
 from apr_jax.tasks.language.mathematics import Mathematics
@@ -58,7 +59,7 @@ class Alike(Judged):
 
 def config():
     return EvaluateConfig(
-        methods={{"first": MethodConfig(MANY), "vote": MethodConfig(MANY, "majority")}},
+        methods={{"first": MethodConfig(MANY), "vote": MethodConfig(MANY, Majority())}},
         task=Judged(problems_file=FOLDER + "/questions.jsonl", read=("text",)),
         tokenizer=FOLDER + "/words",
         output=FOLDER + "/out",

@@ -232,6 +232,7 @@ def test_reasoning_gym_refuses_what_it_does_not_know():
 CONFIG = """
 from apr_jax.decode import Sizes
 from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
+from apr_jax.evaluate.select import Majority, Verifier
 from apr_jax.methods import Samples, Sampling, Sequential
 from apr_jax.tasks.language.mathematics import Mathematics
 from apr_jax.evaluate.config import EvaluateConfig
@@ -249,7 +250,7 @@ MANY = RolloutConfig(
 
 def config():
     return EvaluateConfig(
-        methods={{"sequential": MethodConfig(ONE), "self_consistency": MethodConfig(MANY, "majority", also=("verifier",))}},
+        methods={{"sequential": MethodConfig(ONE), "self_consistency": MethodConfig(MANY, Majority(), also=(Verifier(),))}},
         task=Mathematics(problems_file=FOLDER + "/questions.jsonl"),
         tokenizer=FOLDER + "/words",
         output=FOLDER + "/out",

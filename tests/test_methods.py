@@ -6,9 +6,11 @@ import pytest
 
 import forking
 from apr_jax import settings
-from apr_jax.decode import Stop
-from apr_jax.evaluate import methods
-from apr_jax.evaluate.methods import RolloutConfig
+from apr_jax.decode import Progress, Stop
+from apr_jax.evaluate import methods, report
+from apr_jax.evaluate.kept import Kept
+from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
+from apr_jax.evaluate.select import Majority, Selector
 from apr_jax.methods import Samples, Sampling, Sequential, SpawnJoin
 from apr_jax.pretrained.tokenizer import load
 from apr_jax.tasks.countdown import solver as search
@@ -78,6 +80,31 @@ def test_choices_that_do_not_go_together_are_refused_where_they_are_configured()
         Samples(4, add=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Told(Selector):
+    """A rule of one's own that knows the truth."""
+
+    place: int = 0
+    oracle = True
+
+    def choose(self, candidates):
+        return self.place
+
+
+def test_a_rule_of_ones_own_is_reported_under_its_name_and_as_the_oracle_that_it_is():
+    config = demo.config()
+    words, rollout = load(config.tokenizer), config.methods["sequential"].rollout
+    question = Problem((22, 26, 31, 53), 27)
+    transcript = forking.played({(): words.encode("<end>")}, forking.Sequential(end=words.id("<end>")), [1])
+    progress = Progress(1, 1, 1, 1, 1, 1, 1.0, 1.0, (1,))
+    found = methods.judged(config.task, [question], Kept({0: transcript}, progress, 1), words, rollout)
+    entry = methods.evaluate(MethodConfig(rollout, also=(Told(), Majority())), found).entry
+    assert entry["accuracy_told"] == entry["accuracy_majority"] == 0
+    assert [row[0] for row in report.rows({"x": entry})] == ["x", "x, by told (oracle)", "x, by majority"]
+    with pytest.raises(ValueError, match="also: the rules are called told, told; each needs a name of its own"):
+        MethodConfig(rollout, also=(Told(0), Told(1)))
+
+
 def test_samples_that_would_be_copies_are_refused():
     """Of self-consistency and best-of-N alike, which read samples; one sample may be greedy, and so may other methods."""
     with pytest.raises(
@@ -141,4 +168,4 @@ def test_nothing_is_an_answer_where_the_model_gave_nan():
     for stop, answered in ((Stop.END, True), (Stop.NOT_FINITE, False)):
         ended = dataclasses.replace(transcript, stop=stop)
         ((answer,),) = methods.read(config.task, [question], [ended], words, config.methods["sequential"].rollout)
-        assert (answer.sample.answer is not None) == answered == answer.sample.correct
+        assert (answer.candidate.answer is not None) == answered == answer.candidate.correct

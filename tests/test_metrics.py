@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import forking
 import oracle
-from apr_jax.evaluate import metrics, outcomes, select
+from apr_jax.evaluate import metrics, outcomes
 from apr_jax.evaluate.causality import causality, depths
+from apr_jax.evaluate.select import Candidate, Likeliest, Majority, Only, Verifier
 from apr_jax.protocols.samples import Samples
 from apr_jax.protocols.spawn_join import SpawnJoin
 from apr_jax.record import Source, Stop
@@ -185,7 +186,7 @@ def test_pass_at_k_refuses(arguments):
 
 
 def samples_of(*rows):
-    return [select.Sample(answer, correct, logprob) for answer, correct, logprob in rows]
+    return [Candidate(answer, correct, logprob) for answer, correct, logprob in rows]
 
 
 def test_selection_by_hand():
@@ -197,14 +198,15 @@ def test_selection_by_hand():
         ("a", False, -0.1),
         ("c", True, -0.5),
     )
-    assert select.majority(samples) == 1  # a and b have two votes each: a occurs first
-    assert select.by_logprob(samples) == 4
-    assert select.by_verifier(samples) == 2
-    assert select.majority(samples[2:]) == 0
-    for choose in (select.majority, select.by_logprob, select.by_verifier):
-        assert choose(samples[:1]) is None
-        assert choose([]) is None
-    assert select.by_verifier(samples[:2]) == 1
+    assert Majority().choose(samples) == 1  # a and b have two votes each: a occurs first
+    assert Likeliest().choose(samples) == 4
+    assert Verifier().choose(samples) == 2
+    assert Majority().choose(samples[2:]) == 0
+    for rule in (Majority(), Likeliest(), Verifier(), Only()):
+        assert rule.choose(samples[:1]) is None
+        assert rule.choose([]) is None
+    assert Verifier().choose(samples[:2]) == 1
+    assert Only().choose(samples) is None and Only().choose(samples[1:]) == 0
 
 
 def test_cons_at_k_drops_invalid_answers():

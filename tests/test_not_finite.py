@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from apr_jax.decode import Engine, Problem, Sizes, Stop
-from apr_jax.evaluate import select
+from apr_jax.evaluate.select import Candidate, Likeliest
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
 from apr_jax.protocols import Samples, Sequential
@@ -62,7 +62,7 @@ def test_logits_that_are_not_finite_end_their_thread():
 
 
 def test_selection_does_not_prefer_what_is_not_a_number():
-    samples = [select.Sample("a", False, logprob) for logprob in (np.nan, -3.0, np.nan, -2.0)]
-    assert select.by_logprob(samples) == 3
-    assert select.by_logprob(samples[::-1]) == 0
-    assert select.by_logprob(samples[:1]) == 0, "the only answer there is"
+    samples = [Candidate("a", False, logprob) for logprob in (np.nan, -3.0, np.nan, -2.0)]
+    assert Likeliest().choose(samples) == 3
+    assert Likeliest().choose(samples[::-1]) == 0
+    assert Likeliest().choose(samples[:1]) == 0, "the only answer there is"

@@ -1,6 +1,7 @@
 """What the engine promises to protocols: state of their own, tokens put in the place of others, and that the record says so."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Float, Int
 
+import oracle
 import reference_model
 from apr_jax import record
 from apr_jax.decode import Engine, Problem, Sizes, Source, Stop
@@ -136,6 +138,56 @@ def test_logs_without_what_was_drawn_are_read_as_before(decoded, tmp_path):
     for found, _ in record.read(tmp_path / "old.jsonl"):
         np.testing.assert_array_equal(found.log.drawn, np.where(found.log.sampled, found.log.token, -1))
         assert not found.own
+
+
+@dataclasses.dataclass(frozen=True)
+class Pause(Samples):
+    """Samples of which each ends at the second of its pauses, or at the end."""
+
+    pause: int = 9
+
+    def own_state(self) -> Array:
+        return jnp.int32(0)
+
+    def observe(self, shared: Any, own: Array, drawn: Any) -> tuple[Array, Array, Array]:
+        own = own + (drawn.token == self.pause)
+        return own, drawn.token, ((drawn.token == self.end) | (own == 2)).astype(jnp.int32)
+
+
+def pausing(world: oracle.World, root: oracle.Thread, prompt: Sequence[int], protocol: Pause) -> oracle.Program:
+    """The same in plain Python."""
+
+    def child(thread: oracle.Thread) -> oracle.Program:
+        yield from thread.feed_tokens(prompt[-1:])
+        pauses = 0
+        while thread.stop is None:
+            entry = world.sample(thread)
+            pauses += entry.token == protocol.pause
+            if entry.token == protocol.end or pauses == 2:
+                thread.stop = Stop.END
+            elif world.spent(thread):
+                thread.stop = Stop.LENGTH
+            else:
+                yield []
+                thread.feed(entry)
+
+    yield from root.feed_tokens(prompt[:-1])
+    children = [root.open() for _ in range(protocol.count)]
+    for thread in children:
+        thread.seen, thread.next_position, thread.floor = [root, thread], len(prompt) - 1, root.clock
+        world.start(thread, child(thread))
+    yield from root.await_children(children)
+    root.stop = Stop.END
+
+
+def test_the_test_of_a_method_brings_its_interpreter(model):
+    protocol = Pause(count=3, end=4)
+    problems = [Problem(i, np.array([3, 5, 1 + i]), temperature=1.0, max_tokens=30) for i in range(4)]
+    forward, ends = reference_model.transformer(model.params, CONFIG), set()
+    for found in Engine(model, protocol, SIZES).decode(problems, seed=7):
+        oracle.replay(found, forward, problems[found.problem], protocol, 7, program=pausing)
+        ends |= {int(found.generated(i)[-1]) for i in (1, 2, 3)}
+    assert ends >= {protocol.end, protocol.pause}, "the cases are worth it"
 
 
 @pytest.mark.parametrize("arguments", [(1,), (1, 2, 3)])

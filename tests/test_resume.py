@@ -20,6 +20,7 @@ CONFIG = """
 import dataclasses, os, signal
 from apr_jax.decode import Sizes
 from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
+from apr_jax.evaluate.select import Likeliest, Majority
 from apr_jax.methods import Samples, Sampling, Sequential
 from apr_jax.tasks.language.mathematics import Mathematics
 from apr_jax.evaluate.config import EvaluateConfig
@@ -48,8 +49,8 @@ def config():
     return EvaluateConfig(
         methods={{
             "sequential": MethodConfig(ONE),
-            "self_consistency": MethodConfig(MANY, "majority"),
-            "best_of_n": MethodConfig(MANY, "logprob"),
+            "self_consistency": MethodConfig(MANY, Majority()),
+            "best_of_n": MethodConfig(MANY, Likeliest()),
         }},
         task=Stopping(problems_file=FOLDER + "/questions.jsonl"),
         tokenizer=FOLDER + "/words",

@@ -95,4 +95,4 @@ def test_what_a_thread_asks_of_its_children_is_not_its_answer(body, answer):
     builder.run(Thread(ASK, body))
     config = RolloutConfig(SpawnJoin(spawn="<part>"), "none")
     found = methods.read(Task(), [Question(0, "q", "9")], [builder.transcript()], CODEC, config)
-    assert [given.sample.answer for given in found[0]] == [answer]
+    assert [given.candidate.answer for given in found[0]] == [answer]

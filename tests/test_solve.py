@@ -26,6 +26,7 @@ CONFIG = ModelConfig(vocabulary=CODEC.size, width=16, layers=1, heads=2, kv_head
 METHODS = """
 from apr_jax.decode import Sizes
 from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
+from apr_jax.evaluate.select import Majority, Verifier
 from apr_jax.methods import Samples, Sampling, Sequential, SpawnJoin
 from apr_jax.tasks.language.mathematics import Mathematics
 from apr_jax.tasks.prompt import Prompt, Shot
@@ -42,7 +43,7 @@ FORK = RolloutConfig(
 
 
 def config():
-    methods = {"one": MethodConfig(ONE), "vote": MethodConfig(MANY, "majority"), "oracle": MethodConfig(MANY, "verifier")}
+    methods = {"one": MethodConfig(ONE), "vote": MethodConfig(MANY, Majority()), "oracle": MethodConfig(MANY, Verifier())}
     return EvaluateConfig(methods=methods | {"fork": MethodConfig(FORK)}, task=Mathematics(), tokenizer="elsewhere")
 """
 

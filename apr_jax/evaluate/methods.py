@@ -8,15 +8,15 @@ import dataclasses
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 
 from apr_jax.decode import Engine, Problem, Progress, Sizes, Transcript
 from apr_jax.decode.loop import fit
-from apr_jax.evaluate import metrics, select
+from apr_jax.evaluate import metrics
 from apr_jax.evaluate.kept import Kept
 from apr_jax.evaluate.outcomes import Outcome, outcome, summary
+from apr_jax.evaluate.select import Candidate, Only, Selector
 from apr_jax.methods import Method, Sampling
 from apr_jax.pretrained import load_model, with_control_words
 from apr_jax.pretrained.tokenizer import check_fits
@@ -25,8 +25,6 @@ from apr_jax.tasks.prompt import Prompt
 from apr_jax.tasks.task import Task, grades
 from apr_jax.tasks.timed import Failure
 from apr_jax.tokenizer import TextCodec
-
-Selection = Literal["only", "majority", "logprob", "verifier"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +55,18 @@ class MethodConfig:
 
     Attributes:
         rollout: how problems are decoded.
-        select: `only` where there is one answer; among samples `majority`, `logprob` or `verifier` (an oracle).
-        also: further rules reported as `accuracy_RULE`.
+        select: see `apr_jax.evaluate.select`.
+        also: further rules, reported as `accuracy_NAME`.
     """
 
     rollout: RolloutConfig
-    select: Selection = "only"
-    also: tuple[Selection, ...] = ()
+    select: Selector = Only()
+    also: tuple[Selector, ...] = ()
+
+    def __post_init__(self):
+        names = [rule.name for rule in self.also]
+        if len(set(names)) < len(names):
+            raise ValueError(f"also: the rules are called {', '.join(names)}; each needs a name of its own")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Answer:
     """The answer of one thread: the thread's number, and the fields that selection reads."""
 
     thread: int
-    sample: select.Sample
+    candidate: Candidate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,43 +238,40 @@ def read(
     found = grades(task, [(questions[place], answer) for place, answer in pairs])
     known = dict(zip(pairs, found, strict=True))
 
-    def sample(transcript: Transcript, thread: int, answer: str | None, grade: bool | Failure) -> Answer:
+    def answered(transcript: Transcript, thread: int, answer: str | None, grade: bool | Failure) -> Answer:
         failure = grade.reason if isinstance(grade, Failure) else ""
         logprob = metrics.mean_logprob(transcript, thread)
-        return Answer(thread, select.Sample(answer, grade is True, logprob, failure))
+        return Answer(thread, Candidate(answer, grade is True, logprob, failure))
 
     return [
-        [sample(transcript, i, answer, known.get((place, answer), False)) for i, answer in given]
+        [answered(transcript, i, answer, known.get((place, answer), False)) for i, answer in given]
         for place, (transcript, given) in enumerate(zip(transcripts, answers, strict=True))
     ]
 
 
-def judge(answers: Sequence[Answer], rule: Selection) -> Answer | None:
+def choose(answers: Sequence[Answer], rule: Selector) -> Answer | None:
     """The answer that a rule picks; None if there is none of valid format."""
-    rules = {"majority": select.majority, "logprob": select.by_logprob, "verifier": select.by_verifier}
-    samples = [answer.sample for answer in answers]
-    if rule in rules:
-        chosen = rules[rule](samples)
-        return None if chosen is None else answers[chosen]
-    return answers[0] if answers and samples[0].answer is not None else None
+    chosen = rule.choose([answer.candidate for answer in answers])
+    return None if chosen is None else answers[chosen]
 
 
 def evaluate(method: MethodConfig, rollout: Rollout) -> Result:
     """Choose among a rollout's answers by a method's rule and sum up."""
 
-    def outcomes(rule: Selection) -> list[Outcome]:
-        chosen = [judge(answers, rule) for answers in rollout.answers]
+    def outcomes(rule: Selector) -> list[Outcome]:
+        chosen = [choose(answers, rule) for answers in rollout.answers]
         return [
-            outcome([t], c and c.sample.answer, bool(c and c.sample.correct))
+            outcome([t], c and c.candidate.answer, bool(c and c.candidate.correct))
             for t, c in zip(rollout.transcripts, chosen, strict=True)
         ]
 
     found, progress = outcomes(method.select), rollout.progress
     entry = summary(found, progress.seconds, progress.feed_steps + progress.decode_steps, rollout.traces)
     for rule in method.also:
-        entry[f"accuracy_{rule}"] = float(np.mean([o.correct for o in outcomes(rule)]))
+        entry[f"accuracy_{rule.name}"] = float(np.mean([o.correct for o in outcomes(rule)]))
+    entry["oracles"] = [rule.name for rule in method.also if rule.oracle]
     entry["tokens_per_second"] = progress.sampled / max(progress.seconds, 1e-9)
     entry["occupancy"] = progress.occupancy
-    failures = Counter(a.sample.failure for answers in rollout.answers for a in answers if a.sample.failure)
+    failures = Counter(a.candidate.failure for answers in rollout.answers for a in answers if a.candidate.failure)
     entry |= {"judge_failures": failures.total(), "judge_failure_reasons": dict(failures.most_common())}
     return Result(found, entry, rollout)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from apr_jax.evaluate import select
 from apr_jax.evaluate.causality import causality, depths, followers_of, topological
+from apr_jax.evaluate.select import Candidate, Majority
 from apr_jax.record import Source, Stop, Transcript
 
 
@@ -138,7 +138,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return 1 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
-def cons_at_k(samples: Sequence[select.Sample], k: int) -> bool:
+def cons_at_k(samples: Sequence[Candidate], k: int) -> bool:
     """Whether the majority vote of the first k samples is right; samples without a valid answer do not vote (APR, 5.1).
 
     Raises:
@@ -146,5 +146,5 @@ def cons_at_k(samples: Sequence[select.Sample], k: int) -> bool:
     """
     if not 1 <= k <= len(samples):
         raise ValueError(f"k is {k}; between 1 and the {len(samples)} samples that were drawn is possible")
-    chosen = select.majority(samples[:k])
+    chosen = Majority().choose(samples[:k])
     return chosen is not None and samples[chosen].correct

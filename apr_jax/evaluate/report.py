@@ -15,7 +15,6 @@ TITLES = {
     "self_consistency": "self-consistency",
     "best_of_n": "best-of-N",
 }
-ORACLES = ("verifier",)  # selections that know the truth
 COLUMNS = (
     ("accuracy", "accuracy"),
     ("critical_path", "critical path"),
@@ -48,12 +47,12 @@ def rows(methods: Mapping[str, Mapping]) -> list[tuple[str, ...]]:
     """
     cells, shown_columns = [], columns(methods)
     for name, entry in methods.items():
-        entry = {FAILURES[0]: 0, **entry}  # earlier summaries do not say
+        entry = {FAILURES[0]: 0, "oracles": ["verifier"], **entry}  # earlier summaries do not say
         cells.append((title(name), *(_cell(key, entry[key]) for key, _ in shown_columns)))
         for key in entry:
             if key.startswith(_PREFIX):
                 rule = key.removeprefix(_PREFIX)
-                kind = " (oracle)" if rule in ORACLES else ""
+                kind = " (oracle)" if rule in entry["oracles"] else ""
                 shown = entry | {"accuracy": entry[key]}
                 label = f"{title(name)}, by {rule.replace('_', ' ')}{kind}"
                 cells.append((label, *(_cell(key, shown[key]) for key, _ in shown_columns)))

@@ -179,6 +179,6 @@ def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Res
 
 def answered(answer: Answer) -> dict[str, Any]:
     """What a line of reasoning answered, for the line of its transcript."""
-    sample = answer.sample
-    failed = {"judge_failure": sample.failure} if sample.failure else {}
-    return {"thread": answer.thread, "answer": sample.answer, "correct": sample.correct, **failed}
+    given = answer.candidate
+    failed = {"judge_failure": given.failure} if given.failure else {}
+    return {"thread": answer.thread, "answer": given.answer, "correct": given.correct, **failed}

@@ -1,18 +1,24 @@
-"""Choosing one of several samples of a problem. Samples without a valid answer are never chosen."""
+"""Rules that select one of several candidates for the answer to a question. Candidates without a valid answer are never chosen.
 
+A configuration names a rule by an object, as it names methods.
+"""
+
+import abc
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from apr_jax import settings
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class Candidate:
     """The fields of a sample that selection rules may use.
 
     Attributes:
         answer: the answer in its normal form, None if the text holds no answer of valid format.
-        correct: whether the verifier accepts the answer; only `by_verifier` reads it.
+        correct: whether the verifier accepts the answer; only oracles read it.
         logprob: mean log-probability of the generated tokens, nats.
         failure: why the verifier failed, which counts as a wrong answer; empty if it did not.
     """
@@ -23,34 +29,72 @@ class Sample:
     failure: str = ""
 
 
-def majority(samples: Sequence[Sample]) -> int | None:
-    """Number of the first sample that gave the most frequent answer (self-consistency), None if none has a valid one.
+class Selector(abc.ABC):
+    """A selection rule; implementations are frozen dataclasses whose fields are its configuration.
 
-    Of equally frequent answers that one is taken which occurs first in the order of samples.
+    Attributes:
+        oracle: it knows the truth, so its accuracy must be reported as an oracle's.
     """
-    votes = Counter(sample.answer for sample in samples if sample.answer is not None)
-    valid = _valid(samples)
-    return max(valid, key=lambda i: (votes[samples[i].answer], -i)) if valid else None
+
+    oracle = False
+
+    @property
+    def name(self) -> str:
+        """What summaries call it: `accuracy_NAME`."""
+        return settings.class_name(self)
+
+    @abc.abstractmethod
+    def choose(self, candidates: Sequence[Candidate]) -> int | None:
+        """Number of the candidate chosen, None if none has a valid answer."""
 
 
-def by_logprob(samples: Sequence[Sample]) -> int | None:
-    """Number of the sample whose tokens were likeliest on average (best-of-N), None if none has a valid answer.
+@dataclasses.dataclass(frozen=True)
+class Only(Selector):
+    """The first candidate, where there is one."""
+
+    def choose(self, candidates: Sequence[Candidate]) -> int | None:
+        return 0 if 0 in _valid(candidates) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Majority(Selector):
+    """The first candidate that gave the most frequent answer (self-consistency).
+
+    Of equally frequent answers that one is taken which occurs first.
+    """
+
+    def choose(self, candidates: Sequence[Candidate]) -> int | None:
+        votes = Counter(candidate.answer for candidate in candidates if candidate.answer is not None)
+        return _best(candidates, lambda candidate: votes[candidate.answer])
+
+
+@dataclasses.dataclass(frozen=True)
+class Likeliest(Selector):
+    """The candidate whose tokens were likeliest on average (best-of-N).
 
     A mean that is NaN (no tokens, or log-probabilities that are not finite) ranks below all others.
     """
-    likelihood = lambda i: -math.inf if math.isnan(samples[i].logprob) else samples[i].logprob
-    valid = _valid(samples)
-    return max(valid, key=lambda i: (likelihood(i), -i)) if valid else None
+
+    name = "logprob"
+
+    def choose(self, candidates: Sequence[Candidate]) -> int | None:
+        return _best(candidates, lambda c: -math.inf if math.isnan(c.logprob) else c.logprob)
 
 
-def by_verifier(samples: Sequence[Sample]) -> int | None:
-    """Number of the first correct sample, else of the first valid one, None if there is none.
+@dataclasses.dataclass(frozen=True)
+class Verifier(Selector):
+    """The first correct candidate, else the first valid one: its accuracy is pass@N."""
 
-    An oracle: it knows the truth, so its accuracy is pass@N, and must be reported as such.
-    """
-    valid = _valid(samples)
-    return max(valid, key=lambda i: (samples[i].correct, -i)) if valid else None
+    oracle = True
+
+    def choose(self, candidates: Sequence[Candidate]) -> int | None:
+        return _best(candidates, lambda candidate: candidate.correct)
 
 
-def _valid(samples: Sequence[Sample]) -> list[int]:
-    return [i for i, sample in enumerate(samples) if sample.answer is not None]
+def _valid(candidates: Sequence[Candidate]) -> list[int]:
+    return [i for i, candidate in enumerate(candidates) if candidate.answer is not None]
+
+
+def _best(candidates: Sequence[Candidate], merit: Callable[[Candidate], float]) -> int | None:
+    """Of the valid candidates the first of the greatest merit."""
+    return max(_valid(candidates), key=lambda i: (merit(candidates[i]), -i), default=None)
