@@ -2,15 +2,20 @@
 
 import ctypes
 import dataclasses
+import functools
 import os
 import platform
 import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import processor
 from apr_jax import sharding
 from apr_jax.decode import Engine, Sizes, native
 from apr_jax.decode.native import product
@@ -22,13 +27,14 @@ from benchmarks.scripted import Scripted
 CONFIG = ModelConfig(vocabulary=64, width=64, layers=2, heads=4, kv_heads=2, head_dim=16, ffn=96)
 
 
-# Instructions that are left out, so that what other processors do is seen on this one too.
-PROCESSORS = {
-    "this": (),
-    "no tiles": ("-mno-amx-bf16",),
-    "no bfloat16": ("-mno-amx-bf16", "-mno-avx512bf16"),
-    "no 512 bits": ("-mno-amx-bf16", "-mno-avx512f", "-mno-bmi2"),
+# By what bfloat16 is computed with: instructions to leave out, so that what poorer processors do is seen on a richer one too.
+X86 = {
+    "AMX": (),
+    "AVX512-BF16": ("-mno-amx-bf16",),
+    "AVX-512": ("-mno-amx-bf16", "-mno-avx512bf16"),
+    "AVX2": ("-mno-amx-bf16", "-mno-avx512f", "-mno-bmi2"),
 }
+PATHS = X86 if platform.machine() == "x86_64" else {"other": ()}
 
 
 def need_kernel() -> ctypes.CDLL:
@@ -38,13 +44,14 @@ def need_kernel() -> ctypes.CDLL:
     return native.load()
 
 
-@pytest.fixture(scope="module", params=PROCESSORS)
+@pytest.fixture(scope="module", params=PATHS)
 def library(request) -> tuple[str, ctypes.CDLL]:
-    """The kernels as for a processor, called under its name."""
+    """The kernels as for a processor that has no more than a path needs, called under its name."""
     need_kernel()
-    if PROCESSORS[request.param] and platform.machine() != "x86_64":
-        pytest.skip("instructions of x86 cannot be left out")
-    library = ctypes.CDLL(str(native.build(without=PROCESSORS[request.param])))
+    if request.param not in processor.paths():
+        pytest.skip(f"the processor, {processor.name()}, has no {request.param}")
+    library = ctypes.CDLL(str(native.build(without=PATHS[request.param])))
+    assert native.attention_path("bfloat16", 64, library) == request.param
     for target in (native.TARGET, product.TARGET):
         handler = jax.ffi.pycapsule(getattr(library, target))
         jax.ffi.register_ffi_target(f"{target} {request.param}", handler, platform="cpu")
@@ -52,10 +59,20 @@ def library(request) -> tuple[str, ctypes.CDLL]:
 
 
 @pytest.fixture
-def processor(library, monkeypatch) -> ctypes.CDLL:
+def path(library, monkeypatch) -> str:
+    """The name of the path that the kernels called by a test take."""
     for module in (native, product):
         monkeypatch.setattr(module, "TARGET", f"{module.TARGET} {library[0]}")
-    return library[1]
+    return library[0]
+
+
+def test_a_path_is_said(library):
+    """Of f32, and of heads that none of the faster products is compiled for, it is that of vectors; products follow."""
+    name, kernels = library
+    vectors = {"AMX": "AVX-512", "AVX512-BF16": "AVX-512"}.get(name, name)
+    assert native.attention_path("bfloat16", 128, kernels) == name
+    assert native.attention_path("bfloat16", 16, kernels) == native.attention_path("float32", 64, kernels) == vectors
+    assert native.product_path(kernels) == ("" if name == vectors else name)
 
 
 def plain(q, keys, values, problem, mask):
@@ -70,7 +87,7 @@ def plain(q, keys, values, problem, mask):
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
 @pytest.mark.parametrize("tokens", [1, 3, 40])
 @pytest.mark.parametrize("heads, kv_heads, size", [(4, 1, 64), (9, 3, 64), (8, 8, 16), (10, 2, 128), (4, 2, 80)])
-def test_kernel_equals_plain_attention(processor, heads, kv_heads, size, tokens, dtype, tolerance):
+def test_kernel_equals_plain_attention(path, heads, kv_heads, size, tokens, dtype, tolerance):
     rng = np.random.default_rng(size + tokens)
     pool, slots = 3, 200
     problem = jnp.array([2, 0, 2, pool, 1], jnp.int32)  # one asks about nobody
@@ -90,10 +107,10 @@ def test_kernel_equals_plain_attention(processor, heads, kv_heads, size, tokens,
 
 @pytest.mark.parametrize("rows, busy", [(1, 1), (16, 1), (33, 1), (100, 1), (33, 0.5), (100, 0.3), (100, 0)])
 @pytest.mark.parametrize("n, m", [(32, 32), (192, 96), (64, 4096)])
-def test_product_with_packed_weights(processor, rows, busy, n, m):
+@pytest.mark.parametrize("library", [path for path in ("AMX", "AVX512-BF16") if path in PATHS], indirect=True)
+def test_product_with_packed_weights(library, path, rows, busy, n, m):
     """Rows that are zero, which are not multiplied, come out as zero."""
-    if not ctypes.c_bool.in_dll(processor, "apr_jax_multiplies_bfloat16").value:
-        pytest.skip("nothing is packed for such a processor")
+    assert native.product_path(library[1]) == path
     rng = np.random.default_rng(rows + n)
     x, weight = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((2, rows, n), (n, m)))
     x = jnp.where(rng.random((2, rows, 1)) < busy, x, -0.0)
@@ -189,6 +206,69 @@ def test_what_the_kernels_do_not_serve():
     assert not native.choose(False, CONFIG, jnp.float32, sizes, mesh)
     with pytest.raises(ValueError, match="float64"):
         native.choose(True, CONFIG, jnp.float64, sizes, mesh)
+
+
+@pytest.fixture(scope="module")
+def throwing(tmp_path_factory) -> Callable:
+    """throwing.cc as a function: throwing(pieces, thrower, memory)."""
+    need_kernel()
+    path = tmp_path_factory.mktemp("throwing") / "throwing.so"
+    includes = ("-I", native.FOLDER, "-isystem", jax.ffi.include_dir())
+    source = Path(__file__).with_name("throwing.cc")
+    command = [os.environ.get("CXX") or "g++", "-std=c++17", "-shared", "-fPIC", *includes, source, "-o", path]
+    subprocess.run(command, check=True)
+    handler = jax.ffi.pycapsule(ctypes.CDLL(str(path)).throwing)
+    jax.ffi.register_ffi_target("throwing", handler, platform="cpu")
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def call(pieces: int, thrower: int, memory: bool) -> jax.Array:
+        out = jax.ShapeDtypeStruct((pieces,), jnp.int32)
+        return jax.ffi.ffi_call("throwing", out)(jnp.int32(thrower), jnp.int32(memory))
+
+    return call
+
+
+@pytest.mark.parametrize("thrower", [0, 1, 5, 39, -2])
+def test_a_thread_that_throws_ends_the_call(throwing, thrower):
+    """Whichever thread it is, with a piece or before its first; calls after it are well."""
+    for _ in range(3):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="throwing: a piece is bad"):
+            throwing(40, thrower, False).block_until_ready()
+        with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED: throwing: there is no memory"):
+            throwing(40, thrower, True).block_until_ready()
+        assert throwing(40, -1, False).all()
+
+
+def test_an_error_in_attention_ends_the_call():
+    """No vector has the size that a fill below 0 asks for."""
+    need_kernel()
+    q, pool = jnp.ones((4, 8, 2, 16), jnp.float32), jnp.ones((4, 64, 32), jnp.float32)
+    run = jax.jit(native.attend)
+    arguments = q, pool, pool, jnp.arange(4, dtype=jnp.int32), jnp.ones((4, 8, 64), bool)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: attention: vector"):
+        run(*arguments, jnp.int32(-(2**20))).block_until_ready()
+    np.testing.assert_allclose(run(*arguments, jnp.int32(64)), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_the_kernels_compile_without_a_warning(name):
+    """For AMX too, on any x86: what is compiled is not run."""
+    need_kernel()
+    flags = (*native.FLAGS, *native.WARNINGS, *PATHS[name], "-fsyntax-only", "-Werror")
+    flags += ("-mamx-tile", "-mamx-bf16", "-mavx512bf16", "-mavx512bw") if name == "AMX" else ()
+    command = [os.environ.get("CXX") or "g++", *flags, "-isystem", jax.ffi.include_dir(), *native.SOURCES]
+    subprocess.run(command, check=True)
+
+
+def test_compiling_is_said_once(monkeypatch, tmp_path, capfd):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    need_kernel()
+    monkeypatch.setattr(native, "SOURCES", (Path(__file__).with_name("throwing.cc"),))
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-I", str(native.FOLDER)))
+    library = native.build()
+    assert native.build() == library
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "compiles its CPU kernels" in said and str(library) in said
 
 
 def test_no_compiler_is_said(monkeypatch, tmp_path):

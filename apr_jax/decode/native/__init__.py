@@ -17,6 +17,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -34,7 +35,9 @@ from apr_jax.model.transformer import Model
 
 FOLDER = Path(__file__).parent
 SOURCES = tuple(sorted(FOLDER.glob("*.cc")))
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+# Left out: what GCC 12 says of the intrinsics in its own headers, and of vectors that functions of one file hand to each other.
+WARNINGS = ("-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi")
 WIDE = "-mprefer-vector-width=512"  # x86 only
 LANES = 16  # the head size must be a multiple
 TARGET = "apr_jax_attention"
@@ -50,11 +53,14 @@ def cache_folder() -> Path:
 
 
 def build(compiler: str | None = None, without: Sequence[str] = ()) -> Path:
-    """The compiled library: one for each source, compiler, processor and jaxlib.
+    """The compiled library: one for each source, compiler, set of instructions and jaxlib.
+
+    Compiling says so in a line on stderr, followed by the compiler's warnings if there are any.
 
     Args:
         compiler: name or path; by default `$CXX`, else `g++`. GCC is needed: the kernels use its vector extensions.
-        without: flags of instructions that are not to be used although the processor has them ("-mno-amx-bf16").
+        without: flags of instructions that are not to be used although the processor has them ("-mno-amx-bf16"). What is used
+            then, `attention_path` and `product_path` tell.
 
     Raises:
         Unavailable: no compiler, or it fails.
@@ -63,24 +69,28 @@ def build(compiler: str | None = None, without: Sequence[str] = ()) -> Path:
     path = shutil.which(name)
     if path is None:
         raise Unavailable(f"no C++ compiler {name!r} is found; install g++ or set CXX")
-    # What the compiler predefines for -march=native names its version and what the processor can do.
-    defines = _call([path, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
-    flags = (*FLAGS, *((WIDE,) if "__x86_64__" in defines else ()), *without)
+    # What the compiler predefines names its version and the instructions that it may use.
+    defines = _call([path, "-march=native", *without, "-dM", "-E", "-x", "c++", os.devnull]).stdout
+    flags = (*FLAGS, *((WIDE,) if "__x86_64__" in defines else ()))
     texts = [source.read_text() for source in sorted((*SOURCES, *FOLDER.glob("*.h")))]
     parts = (*texts, defines, jax.__version__, *flags)
     library = cache_folder() / f"native-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
     if not library.is_file():
         library.parent.mkdir(parents=True, exist_ok=True)
+        print(
+            f"apr_jax compiles its CPU kernels for this processor, once: 10 s to a minute ({library})", file=sys.stderr
+        )
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             new = Path(folder) / library.name
-            _call([path, *flags, "-I", jax.ffi.include_dir(), *map(str, SOURCES), "-o", str(new)])
+            parts = (*flags, *without, *WARNINGS, "-isystem", jax.ffi.include_dir(), *map(str, SOURCES))
+            sys.stderr.write(_call([path, *parts, "-o", str(new)]).stderr)
             new.replace(library)  # whole or not at all: other processes may be doing the same
     return library
 
 
-def _call(command: list[str]) -> str:
+def _call(command: list[str]) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(command, check=True, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:
         raise Unavailable(f"{command[0]} failed: {error.stderr.strip()[-500:]}") from error
 
@@ -101,10 +111,23 @@ def load() -> ctypes.CDLL:
     return library
 
 
+def attention_path(dtype: Any, head_dim: int, library: ctypes.CDLL | None = None) -> str:
+    """What attention is computed with, by the library loaded or a given one: AMX, AVX512-BF16, AVX-512, AVX2 or other."""
+    function = (library or load()).apr_jax_attention_path
+    function.argtypes, function.restype = (ctypes.c_bool, ctypes.c_int64), ctypes.c_char_p
+    return function(jnp.dtype(dtype) == jnp.bfloat16, head_dim).decode()
+
+
+def product_path(library: ctypes.CDLL | None = None) -> str:
+    """What products with packed weights are computed with: AMX or AVX512-BF16; empty if they are left to XLA."""
+    function = (library or load()).apr_jax_product_path
+    function.restype = ctypes.c_char_p
+    return function().decode()
+
+
 def prepare(model: Model, dtype: Any) -> Model:
     """The model with its weights packed if it computes in bfloat16 and the processor multiplies that; `load` has been called."""
-    multiplies = ctypes.c_bool.in_dll(load(), "apr_jax_multiplies_bfloat16").value
-    packs = multiplies and jnp.dtype(dtype) == jnp.bfloat16
+    packs = bool(product_path()) and jnp.dtype(dtype) == jnp.bfloat16
     return dataclasses.replace(model, params=product.pack(model.params)) if packs else model
 
 

@@ -52,13 +52,29 @@ void run(ffi::ThreadPool pool, Job<T> job) {
   });
 }
 
+// Which products the processor allows for heads of some size that is compiled for, or of another, 0.
+template <typename T, int kSize>
+Kind kind() {
+  if (!std::is_same_v<T, bf16> || !kSize) return Kind::kVectors;
+  return kHasTiles && tiles_allowed() ? Kind::kTiles : kHasPairs ? Kind::kPairs : Kind::kVectors;
+}
+
 template <typename T, int kSize>
 void choose(ffi::ThreadPool pool, const Job<T>& job) {
+  const Kind chosen = kind<T, kSize>();
   if constexpr (std::is_same_v<T, bf16> && kSize > 0) {
-    if (kHasTiles && tiles_allowed()) return run<T, kSize, Kind::kTiles>(pool, job);
-    if (kHasPairs) return run<T, kSize, Kind::kPairs>(pool, job);
+    if (chosen == Kind::kTiles) return run<T, kSize, Kind::kTiles>(pool, job);
+    if (chosen == Kind::kPairs) return run<T, kSize, Kind::kPairs>(pool, job);
   }
   run<T, kSize, Kind::kVectors>(pool, job);
+}
+
+// Calls use(a head size as a constant) with the one that is compiled for.
+template <typename Use>
+auto by_size(int64_t h, const Use& use) {
+  if (h == 64) return use(std::integral_constant<int, 64>());
+  if (h == 128) return use(std::integral_constant<int, 128>());
+  return use(std::integral_constant<int, 0>());
 }
 
 ffi::Error attend(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer keys, ffi::AnyBuffer values,
@@ -67,7 +83,9 @@ ffi::Error attend(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer keys, f
   auto go = [&](auto type) {
     using T = decltype(type);
     auto a = q.dimensions(), b = keys.dimensions();
-    Job<T> job{a[0], a[1], a[2], b[0], b[1], b[2] / a[3], a[3]};
+    Job<T> job{};
+    job.X = a[0], job.Y = a[1], job.H = a[2], job.h = a[3];
+    job.P = b[0], job.N = b[1], job.K = b[2] / a[3];
     job.fill = std::min<int64_t>(*fill.typed_data(), job.N);
     job.q = static_cast<const T*>(q.untyped_data());
     job.keys = static_cast<const T*>(keys.untyped_data());
@@ -75,17 +93,20 @@ ffi::Error attend(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer keys, f
     job.problem = problem.typed_data();
     job.mask = reinterpret_cast<const uint8_t*>(mask.typed_data());
     job.out = static_cast<T*>(out->untyped_data());
-    if (job.h == 64) choose<T, 64>(pool, job);
-    else if (job.h == 128) choose<T, 128>(pool, job);
-    else choose<T, 0>(pool, job);
+    by_size(job.h, [&](auto size) { choose<T, size.value>(pool, job); });
   };
-  if (q.element_type() == ffi::BF16) go(bf16{});
-  else if (q.element_type() == ffi::F32) go(float{});
-  else return ffi::Error::InvalidArgument("attention: bfloat16 or float32 is needed");
-  return ffi::Error::Success();
+  const bool halves = q.element_type() == ffi::BF16;
+  if (!halves && q.element_type() != ffi::F32) return ffi::Error::InvalidArgument("attention: bfloat16 or float32 is needed");
+  return guarded("attention", [&] { halves ? go(bf16{}) : go(float{}); });
 }
 
 }  // namespace
+
+// Which products attention over heads of h numbers is computed with: the name of what the processor needs for them.
+extern "C" const char* apr_jax_attention_path(bool halves, int64_t h) {
+  const Kind chosen = by_size(h, [&](auto size) { return halves ? kind<bf16, size.value>() : kind<float, size.value>(); });
+  return chosen == Kind::kTiles ? "AMX" : chosen == Kind::kPairs ? "AVX512-BF16" : kVectors;
+}
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(apr_jax_attention, attend,
                               ffi::Ffi::Bind()

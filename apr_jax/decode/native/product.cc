@@ -124,15 +124,15 @@ ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::BF16> x, ffi::Buffer<f
     run(pool, Job<To>{a[0], a[1], weights.dimensions()[0] * kLanes, reinterpret_cast<const bf16*>(x.untyped_data()),
                       reinterpret_cast<const bf16*>(weights.untyped_data()), static_cast<To*>(out->untyped_data())});
   };
-  if (out->element_type() == ffi::BF16) go(bf16{});
-  else if (out->element_type() == ffi::F32) go(float{});
-  else return ffi::Error::InvalidArgument("product: bfloat16 or float32 comes out");
-  return ffi::Error::Success();
+  const bool halves = out->element_type() == ffi::BF16;
+  if (!halves && out->element_type() != ffi::F32) return ffi::Error::InvalidArgument("product: bfloat16 or float32 comes out");
+  return guarded("product", [&] { halves ? go(bf16{}) : go(float{}); });
 }
 
 }  // namespace
 
-extern "C" const bool apr_jax_multiplies_bfloat16 = kHasPairs;
+// The name of what the processor needs for these products; empty if it does not multiply bfloat16.
+extern "C" const char* apr_jax_product_path() { return kHasTiles && tiles_allowed() ? "AMX" : kHasPairs ? "AVX512-BF16" : ""; }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     apr_jax_product, product,

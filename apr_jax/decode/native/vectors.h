@@ -13,6 +13,15 @@ namespace {
 
 constexpr int kLanes = 16;  // numbers of a vector, and slots of a group
 
+// What the compiler makes vectors of.
+#if defined(__AVX512F__)
+constexpr const char* kVectors = "AVX-512";
+#elif defined(__AVX2__)
+constexpr const char* kVectors = "AVX2";
+#else
+constexpr const char* kVectors = "other";
+#endif
+
 using Lanes = float __attribute__((vector_size(4 * kLanes), aligned(4)));
 using Words = int32_t __attribute__((vector_size(4 * kLanes), aligned(4)));
 using Bits = uint32_t __attribute__((vector_size(4 * kLanes), aligned(4)));
