@@ -12,8 +12,8 @@ from configs import sft_apr_two, sft_sos
 
 def config() -> SftConfig:
     first, apr = sft_sos.config(), sft_apr_two.config()
-    two = dataclasses.replace(sft_sos.THREE, setting=sft_apr_two.TWO.setting)
-    mixture = (Part(30.0, two), Part(3.3, sft_sos.THREE), Part(1.0, sft_sos.FOUR))
+    two, three, four = (dataclasses.replace(part.demonstration, promising=0.5) for part in apr.data.mixture)
+    mixture = (Part(30.0, two), Part(3.3, three), Part(1.0, four))
     return dataclasses.replace(
         first,
         data=dataclasses.replace(

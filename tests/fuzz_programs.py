@@ -122,16 +122,20 @@ class Case:
         return "\n".join(lines)
 
 
-@functools.cache
-def model() -> transformer.Model:
+def random_model(config: ModelConfig) -> transformer.Model:
     """Weights so large that a token depends on all that is seen."""
     rng = np.random.default_rng(0)
     params = jax.tree.map(
-        lambda leaf: rng.normal(size=leaf.shape) / np.sqrt(CONFIG.width) if leaf.ndim > 1 else np.ones(leaf.shape),
-        transformer.abstract_params(CONFIG),
+        lambda leaf: rng.normal(size=leaf.shape) / np.sqrt(config.width) if leaf.ndim > 1 else np.ones(leaf.shape),
+        transformer.abstract_params(config),
     )
     params["embed"], params["head"] = 4.0 * params["embed"], 2.0 * params["head"]
-    return transformer.Model(transformer.graph_of(CONFIG), jax.tree.map(jax.numpy.asarray, params))
+    return transformer.Model(transformer.graph_of(config), jax.tree.map(jax.numpy.asarray, params))
+
+
+@functools.cache
+def model() -> transformer.Model:
+    return random_model(CONFIG)
 
 
 @functools.cache

@@ -8,7 +8,6 @@ come from `jax.random`, as the loop's contract says.
     forward = reference_model.transformer(params, config)
     expected = run(forward, problem, protocol, seed)
     compare(transcript, expected)
-    replay(transcript, forward, problem, protocol, seed)      # for f32, where near ties may fall either way
 
 Axes: E log entries.
 """
@@ -21,7 +20,7 @@ import jax
 import numpy as np
 
 from apr_jax.record import Log, Source, Stop, ThreadRecord, Transcript
-from reference_model import DRAWS, Fed, Forward, draw, kept, log_softmax, uniforms
+from reference_model import DRAWS, Fed, Forward, draw, uniforms
 
 # ---- threads
 
@@ -370,40 +369,3 @@ def compare(transcript: Transcript, expected: Transcript, tolerance: float = 1e-
         np.testing.assert_allclose(*values, **bound, err_msg=f"{field} of {story}")
     assert transcript.peak_context == expected.peak_context, f"{name}: peak context"
     assert transcript.together == expected.together, name
-
-
-def replay(
-    transcript: Transcript,
-    forward: Forward,
-    problem: Any,
-    protocol: Any,
-    seed: int,
-    tolerance: float = 1e-4,
-    program: Interpreter | None = None,
-) -> None:
-    """Assert that a transcript made in f32 follows from its own tokens.
-
-    The interpreter is run with the tokens of the transcript in place of its own. A greedy token must have a logit
-    within `tolerance` of the best, a sampled one its uniform draw within `tolerance` of its interval of the cumulative
-    distribution; then everything else must be equal, log-probs within `tolerance`.
-    """
-    tokens = {thread.path: transcript.generated(i) for i, thread in enumerate(transcript.threads)}
-
-    def choose(thread: Thread, logits: np.ndarray, uniform: float, problem: Any) -> tuple[int, float, float]:
-        where = f"problem {problem.id}.{problem.sample}, thread {thread.path}, draw {thread.generated}"
-        assert thread.generated < len(tokens.get(thread.path, ())), f"{where}: the transcript has no such token"
-        token = int(tokens[thread.path][thread.generated])
-        plain = log_softmax(logits)[token]
-        if problem.temperature == 0:
-            below = logits.max() - logits[token]
-            assert below <= tolerance, f"{where}: the logit of {token} is {below} below the best"
-            return token, plain, 0.0
-        for slack in (0.0, -tolerance, tolerance):
-            probability = kept(logits, problem, slack)
-            upto = np.cumsum(probability)
-            low, high = upto[token] - probability[token], upto[token]
-            if probability[token] and low - tolerance <= uniform <= high + tolerance:
-                return token, plain, np.log(probability[token])
-        raise AssertionError(f"{where}: {token} has the interval [{low}, {high}], the draw is {uniform}")
-
-    compare(transcript, run(forward, problem, protocol, seed, choose=choose, program=program), tolerance)

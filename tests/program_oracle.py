@@ -18,6 +18,7 @@ from apr_jax.decode import Sizes, Stop, Transcript
 from oracle import Entry
 from racing_oracle import END, EVENT, Group, Line, Thread, World, _last
 from reference_model import Forward, draw
+from replaying import lines
 from thread_programs import Action, Body, Context, Instruction, Join
 
 
@@ -69,10 +70,10 @@ def run(
     seed: int,
     rng: np.random.Generator | None = None,
     together: bool = False,
+    choose: oracle.Choose = lambda thread, logits, uniform, problem: draw(logits, uniform, problem),
 ) -> Expected:
     """Interpret one problem, whose program is `body`; see `oracle.run`. `together`: see `Programs`."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), problem.id), problem.sample)
-    choose = lambda thread, logits, uniform, problem: draw(logits, uniform, problem)  # noqa: E731
     world, root = _World(together, forward, problem, choose), Thread((), None, key)
     world.add(_Line(_Child(root, body)), [int(token) for token in problem.prompt])
     world.loop(rng)
@@ -251,8 +252,8 @@ def check_beginning(transcript: Transcript, right: Transcript) -> None:
         assert thread.stop in (Stop.KILLED, Stop.DROPPED, stop), (
             f"{where}, thread {thread.path}: {thread.stop.name}, right is {stop.name}"
         )
-    same, whole = np.full(len(got), -1), _lines(right)
-    for path, begun in _lines(transcript).items():
+    same, whole = np.full(len(got), -1), lines(right)
+    for path, begun in lines(transcript).items():
         assert len(begun) <= len(whole[path]), f"{where}, line {path}: longer than it should become"
         same[begun] = whole[path][: len(begun)]
     fed = got.clock >= 0
@@ -272,17 +273,6 @@ def check_beginning(transcript: Transcript, right: Transcript) -> None:
     )
     np.testing.assert_array_equal(saw, should[:, same], err_msg=f"what was seen, problem {transcript.problem}")
     assert (saw.sum(axis=1) == should.sum(axis=1)).all(), f"problem {transcript.problem}: a row saw less than it should"
-
-
-def _lines(transcript: Transcript) -> dict[tuple[int, ...], list[int]]:
-    """The entries of each line in the order in which it wrote them, whatever was split off since; by the line's path."""
-    threads, lines = transcript.threads, transcript.lines
-    entries: dict[tuple[int, ...], list[int]] = {}
-    cut = [thread.stop == Stop.SPLIT for thread in threads]
-    segment = [threads[thread.parent if cut[i] else i].segment for i, thread in enumerate(threads)]
-    for i in sorted(range(len(threads)), key=lambda i: (segment[i], cut[i])):
-        entries.setdefault(threads[lines[i]].path, []).extend(np.flatnonzero(transcript.log.thread == i))
-    return entries
 
 
 def _fed(transcript: Transcript) -> np.ndarray:

@@ -13,6 +13,7 @@ import pytest
 import forking
 import oracle
 import reference_model
+import replaying
 from apr_jax.decode import Engine, Problem, Sizes, Stop, Transcript, decode
 from apr_jax.model import transformer
 from apr_jax.model.attention import packed_attend
@@ -67,14 +68,16 @@ def named(value) -> str:
 
 @functools.cache
 def model(dtype: str) -> transformer.Model:
-    config = dataclasses.replace(CONFIG, dtype=dtype, param_dtype=dtype)
+    """In f32 with heads that the CPU kernels serve."""
+    size = CONFIG.head_dim if dtype == "float64" else 16
+    config = dataclasses.replace(CONFIG, dtype=dtype, param_dtype=dtype, head_dim=size)
     biased = forking.biased_model(config, 0, WORDS.bias(), 1.5)
     return transformer.Model(biased.graph, jax.tree.map(lambda leaf: leaf.astype(dtype), biased.params))
 
 
 @functools.cache
 def forward(dtype: str) -> reference_model.Forward:
-    return reference_model.transformer(model(dtype).params, CONFIG)
+    return reference_model.transformer(model(dtype).params, model(dtype).config)
 
 
 @functools.cache
@@ -93,13 +96,17 @@ def cases(protocol, count: int) -> tuple[tuple[Problem, ...], tuple[Transcript, 
 
 
 @functools.cache
-def engine(dtype: str, protocol, sizes: Sizes) -> Engine:
-    return Engine(model(dtype), protocol, sizes)
+def engine(dtype: str, protocol, sizes: Sizes, kernel: bool = False) -> Engine:
+    return Engine(model(dtype), protocol, sizes, kernel=kernel)
 
 
-def decoded(dtype: str, protocol, sizes: Sizes, problems: Sequence[Problem], **options) -> list[Transcript]:
+def decoded(
+    dtype: str, protocol, sizes: Sizes, problems: Sequence[Problem], kernel: bool = False, **options
+) -> list[Transcript]:
     """Transcripts in the order of `problems`, by an engine that all tests share."""
-    done = {t.problem: t for t in engine(dtype, protocol, sizes).decode(problems, seed=SEED, **options)}
+    program = engine(dtype, protocol, sizes, kernel)
+    assert program.program.kernel is kernel
+    done = {t.problem: t for t in program.decode(problems, seed=SEED, **options)}
     assert sorted(done) == sorted(problem.id for problem in problems)
     return [done[problem.id] for problem in problems]
 
@@ -179,21 +186,25 @@ def test_one_trace():
 
 
 F32 = pytest.mark.parametrize(
-    ("protocol", "sizes"), [(SPAWN_JOIN[2], "plenty"), (SAMPLES, "scarce rows")], ids=("SpawnJoin", "Samples")
+    ("protocol", "sizes", "kernel"),
+    [(SPAWN_JOIN[2], "plenty", True), (SPAWN_JOIN[2], "plenty", False), (SAMPLES, "scarce rows", True)],
+    ids=("SpawnJoin, kernels", "SpawnJoin, XLA", "Samples, kernels"),
 )
 
 
 @F32
-def test_f32_follows_from_its_own_tokens(protocol, sizes):
+def test_f32_follows_from_its_own_tokens(protocol, sizes, kernel):
     problems, _ = cases(protocol, 50)
-    for problem, transcript in zip(problems, decoded("float32", protocol, SIZES[sizes], problems), strict=True):
-        oracle.replay(transcript, forward("float32"), problem, protocol, SEED)
+    transcripts = decoded("float32", protocol, SIZES[sizes], problems, kernel)
+    for problem, transcript in zip(problems, transcripts, strict=True):
+        again = functools.partial(oracle.run, forward("float32"), problem, protocol, SEED, None)
+        replaying.replay(transcript, again, replaying.F32)
 
 
-def check_training(dtype: str, protocol, sizes: str, tolerance: float) -> None:
+def check_training(dtype: str, protocol, sizes: str, tolerance: float, kernel: bool = False) -> None:
     """The training forward on the packed log gives the recorded log-prob of every sampled token, fed or not."""
     problems, _ = cases(protocol, 50)
-    check_packed(decoded(dtype, protocol, SIZES[sizes], problems), model(dtype), tolerance)
+    check_packed(decoded(dtype, protocol, SIZES[sizes], problems, kernel), model(dtype), tolerance)
 
 
 def check_packed(transcripts: Sequence[Transcript], model: transformer.Model, tolerance: float) -> None:
@@ -213,8 +224,8 @@ def check_packed(transcripts: Sequence[Transcript], model: transformer.Model, to
 
 
 @F32
-def test_training_on_the_packed_log_gives_the_rollout_again(protocol, sizes):
-    check_training("float32", protocol, sizes, 1e-4)
+def test_training_on_the_packed_log_gives_the_rollout_again(protocol, sizes, kernel):
+    check_training("float32", protocol, sizes, 1e-4, kernel)
 
 
 def test_training_in_f64():

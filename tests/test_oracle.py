@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 import forking
 import oracle
 import reference_model
+import replaying
 from apr_jax.model import transformer
 from apr_jax.model.attention import masked_attention
 from apr_jax.model.config import ModelConfig
@@ -369,7 +371,8 @@ def test_order_of_running_does_not_matter():
         check_logprobs(expected, params)
         for order in range(2):
             oracle.compare(oracle.run(forward, case, protocol, 3, np.random.default_rng(order)), expected, 0.0)
-        oracle.replay(expected, forward, case, protocol, 3)
+        again = functools.partial(oracle.run, forward, case, protocol, 3, None)
+        replaying.replay(expected, again, replaying.F32)
         if isinstance(protocol, SpawnJoin):
             events["problems"] += 1
             events["forked"] += any(t.path and t.stop != Stop.DROPPED for t in expected.threads)
@@ -385,6 +388,7 @@ def test_replay_and_compare_find_faults():
     forward = reference_model.transformer(model.params, CONFIG)
     case = forking.Case(id=5, prompt=np.array([1, 8]), temperature=1.0, max_tokens=12)
     right = oracle.run(forward, case, Sequential(), 3)
+    again = functools.partial(oracle.run, forward, case, Sequential(), 3, None)
     for field in ("token", "clock", "position", "predictor", "source", "depth", "logprob", "behaviour_logprob"):
         wrong = getattr(right.log, field).copy()
         wrong[2] += 1
@@ -392,4 +396,4 @@ def test_replay_and_compare_find_faults():
         with pytest.raises(AssertionError):
             oracle.compare(broken, right)
         with pytest.raises(AssertionError):
-            oracle.replay(broken, forward, case, Sequential(), 3)
+            replaying.replay(broken, again, replaying.F32)

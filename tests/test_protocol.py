@@ -1,6 +1,7 @@
 """What the engine promises to protocols: state of their own, tokens put in the place of others, and that the record says so."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 import oracle
 import reference_model
+import replaying
 from apr_jax import record
 from apr_jax.decode import Engine, Problem, Sizes, Source, Stop
 from apr_jax.decode import book as books
@@ -185,7 +187,9 @@ def test_the_test_of_a_method_brings_its_interpreter(model):
     problems = [Problem(i, np.array([3, 5, 1 + i]), temperature=1.0, max_tokens=30) for i in range(4)]
     forward, ends = reference_model.transformer(model.params, CONFIG), set()
     for found in Engine(model, protocol, SIZES).decode(problems, seed=7):
-        oracle.replay(found, forward, problems[found.problem], protocol, 7, program=pausing)
+        problem = problems[found.problem]
+        again = functools.partial(oracle.run, forward, problem, protocol, 7, program=pausing)
+        replaying.replay(found, lambda choose, again=again: again(choose=choose), replaying.F32)
         ends |= {int(found.generated(i)[-1]) for i in (1, 2, 3)}
     assert ends >= {protocol.end, protocol.pause}, "the cases are worth it"
 

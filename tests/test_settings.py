@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -143,3 +144,8 @@ def test_a_class_is_part_of_what_is_compared(tmp_path):
         (tmp_path / name).write_text(text)
         found.append(settings.to_dict({"part": settings.load(tmp_path / name)}))
     assert found == [{"part": {"x": 1, "class": "Mine"}}] * 2
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in Path("configs").glob("[a-z]*.py")))
+def test_every_configuration_of_the_project_can_be_read(name):
+    assert dataclasses.is_dataclass(settings.load(Path("configs") / name))
