@@ -23,7 +23,7 @@ def transcript(lengths, sees, sources, clocks, number=0) -> Transcript:
         clocks: per thread, of its fed entries.
         number: of the problem; makes tokens differ between transcripts.
     """
-    columns = {name: [] for name in Log.__dataclass_fields__}
+    columns = {name: [] for name in Log.__dataclass_fields__ if name != "drawn"}
     for thread, length in enumerate(lengths):
         first = len(columns["token"])
         for index in range(length + 1):

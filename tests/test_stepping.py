@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fuzz_programs
+import thread_programs
 from apr_jax.decode import Problem, Stop, decode
 from apr_jax.evaluate.show import tree
 from apr_jax.record import Log, ThreadRecord, Transcript
@@ -18,8 +19,8 @@ FORKS = (Instruction(1, Action.OPEN, ((END,),)), Instruction(2, Action.FORK, ((E
 
 @functools.cache
 def problems() -> tuple[Problem, ...]:
-    prompt = fuzz_programs.with_program([1, 2, 3], FORKS)
-    return tuple(Problem(i, prompt, temperature=1.0, max_tokens=40 if i else 1) for i in range(20))
+    prompt, program = np.array([1, 2, 3]), thread_programs.encode(FORKS)
+    return tuple(Problem(i, prompt, arguments=program, temperature=1.0, max_tokens=40 if i else 1) for i in range(20))
 
 
 def test_a_tree_by_hand():
