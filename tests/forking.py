@@ -81,6 +81,7 @@ class Case:
     top_p: float = 1.0
     max_tokens: int = 16
     child_max_tokens: int = 0
+    arguments: tuple[int, ...] = ()
 
 
 def random_case(
