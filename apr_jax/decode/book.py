@@ -125,10 +125,8 @@ class Book:
     def update_own(self, mask: Bool[Array, "M"], **values: Any) -> "Book":
         """A copy in which the named fields of the protocol's own state have new values for the masked threads."""
         own = self.threads.own
-        changed = dataclasses.replace(
-            own, **{name: jnp.where(mask, value, getattr(own, name)) for name, value in values.items()}
-        )
-        return self.replace(threads=dataclasses.replace(self.threads, own=changed))
+        new = {name: tables.masked(mask, getattr(own, name), value) for name, value in values.items()}
+        return self.replace(threads=dataclasses.replace(self.threads, own=dataclasses.replace(own, **new)))
 
     def thread(self, number: Int[Array, ""]) -> Threads:
         """One row of the thread table, as scalars."""

@@ -20,6 +20,11 @@ def pytree(cls):
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 
+def masked(mask: Bool[Array, "M"], old: Array, new: Any) -> Array:
+    """A column [M, ...] with new values for the masked threads, broadcast over them, in its dtype."""
+    return jnp.where(mask.reshape(mask.shape + (1,) * (old.ndim - 1)), jnp.asarray(new).astype(old.dtype), old)
+
+
 @pytree
 class Lineage:
     """Where a thread comes from. Written at its birth, but `opened`, and `parent` where the parent continues as another thread.
@@ -181,15 +186,11 @@ class Threads:
 
     def where(self, mask: Bool[Array, "M"], **columns: Any) -> "Threads":
         """A copy in which the named columns, of whatever part, have new values for the masked threads (broadcast over them)."""
-
-        def put(old, new):
-            return jnp.where(mask.reshape(mask.shape + (1,) * (old.ndim - 1)), jnp.asarray(new).astype(old.dtype), old)
-
         parts: dict[str, dict[str, Any]] = {}
         for name, value in columns.items():
             part = _PART_OF[name]
             old = getattr(getattr(self, part), name) if part else getattr(self, name)
-            parts.setdefault(part, {})[name] = jax.tree.map(put, old, value)
+            parts.setdefault(part, {})[name] = jax.tree.map(lambda old, new: masked(mask, old, new), old, value)
         whole = {part: dataclasses.replace(getattr(self, part), **new) for part, new in parts.items() if part}
         return dataclasses.replace(self, **whole, **parts.get("", {}))
 
