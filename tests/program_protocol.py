@@ -13,9 +13,11 @@ from jaxtyping import Array, Bool, Int
 
 import thread_programs as programs
 from apr_jax.decode import book as books
-from apr_jax.decode import lines, races
+from apr_jax.decode import ends, lines, races
 from apr_jax.decode.book import Book, pytree
-from apr_jax.decode.protocol import Handler, Needs, Protocol
+from apr_jax.decode.forks import fork
+from apr_jax.decode.needs import Needs
+from apr_jax.decode.protocol import Handler, Protocol
 from apr_jax.protocols import verbs
 from apr_jax.record import Stop
 from thread_programs import Action, Context, Join
@@ -77,7 +79,7 @@ class Programs(Protocol):
         now = self._instruction(book, book.threads.own.address[thread])
 
         def closes(stop):
-            return lambda: books.close(book, thread, jnp.int32(stop))
+            return lambda: ends.close(book, thread, jnp.int32(stop))
 
         actions = {
             Action.GO_ON: lambda: self._next(book, thread),
@@ -95,16 +97,14 @@ class Programs(Protocol):
         return jax.lax.switch(now[_AT["action"]], [actions[action] for action in sorted(actions)])
 
     def decided(self, book: Book, thread: Int[Array, ""]) -> Book:
-        threads, number = book.threads, books.numbers(book)
-        siblings = books.children(book, threads.line.parent[thread]) & lines.unfinished(book) & (number != thread)
-        siblings &= threads.line.nesting[thread] > 0
-        youngest = jnp.max(jnp.where(siblings, threads.line.ordinal, -1))
-        return self._next(lines.kill(book, siblings & (threads.line.ordinal == youngest)), thread)
+        siblings, ordinal = races.rivals(book, thread), book.threads.line.ordinal
+        youngest = jnp.max(jnp.where(siblings, ordinal, -1))
+        return self._next(lines.kill(book, siblings & (ordinal == youngest)), thread)
 
     def _turn(self, book: Book, thread: Int[Array, ""], now: Int[Array, "width"]) -> Book:
         threads, new = book.threads, book.used
         forgot = jnp.where(now[_AT["keeps"]] > 0, 0, books.one_bit(thread, book.sees.shape[1]))
-        turned = lines.proceed(book, thread, book.sees[thread] ^ forgot, threads.cursor.position[thread])
+        turned = lines.go_on(book, thread, book.sees[thread] ^ forgot, threads.cursor.position[thread])
         quote = jnp.minimum(now[_AT["quote"]], threads.cursor.length[thread])
         return self._feed(turned, thread, new, threads.cursor.length[thread] - quote, quote)
 
@@ -113,7 +113,7 @@ class Programs(Protocol):
         halves = books.one_bit(thread, words) | books.one_bit(book.used, words)
         row = book.sees[thread] ^ jnp.where(now[_AT["keeps"]] > 0, 0, halves)
         cut = lines.split(book, thread, threads.cursor.length[thread] // 2, row, threads.cursor.position[thread])
-        done = self._feed(cut, thread, lines.heir(cut, thread), jnp.int32(0), jnp.int32(0))
+        done = self._feed(cut, thread, lines.successor(cut, thread), jnp.int32(0), jnp.int32(0))
         return books.choose(lines.splittable(book, thread), done, self._next(book, thread))
 
     def _feed(self, book: Book, old: Int[Array, ""], new: Int[Array, ""], start, length) -> Book:
@@ -128,10 +128,10 @@ class Programs(Protocol):
         now, number, born = (
             self._instruction(book, book.threads.own.address[thread]),
             books.numbers(book),
-            books.children(book, thread),
+            books.awaited(book, thread),
         )
-        stitched = born & book.threads.bond.stitched
-        book = lines.stitch(book, thread, stitched)
+        stitched = born & book.threads.bond.held
+        book = ends.release(lines.stitch(book, thread, stitched), born)
         length, is_message = book.threads.cursor.length, now[_AT["join"]] == Join.MESSAGE
         said = jnp.where(is_message, jnp.minimum(length, now[_AT["message"]]), length)
         book = verbs.say(
@@ -172,9 +172,8 @@ class Programs(Protocol):
         waits = book.replace(threads=book.threads.where(number == thread, samples=False))
         opened = self._open(book, thread, now)
         born, threads = books.opened(opened, thread), opened.threads
-        first = threads.line.ordinal == threads.wait.fork[thread]
-        seen = (join == Join.STITCH) | ((join == Join.REENCODE) & first)
-        opened = opened.replace(threads=threads.where(born, stitched=seen))
+        seen = (join == Join.STITCH) | ((join == Join.REENCODE) & books.eldest(opened, born))
+        opened = opened.update(born, flushes=seen, held=seen)
         quote = jnp.minimum(now[_AT["quote"]], threads.cursor.length[thread])
         said = verbs.say(
             opened,
@@ -185,13 +184,13 @@ class Programs(Protocol):
             length=(quote, now[_AT["header"]]),
             valid=born,
         )
-        forked = books.commit(said, thread, shares=False)
-        forked = books.choose(context == Context.SHARED, books.commit(said, thread, shares=True), forked)
+        source = number * 0 + jnp.where(context == Context.ISOLATED, books.NOBODY, thread)
+        forked = fork(said, thread, born, context=source)
         if self.live:
-            forked = books.choose(context == Context.LIVE, books.commit(said, thread, shares=True, live=True), forked)
+            forked = books.choose(context == Context.LIVE, fork(said, thread, born, context=thread, live=True), forked)
         if self.races:
-            raced = races.start(forked, thread, now[_AT["first"]] > 0, now[_AT["shared"]])
+            raced = races.start(forked, born, enough=now[_AT["first"]], budget=now[_AT["shared"]])
             forked = books.choose(now[_AT["race"]] > 0, raced, forked)
         empty = ~jnp.any(born) & (opened.stop == Stop.RUNNING)  # and not for want of room in the table
-        forked = books.choose(empty, books.close(opened, thread, jnp.int32(Stop.MALFORMED)), forked)
+        forked = books.choose(empty, ends.close(opened, thread, jnp.int32(Stop.MALFORMED)), forked)
         return books.choose((now[_AT["flush"]] > 0) & book.threads.drawn.unfed[thread], waits, forked)
