@@ -229,7 +229,9 @@ def read(path: Path) -> Iterator[tuple[Transcript, dict]]:
         own, shared = (_states(arrays, f"{kind}/{number}/") for kind in ("own", "shared"))
         sees = arrays["sees"][seen : seen + threads**2].reshape(threads, threads)
         records = tuple(
-            ThreadRecord(tuple(t["path"]), t["parent"], Stop[t["stop"].upper()], t.get("segment", 0), t.get("follows", -1))
+            ThreadRecord(
+                tuple(t["path"]), t["parent"], Stop[t["stop"].upper()], t.get("segment", 0), t.get("follows", -1)
+            )
             for t in line["threads"]
         )
         stop = Stop[line["stop"].upper()]

@@ -5,8 +5,8 @@
     leave     a thread that its parent will see feeds its last token
     finish    it has ended
 
-Everything is written for one problem, from and to its book. `who` is a mask of threads [M], or the number of one; `stop` is one reason,
-or one for each thread [M]. Axes: M threads.
+Everything is written for one problem, from and to its book. `who` is a mask of threads [M], or the number of one; `stop` is one
+reason, or one for each thread [M]. Axes: M threads.
 """
 
 import jax.numpy as jnp

@@ -75,7 +75,9 @@ def fork(
     if not goes_on:
         return book
     looked_at = jnp.any(born & (context == thread)) & ~jnp.any(waits)
-    return books.choose(looked_at, lines.go_on(book, thread, book.sees[thread], cursor.position[thread], hand=True), book)
+    return books.choose(
+        looked_at, lines.go_on(book, thread, book.sees[thread], cursor.position[thread], hand=True), book
+    )
 
 
 def wait_for(book: Book, thread: Int[Array, ""], chosen: Bool[Array, "M"]) -> Book:
@@ -89,7 +91,9 @@ def wait_for(book: Book, thread: Int[Array, ""], chosen: Bool[Array, "M"]) -> Bo
 def _require(book: Book, live: bool, waits: Bool[Array, "M"] | bool) -> None:
     needs = book.protocol.needs
     if live and not needs.live:
-        raise ValueError(f"fork: live is True; {type(book.protocol).__name__}.needs.live is False, say that it is needed")
+        raise ValueError(
+            f"fork: live is True; {type(book.protocol).__name__}.needs.live is False, say that it is needed"
+        )
     if waits is not True and not needs.beside:
         raise ValueError(
             f"fork: waits is not True; {type(book.protocol).__name__}.needs.beside is False, say that it is needed"

@@ -118,8 +118,9 @@ def with_descendants(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:
 def kill(book: Book, chosen: Bool[Array, "M"]) -> Book:
     """Drop the chosen threads with all their descendants. What none but them sees gives its slots back.
 
-    Who waits for them will be later than all they wrote; their counts are forgotten. The root's death is the problem's. A thread that
-    still runs may be killed by a decision only (`apr_jax.decode.races`): how far it had come would depend on the schedule otherwise.
+    Who waits for them will be later than all they wrote; their counts are forgotten. The root's death is the problem's. A thread
+    that still runs may be killed by a decision only (`apr_jax.decode.races`): how far it had come would depend on the schedule
+    otherwise.
     """
     threads = book.threads
     doomed = with_descendants(book, chosen)
@@ -153,8 +154,8 @@ def go_on(
 ) -> Book:
     """Let the line of `thread` go on as a new thread of the same line, which waits for its message.
 
-    It has the line's path, draws, budget, count, clock, place in forks and groups, and outstanding children. It must be fed at least
-    one token. A full thread table ends the problem.
+    It has the line's path, draws, budget, count, clock, place in forks and groups, and outstanding children. It must be fed at
+    least one token. A full thread table ends the problem.
 
     Args:
         thread: a thread that is ready, or joins.

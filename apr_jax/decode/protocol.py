@@ -68,7 +68,7 @@ class Protocol(abc.ABC):
         return ()
 
     def fresh(self, shared: Any, parent: Any) -> Any:
-        """The state that a child has of its own when it is opened, from the problem's and its parent's: by default that of a root."""
+        """The state of its own that a child begins with, from the problem's and its parent's: by default that of a root."""
         return self.own_state()
 
     def shared_state(self) -> Any:
@@ -115,7 +115,7 @@ class Protocol(abc.ABC):
         return book
 
     def suffices(self, book: Book, thread: Int[Array, ""]) -> Bool[Array, ""]:
-        """Whether the ends so far, that of `thread` the last, decide its race. Asked in the order of clocks, of races with `enough`."""
+        """Whether the ends so far, that of `thread` the last, decide its race; asked by clock, in races with `enough`."""
         return jnp.bool(False)
 
     def decided(self, book: Book, thread: Int[Array, ""]) -> Book:

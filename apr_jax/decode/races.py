@@ -6,10 +6,10 @@ A race is children of one fork, with their descendants, if something that one of
     budget   the members may sample so many tokens together; when they have, those that run are ended where they stand
     events   of the protocol that touch other members (kill one, say)
 
-In the outermost race or live group that a thread stands in, its *scope*, a row of clock c runs only when no thread of the scope still
-has a row below c to feed. So when a decision falls due at clock c, and everybody of the scope is past c, everything up to c has
-happened and nothing beyond: it is taken then. Of several the least clock is first, then the outer race, then the child that was opened
-first; the budget of a race comes after the decisions of its members.
+In the outermost race or live group that a thread stands in, its *scope*, a row of clock c runs only when no thread of the scope
+still has a row below c to feed. So when a decision falls due at clock c, and everybody of the scope is past c, everything up to c
+has happened and nothing beyond: it is taken then. Of several the least clock is first, then the outer race, then the child that was
+opened first; the budget of a race comes after the decisions of its members.
 
 A thread whose end or event awaits a decision is DECIDING; its clock is that of the row that sampled the event. A protocol that uses
 any of this says `races = True`. Everything is written for one problem. Axes: M threads.
@@ -43,7 +43,7 @@ def start(
     """Make a race of children that were forked just now, none of whom is in another.
 
     Args:
-        enough: so many ends decide it; 0: ends do not, unless the protocol's `suffices` is to be asked: then a number beyond theirs.
+        enough: so many ends decide it, or fewer if the protocol's `suffices` says so; 0: ends do not.
         kills: the others are killed then; otherwise they run on, and their parent does not wait for them.
         budget: tokens that they and all below them may sample together, settled at whole clocks; 0 is any number.
     """

@@ -127,8 +127,8 @@ def crowded(threads: Threads, most: int) -> Bool[Array, "P"]:
 def critical_path_seen(threads: Threads) -> Int[Array, "P M"]:
     """The largest count that each thread sees of its live siblings in this step: of tokens with a clock below the one it feeds.
 
-    It says so of those that may run, who are all at the least clock of their scope: a sibling that has fed that clock already is seen
-    up to the token before, one that has not, or has ended, whole.
+    It says so of those that may run, who are all at the least clock of their scope: a sibling that has fed that clock already is
+    seen up to the token before, one that has not, or has ended, whole.
     """
 
     def one(threads):

@@ -178,7 +178,13 @@ def _empty_log(rows: int, entries: int, wide: jnp.dtype) -> LogArrays:
 
 
 def create(
-    sizes: Sizes, layers: int, kv_heads: int, head_dim: int, dtype: Any, seed: Array, protocol: books.Owner = books.Nobodys()  # noqa: B008 - frozen
+    sizes: Sizes,
+    layers: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: Any,
+    seed: Array,
+    protocol: books.Owner = books.Nobodys(),  # noqa: B008 - frozen
 ) -> State:
     """An empty state of one shard; jit it with `out_shardings` to have it born in its place.
 

@@ -86,7 +86,9 @@ def _joinable(held: Book, closed: bool) -> Bool[Array, "P M"]:
     """Threads that wait and have nobody left to wait for; `closed`: those that will end then."""
     live = held.active & (held.stop == Stop.RUNNING)
     waits = (held.threads.status == WAITING) & ((held.threads.stop != Stop.RUNNING) == closed) & live[:, None]
-    running = jax.vmap(lambda book: books.by_parent(book, (book.threads.bond.awaited & books.unfinished(book)).astype(jnp.int32)))
+    running = jax.vmap(
+        lambda book: books.by_parent(book, (book.threads.bond.awaited & books.unfinished(book)).astype(jnp.int32))
+    )
     return waits & (running(held) == 0)
 
 
