@@ -113,7 +113,7 @@ class Programs(Protocol):
 
     def suffices(self, book: Book, thread: Int[Array, ""]) -> Bool[Array, ""]:
         threads, number = book.threads, books.numbers(book)
-        ended = (threads.status == books.FINISHED) | ((threads.status == books.READY) & (threads.stop != Stop.RUNNING))
+        ended = (threads.status == FINISHED) | ((threads.status == books.READY) & (threads.stop != Stop.RUNNING))
         members = books.last_of_lines(book, threads.pace.race == threads.pace.race[thread])
         said = jnp.sum(jnp.where(members & (ended | (number == thread)), threads.cursor.generated, 0))
         return (threads.own.bound[thread] > 0) & (said >= threads.own.bound[thread])

@@ -93,12 +93,14 @@ def _take(book: Book, parent: Int[Array, ""]) -> Book:
 def _renew(book: Book, parent: Int[Array, ""]) -> tuple[Book, Int[Array, ""]]:
     """The book in which `parent` may write, and as which thread.
 
-    What an outstanding child sees may not grow; and what was written beside a child cannot have seen it.
+    What an outstanding child sees may not grow; and what was written beside a child, or after the line that it goes on from,
+    cannot have seen it.
     """
     threads = book.threads
     sees = books.has(book.sees, parent)
     looked_at = books.outstanding(book, parent) & ~threads.bond.awaited & sees
-    late = books.awaited(book, parent) & threads.bond.beside & threads.bond.held
+    older = threads.bond.beside | (threads.line.follows != NOBODY)
+    late = books.awaited(book, parent) & older & threads.bond.held
     renews = jnp.any(looked_at | late) & (book.used < sees.shape[0])
     new = go_on(book, parent, book.sees[parent], threads.cursor.position[parent], hand=True)
     full = jnp.any(looked_at | late) & (book.used >= sees.shape[0])
