@@ -21,6 +21,7 @@ class Thread(oracle.Thread):
     """A thread that may go on as another; that one stands in the place of its children then."""
 
     offset = 0  # tokens that the threads of its line before it were fed
+    handed: int | None = None  # the copy of another thread's token that it is fed first
 
     @property
     def done(self) -> int:
@@ -33,16 +34,11 @@ class Thread(oracle.Thread):
 
     @property
     def unfed(self) -> Entry | None:
-        """Its last token, if that was not fed."""
+        """The token that it sampled last, if that was not fed."""
         return self.entries[-1] if self.entries and self.entries[-1].index < 0 else None
 
     def ahead(self) -> bool:
         return any(other.stop is None and other.done < self.done for other in self.live)
-
-    def hand(self, entry: Entry) -> None:
-        """Begin with a copy of another thread's token."""
-        assert not self.entries
-        self.entries.append(Entry(entry.token, source=Source.HANDED))
 
     def feed(self, entry: Entry) -> None:
         assert not self.ahead()
@@ -139,24 +135,25 @@ class Line:
 
     # ---- feeding
 
-    def feed(self, tokens: Sequence[int]) -> Iterator:
+    def feed(self, tokens: Sequence[int], source: Source = Source.FED) -> Iterator:
         for token in tokens:
             yield []
-            entry = Entry(int(token))
+            entry = Entry(int(token), source=source)
             self.thread.entries.append(entry)
-            yield from self.feed_entry(entry)
-
-    def feed_entry(self, entry: Entry) -> Iterator:
-        self.thread.feed(entry)
-        yield from self.meet()
-        if entry.source in (Source.FED, Source.HANDED):
+            self.thread.feed(entry)
+            yield from self.meet()
             entry.depth = self.thread.count
 
+    def feed_handed(self) -> Iterator:
+        token, self.thread.handed = self.thread.handed, None
+        yield from self.feed([] if token is None else [token], Source.HANDED)
+
     def feed_unfed(self) -> Iterator:
-        """Feed the last token, if that was not done yet."""
+        """Feed the token that was sampled last, if that was not done yet."""
         if self.thread.unfed is not None:
             yield []
-            yield from self.feed_entry(self.thread.unfed)
+            self.thread.feed(self.thread.unfed)
+            yield from self.meet()
 
     def meet(self) -> Iterator:
         """Lines that go together wait until all of them were fed this clock, and see each other's tokens."""
@@ -187,7 +184,7 @@ class Line:
         new = Thread(old.path, old.parent, old.key)
         new.children, new.uniforms, new.generated, new.count = old.children, old.uniforms, old.generated, old.count
         new.floor, new.next_position, new.segment = old.stands_at, position, old.segment + 1
-        new.offset, new.live = old.done, list(old.live)
+        new.offset, new.live, new.follows = old.done, list(old.live), old.follows
         new.seen = [*dict.fromkeys([*seen, *old.live, new])]
         for other in {id(other): other for other in old.live}.values():
             other.live.append(new)
@@ -202,7 +199,7 @@ class Line:
         old = self.thread
         self.go_on(old.seen, old.next_position)
         if old.unfed is not None:
-            self.thread.hand(old.unfed)
+            self.thread.handed = old.unfed.token
 
     def split(self, start: int, forgets_head: bool, position: int, world: "World") -> None:
         """Cut the thread in two, and go on as a third that sees one of them."""
@@ -269,7 +266,7 @@ class Group:
     def used_up(self) -> int | None:
         """The clock at which its budget was used up."""
         spent = self.shared and len(self.counted) >= self.shared and not self.over
-        return sorted(self.counted)[self.shared - 1] if spent else None
+        return max(self.counted) if spent else None
 
     def limit(self) -> float:
         """The largest clock that may be fed before a decision."""

@@ -92,7 +92,7 @@ def run(
 
 
 def _play(world: _World, line: _Line, fed: Sequence[int]) -> Iterator:
-    yield from line.feed_unfed()  # what it was handed
+    yield from line.feed_handed()
     yield from line.feed(fed)
     for place, now in enumerate(line.body):
         message: list[int] = []
@@ -103,6 +103,7 @@ def _play(world: _World, line: _Line, fed: Sequence[int]) -> Iterator:
             line.stop = Stop.LENGTH
         if line.stop is not None:
             break
+        yield from line.feed_handed()
         if message:
             yield from line.feed_unfed()
         yield from line.feed(message)
@@ -192,7 +193,7 @@ def _fork(world: _World, line: _Line, now: Instruction) -> Iterator:
         return (yield from _join(world, line, born[0].group.awaited if born[0].group else born[:awaited], now))
     if any(child.sees(line.thread) for child in born):
         line.go_on_after()
-    if line.thread.unfed is not None:
+    if line.thread.unfed is not None or line.thread.handed is not None:
         return []
     world.pieces += 1
     return _footer()
@@ -216,7 +217,7 @@ def _start(world: _World, line: _Line, now: Instruction, awaited: int) -> list[_
         child.beside = True
     for child in born:
         if now.hand and context.unfed is not None:
-            child.thread.hand(context.unfed)
+            child.thread.handed = context.unfed.token
         begin = child.thread.path[-1] % programs.HEADERS
         world.kept[child.thread.path] = Kept(child.flushed, child.holds)
         world.pieces += 2
@@ -263,8 +264,8 @@ def _join(world: _World, line: _Line, waited: list[_Line], now: Instruction) -> 
 
 def _brings_earlier(child: _Line) -> bool:
     """Whether with a line that is joined its parent, or who goes on from it, may see tokens older than the parent's last ones."""
-    late = child.beside and (child.flushed or child.holds)
-    return not child.killed and (late or (child.flushed and child.threads[0].follows is not None))
+    late = child.beside or child.thread.follows is not None
+    return late and (child.flushed or child.holds) and not child.killed
 
 
 def _told(world: _World, children: Sequence[_Line], now: Instruction) -> list[int]:
