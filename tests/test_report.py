@@ -12,6 +12,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from apr_jax.evaluate import outcomes, report
+from apr_jax.evaluate.machine import Machine
 from apr_jax.evaluate.show import picture, plots, timeline
 from apr_jax.record import Stop
 from synthetic import Thread, build, countdown_tree, random_tree
@@ -23,13 +24,14 @@ def random_outcomes(seed: int, count: int = 60) -> list[outcomes.Outcome]:
     rng = np.random.default_rng(seed)
     costs = rng.integers(5, 900, (count, 2)).tolist()
     return [
-        outcomes.Outcome(i, bool(rng.random() < 0.6), "a", path, 2 * path, 7, 3, True, context, "end")
+        outcomes.Outcome(i, bool(rng.random() < 0.6), "a", path, 2 * path, 7, 3, True, 0.5, 0.25, context, "end")
         for i, (path, context) in enumerate(costs)
     ]
 
 
 def entries() -> dict[str, dict]:
     apr = outcomes.summary(random_outcomes(0), wall_s=12.34, steps=1000, traces=1)
+    apr |= {"makespan_4": 123.4, "makespan_16": 99.5}
     return {"apr": apr | {"accuracy": 0.755}, "best_of_n": apr | {"accuracy": 0.5, "accuracy_verifier": 0.9}}
 
 
@@ -45,7 +47,13 @@ def test_rows_and_markdown():
     assert [row[1] for row in rows] == ["75.5%", "50.0%", "90.0%"]
     assert rows[1][2:] == rows[2][2:]
     lines = report.markdown(entries(), 60).splitlines()
-    assert lines[0].count("|") == lines[1].count("|") == len(report.COLUMNS) + 2
+    assert lines[0].count("|") == lines[1].count("|") == len(report.COLUMNS) + 2 + 4
+    assert (
+        "| critical path | makespan (16) | makespan (4) | generated | acceleration ratio | parallel ratio |" in lines[0]
+    )
+    assert " | 99.5 | 123 | " in lines[2] and " | 50.0% | 25.0% | " in lines[2]
+    brief = report.markdown(entries(), wide=False).splitlines()
+    assert brief[0].split(" | ") == ["| method", *(heading for _, heading in report.COLUMNS[:-1]), "wall s |"]
     assert lines[2].startswith("| APR (spawn and join) | 75.5% |") and lines[2].endswith("| 12.3 |")
     assert "60 problems" in lines[-1]
     assert "a\\|b" in report.markdown({"a|b": entries()["apr"]})
@@ -53,10 +61,32 @@ def test_rows_and_markdown():
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_table_fits_the_terminal(width):
-    text = shown(report.table(entries(), 60), width)
+    text = shown(report.table(entries(), 60, width), width)
     assert "…" not in text
     assert all(heading in text for heading in ("accuracy", "critical", "generated", "context", "wall"))
     assert "75.5%" in text and "12.3" in text
+    for heading in ("makespan", "acceleration", "parallel"):
+        assert (heading in text.partition("60 problems")[0]) == (width == 120)
+    assert ("in a terminal of 117 characters" in text) == (width == 80)
+
+
+def test_machines_are_named_where_they_differ():
+    """Entries of the same machine share a line; earlier summaries have none."""
+    here = Machine("3.13.1", "0.10.2", "cpu", 1, "Some Processor", ("avx512f", "avx2"), "AVX-512", "XLA")
+    there = dataclasses.replace(here, device="NVIDIA H100", devices=2, instructions=(), attention="XLA")
+    entry = lambda *machines: {"machines": json.loads(json.dumps([dataclasses.asdict(one) for one in machines]))}
+    first = (
+        "Python 3.13.1, jax 0.10.2, device cpu, processor Some Processor (avx512f, avx2), "
+        "attention by CPU kernels (AVX-512), products by XLA"
+    )
+    second = (
+        "Python 3.13.1, jax 0.10.2, device 2 x NVIDIA H100, processor Some Processor, attention by XLA, products by XLA"
+    )
+    assert report.machines({"apr": entry(here), "mine": entry(here), "old": {}}) == [first]
+    assert report.machines({"apr": entry(here), "mine": entry(here, there)}) == [
+        f"APR (spawn and join), mine: {first}",
+        f"mine: {second}",
+    ]
 
 
 def test_compare(tmp_path):
@@ -220,11 +250,11 @@ def test_picture(tmp_path, seed):
 
 
 def test_failures_of_judges_have_a_column_where_there_are_any():
-    entry = {key: 1280.0 for key, _ in report.COLUMNS}
+    entry = {key: 1280.0 for key, _ in (*report.COLUMNS, *report.RATIOS)}
     entry |= {"accuracy": 0.5, "activation": 0.0, "threads": 3.0, "wall_s": 61.5, "accuracy_verifier": 0.6}
     failed = entry | {"judge_failures": 1200, "judge_failure_reasons": {"a\x1b[2Jb": 600, "c": 590, "d": 8, "e": 2}}
     console = Console(width=80, file=io.StringIO())
-    console.print(report.table({"self_consistency": failed, "apr": entry}, 100))
+    console.print(report.table({"self_consistency": failed, "apr": entry}, 100, 80))
     lines = console.file.getvalue().splitlines()
     assert lines[0].rstrip().endswith("judge") and lines[1].rstrip().endswith("failed")
     assert any(line.rstrip().endswith(" 1,200") for line in lines) and any(

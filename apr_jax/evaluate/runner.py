@@ -99,7 +99,9 @@ def run(config: EvaluateConfig) -> dict[str, Result]:
             method = config.methods[name]
             if method.rollout not in rollouts:
                 done, spoken = decode_and_keep(config, questions, words, plans[method.rollout])
-                rollouts[method.rollout] = methods.judged(config.task, questions, done, spoken, method.rollout)
+                rollouts[method.rollout] = methods.judged(
+                    config.task, questions, done, spoken, method.rollout, config.makespan
+                )
             results[name] = methods.evaluate(method, rollouts[method.rollout])
     finally:
         if results:
@@ -151,7 +153,7 @@ def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Res
     outcomes.write_summary(folder / "summary.json", len(questions), entries)
     found = {name: result.outcomes for name, result in results.items()}
     tables = [report.markdown(entries, len(questions)), *(report.budget_markdown(found, f) for f in outcomes.BUDGETS)]
-    tables += [f"{line}\n" for line in report.judge_failures(entries)]
+    tables += [f"{line}\n" for line in (*report.machines(entries), *report.judge_failures(entries))]
     (folder / "report.md").write_text("\n".join(tables))
     for field in outcomes.BUDGETS:
         plots.plot_accuracy(folder / f"accuracy_{field}.png", found, field)
