@@ -182,11 +182,39 @@ def test_page_is_self_contained_and_well_formed():
     assert not [tag for tag, attributes in checker.elements if {"src", "href", "onclick"} & attributes.keys()]
     assert "<title>Threads</title>" in page and "<h1>Threads</h1>" in page
     assert "innerHTML" not in page and "eval(" not in page
-    (problem,) = data["problems"]
+    (problem,) = data["runs"]
     assert problem["counts"]["threads"] == 4
     assert [lane["name"] for lane in problem["lanes"]] == ["root", "0", "1", "2"]
     assert "".join(data["strings"][t] for t in problem["token"][:6]) == "<s>27:22"
     assert len({len(problem[name]) for name in ("token", "source", "logprob", "clock", "count")}) == 1
+
+
+def test_page_opens_on_the_run_that_shows_most():
+    alone, builder = build(Thread(("s",), (("a", "b"),)))
+    forked, other = build(countdown_tree())
+    items = [
+        ("one", alone, {"question": "q", "answer": "a", "correct": True, "machine": "a machine"}),
+        ("two", forked, {"question": "q", "answer": "a", "correct": False}),
+        ("three", forked, {"question": "q", "answer": "a", "correct": True}),
+    ]
+    text = lambda method, token: (builder if method == "one" else other).text(token)
+    data = checked(timeline.page(items, text))[0]
+    assert data["open"] == 2 and [run["forked"] for run in data["runs"]] == [False, True, True]
+    assert [run["machine"] for run in data["runs"]] == ["a machine", "", ""]
+    assert checked(timeline.page(items[:1], text))[0]["open"] == 0
+
+
+def test_the_script_asks_only_for_what_the_page_has():
+    transcript, builder = build(countdown_tree())
+    extra = {"question": "q", "answer": "a", "correct": True}
+    data, checker = checked(timeline.page([("apr", transcript, extra)], lambda _, token: builder.text(token)))
+    script, (run,) = checker.scripts[1], data["runs"]
+    ids = {attributes["id"] for _, attributes in checker.elements if "id" in attributes}
+    assert set(re.findall(r"\$\(\"([\w-]+)\"\)", script)) == ids - {"data"}
+    assert set(re.findall(r"\bdata\.(\w+)", script)) == data.keys()
+    asked = set(re.findall(r"\brun\.(\w+)|\bruns\[\d\]\.(\w+)", script))
+    assert {name for names in asked for name in names if name} <= run.keys()
+    assert set(re.findall(r"\bl\.(\w+)", script)) == run["lanes"][0].keys()
 
 
 def test_page_escapes_hostile_text():
@@ -194,7 +222,7 @@ def test_page_escapes_hostile_text():
     extra = {"question": HOSTILE, "answer": HOSTILE, "correct": False}
     page = timeline.page([(HOSTILE, transcript, extra)], lambda method, token: f"{HOSTILE}{token}", HOSTILE)
     data, checker = checked(page)
-    assert data["problems"][0]["question"] == data["problems"][0]["answer"] == HOSTILE
+    assert data["runs"][0]["question"] == data["runs"][0]["answer"] == HOSTILE
     assert data["strings"] == [HOSTILE + "0", HOSTILE + "1"]
     assert [tag for tag, _ in checker.elements].count("script") == 2
     assert "alert(1)</script>" not in page
@@ -205,14 +233,12 @@ def test_page_marks_stops_and_missing_values():
     logprob = np.array([np.nan, -np.inf, -0.12345], np.float32)
     transcript = dataclasses.replace(transcript, log=dataclasses.replace(transcript.log, logprob=logprob))
     extra = {"question": "q", "answer": None, "correct": False}
-    (problem,) = checked(timeline.page([("apr", transcript, extra)], lambda _, token: builder.text(token)))[0][
-        "problems"
-    ]
+    (problem,) = checked(timeline.page([("apr", transcript, extra)], lambda _, token: builder.text(token)))[0]["runs"]
     assert problem["logprob"] == [None, None, -0.123]
     assert problem["stop"] == "length" and problem["answer"] is None
-    assert checked(timeline.page([], lambda _, token: builder.text(token)))[0]["problems"] == []
+    assert checked(timeline.page([], lambda _, token: builder.text(token)))[0]["runs"] == []
     nothing, _ = build(Thread((), ()))
-    (problem,) = checked(timeline.page([("apr", nothing, extra)], lambda _, token: builder.text(token)))[0]["problems"]
+    (problem,) = checked(timeline.page([("apr", nothing, extra)], lambda _, token: builder.text(token)))[0]["runs"]
     assert problem["lanes"] == []
     with pytest.raises(ValueError, match="is empty"):
         picture.draw_timeline(nothing, "unused.png")
