@@ -43,10 +43,10 @@ lint: $(VENV)/ready
 format: $(VENV)/ready
 	$(RUN) -m ruff check --fix . && $(RUN) -m ruff format .
 
-$(VENV)/ready: requirements.txt requirements-gym.txt
+$(VENV)/ready: requirements.txt requirements-test.txt requirements-gym.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet -r requirements.txt
+	$(RUN) -m pip install --quiet -r requirements.txt -r requirements-test.txt
 	$(RUN) -m pip install --quiet -r requirements-gym.txt || echo "without reasoning-gym: see requirements-gym.txt"
 	touch $@
 
