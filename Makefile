@@ -23,13 +23,15 @@ compare: $(VENV)/ready $(PEERS)/ready
 	$(RUN) -m benchmarks.peers --peer-python $(PEERS)/bin/python $(ARGS)
 
 test: $(VENV)/ready
+	@echo "All tests, $(WORKERS) at a time, about 20 minutes on two cores. Those that need more packages are skipped and counted at the end"
 	$(RUN) -m pytest -n $(WORKERS) $(ARGS)
 
 # Every test, with what some of them compare with. TORCH: a release whose wheel is small where the default one brings CUDA.
 TORCH ?= torch
 complete: $(VENV)/ready
-	$(RUN) -m pip install --quiet "$(TORCH)"
-	$(RUN) -m pip install --quiet -r requirements-peers.txt -r requirements-tpu.txt
+	@echo "Installing what some tests compare with into $(VENV): torch, transformers, the TPU compiler. Once, a few minutes"
+	@$(RUN) -m pip install --quiet "$(TORCH)"
+	@$(RUN) -m pip install --quiet -r requirements-peers.txt -r requirements-tpu.txt
 	test -f work/smollm2.gguf || $(RUN) -m experiments.fetch_smollm2
 	$(RUN) -m pytest -n $(WORKERS) --complete $(ARGS)
 
@@ -43,12 +45,17 @@ lint: $(VENV)/ready
 format: $(VENV)/ready
 	$(RUN) -m ruff check --fix . && $(RUN) -m ruff format .
 
-$(VENV)/ready: requirements.txt requirements-gym.txt
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet -r requirements.txt
-	$(RUN) -m pip install --quiet -r requirements-gym.txt || echo "without reasoning-gym: see requirements-gym.txt"
-	touch $@
+$(VENV)/ready: requirements.txt requirements-test.txt requirements-gym.txt
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version). This happens once and takes a few minutes, most of it downloads"
+	@echo "  1 of 3: an environment of its own; nothing is installed outside of it"
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install --quiet --upgrade pip
+	@echo "  2 of 3: jax, flax and the others of requirements.txt, and what the tests need"
+	@$(RUN) -m pip install --quiet -r requirements.txt -r requirements-test.txt
+	@echo "  3 of 3: reasoning-gym, of which a part is compiled"
+	@$(RUN) -m pip install --quiet -r requirements-gym.txt || echo "without reasoning-gym: see requirements-gym.txt"
+	@touch $@
+	@echo "$(VENV) is ready"
 
 $(PEERS)/ready: requirements-bench.txt
 	$(PEER_PYTHON) -m venv $(PEERS)

@@ -47,19 +47,19 @@ def pytest_addoption(parser):
     )
 
 
-def left_out(config) -> list[str]:
+def left_out(config) -> collections.Counter[str]:
     """The reasons for which tests were skipped, but those that name the processor, with how many there were of each."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     reports = reporter.stats.get("skipped", []) if reporter else []  # the workers of xdist have no reporter
     reasons = collections.Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in reports)
-    return [f"{count} skipped: {reason}" for reason, count in reasons.items() if "processor" not in reason]
+    return collections.Counter({reason: count for reason, count in reasons.items() if "processor" not in reason})
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if lines := left_out(config):
-        terminalreporter.section("not run; `make complete` installs what they need and runs them all")
-        for line in lines:
-            terminalreporter.line(line)
+    if reasons := left_out(config):
+        terminalreporter.section(f"{reasons.total()} skipped; `make complete` installs what they need and runs them all")
+        for reason, count in reasons.items():
+            terminalreporter.line(f"{count} skipped: {reason}")
 
 
 @pytest.hookimpl(trylast=True)

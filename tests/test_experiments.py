@@ -1,21 +1,26 @@
 """The programs a user starts, with the checkpoints that ship, as a user starts them."""
 
 import json
+import platform
+import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+import processor
 from apr_jax import record
 from apr_jax.evaluate import metrics, outcomes
+from apr_jax.evaluate.machine import Machine
 from apr_jax.tasks.countdown import compact, verify
 from apr_jax.tasks.countdown import problems as countdown
 from experiments import evaluate, solve
 
 LINES = [
-    '{"nums": [22, 26, 31, 53], "target": 27}',
     '{"nums": [3, 7, 12], "target": 33}',
+    '{"nums": [22, 26, 31, 53], "target": 27}',
     "",
     '{"nums": [1, 2, 3], "target": 10}',
 ]
@@ -32,7 +37,8 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
     (folder / "problems.jsonl").write_text("\n".join(LINES))
     arguments = ("--problems-file", str(folder / "problems.jsonl"), "--only", "apr", "--output", str(folder / "out"))
-    done = start("experiments.evaluate", *arguments, "--methods.apr.rollout.sampling.max-tokens", "500")
+    arguments += ("--methods.apr.rollout.sampling.max-tokens", "500", "--makespan", "1", "2", "--shown", "1")
+    done = start("experiments.evaluate", *arguments)
     assert done.returncode == 0, done.stderr
     return folder / "out", done.stdout
 
@@ -48,8 +54,28 @@ def test_evaluate_leaves_what_it_says(results):
     config = json.loads((folder / "settings.json").read_text())
     assert config["methods"]["apr"]["rollout"]["sampling"]["max_tokens"] == 500
     assert "max_tokens" in printed
-    for name in ("accuracy_critical_path.png", "accuracy_peak_context.png", "timeline.html", "report.md"):
+    for name in ("accuracy_critical_path.png", "accuracy_peak_context.png", "report.md"):
         assert (folder / name).stat().st_size > 0
+
+
+def test_what_ran_is_told(results):
+    """In the summary, beside the rollout, at the foot of the table, in the report and on the page."""
+    folder, printed = results
+    (found,) = outcomes.read_summary(folder / "summary.json")["methods"]["apr"]["machines"]
+    ran = Machine.of_entry(found)
+    assert (ran.python, ran.jax, ran.device) == (platform.python_version(), jax.__version__, "cpu")
+    assert ran.processor == processor.name() and ran.attention in (*processor.paths(), "XLA") and ran.products == "XLA"
+    assert json.loads((folder / "rollouts/apr.json").read_text())["machines"] == [found]
+    assert str(ran) in (folder / "report.md").read_text() and str(ran) in (folder / "timeline.html").read_text()
+    assert str(ran) in " ".join(printed.split())
+
+
+def test_the_page_has_a_problem_that_forked_and_opens_on_it(results):
+    """Of the questions, `--shown 1` is the first, on which the model does not fork."""
+    page = (results[0] / "timeline.html").read_text()
+    data = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', page)[1])
+    assert [(run["number"], run["forked"]) for run in data["runs"]] == [(0, False), (1, True)]
+    assert data["open"] == 1
 
 
 def test_transcripts_hold_the_numbers_of_the_summary(results):
@@ -60,6 +86,8 @@ def test_transcripts_hold_the_numbers_of_the_summary(results):
     logs = [t for t, _ in pairs]
     assert np.mean([metrics.recomputed_critical_path(t) for t in logs]) == pytest.approx(entry["critical_path"])
     assert np.mean([t.log.sampled.sum() for t in logs]) == pytest.approx(entry["generated_tokens"])
+    spans = np.mean([metrics.makespans(t, (1, 2)) for t in logs], axis=0)
+    assert [entry["makespan_1"], entry["makespan_2"]] == pytest.approx(spans) and spans[0] == entry["generated_tokens"]
     right = 0
     for _, line in pairs:
         operations = compact.parse_answer(line["threads"][0]["text"])

@@ -54,23 +54,23 @@ def test_clocks_by_hand():
 
 def test_makespan_by_hand():
     transcript, _ = build(TREE)
-    assert [metrics.makespan(transcript, k) for k in (1, 2, 3, math.inf)] == [8, 7, 7, 7]
+    assert metrics.makespans(transcript, (1, 2, 3, math.inf)) == [8, 7, 7, 7]
     three = Thread(("s",), (("a",), [Thread(("x",), (tuple("bcd"),)) for _ in range(3)], ("e",)))
     transcript, _ = build(three)
-    assert [metrics.makespan(transcript, k) for k in (1, 2, 3, 4)] == [11, 7, 5, 5]  # 9 tokens on 2 workers: 5 steps
+    assert metrics.makespans(transcript, (1, 2, 3, 4)) == [11, 7, 5, 5]  # 9 tokens on 2 workers: 5 steps
 
 
 def test_one_thread():
     transcript, _ = build(Thread(("s",), (("a", "b", "c"),)))
     assert not metrics.forked(transcript)
-    assert metrics.critical_path(transcript) == metrics.makespan(transcript, 4) == 3
+    assert metrics.makespans(transcript, (4,)) == [metrics.critical_path(transcript)] == [3]
     assert metrics.acceleration_ratio(transcript) == metrics.parallel_ratio(transcript) == 0
 
 
 def test_nothing_generated():
     transcript, _ = build(Thread(("s", "p"), ()))
     assert metrics.critical_path(transcript) == metrics.recomputed_critical_path(transcript) == 0
-    assert metrics.makespan(transcript, 1) == 0
+    assert metrics.makespans(transcript, (1, 4)) == [0, 0]
     assert metrics.acceleration_ratio(transcript) == metrics.parallel_ratio(transcript) == 0
     assert metrics.mean_logprob(transcript) == -math.inf
 
@@ -101,7 +101,7 @@ def test_samples_of_a_common_prompt():
     assert metrics.critical_path(transcript) == metrics.recomputed_critical_path(transcript) == 3
     assert metrics.mean_logprob(transcript, 2) == pytest.approx(float(np.nanmax(only_of(transcript, 2))))
     assert metrics.mean_logprob(transcript, 0) == -math.inf
-    assert outcomes.outcome([transcript], None, False).stop == "length"
+    assert outcomes.outcome(transcript, None, False).stop == "length"
 
 
 def only_of(transcript, thread):
@@ -136,7 +136,7 @@ def test_critical_path_of_the_oracle(seed):
         log = transcript.log
         found = depths(causality(transcript), log.sampled)
         np.testing.assert_array_equal(found, log.depth)
-        spans = [metrics.makespan(transcript, k) for k in (1, 2, math.inf)]
+        spans = metrics.makespans(transcript, (1, 2, math.inf))
         assert spans[0] == metrics.generated_tokens(transcript) and spans[-1] == metrics.critical_path(transcript)
 
 
@@ -155,6 +155,8 @@ def test_sampled_token_without_row_is_named():
     broken = dataclasses.replace(transcript, log=dataclasses.replace(transcript.log, predictor=predictor))
     with pytest.raises(ValueError, match="log entry 2"):
         metrics.recomputed_critical_path(broken)
+    with pytest.raises(ValueError, match="workers is 0; at least 1 is needed"):
+        metrics.makespans(transcript, (4, 0))
 
 
 @settings(max_examples=150, deadline=None)
@@ -164,9 +166,8 @@ def test_reconstruction_and_makespan_on_random_trees(seed, shared):
     sampled = transcript.log.sampled
     found = depths(causality(transcript), sampled)
     np.testing.assert_array_equal(found[sampled], transcript.log.depth[sampled])
-    assert metrics.makespan(transcript, math.inf) == metrics.critical_path(transcript)
-    assert metrics.makespan(transcript, 1) == metrics.generated_tokens(transcript)
-    spans = [metrics.makespan(transcript, k) for k in (1, 2, 3, 4, 8, math.inf)]
+    spans = metrics.makespans(transcript, (1, 2, 3, 4, 8, math.inf))
+    assert spans[0] == metrics.generated_tokens(transcript) and spans[-1] == metrics.critical_path(transcript)
     assert all(more >= fewer for more, fewer in itertools.pairwise(spans))
     for k, span in zip((1, 2, 3, 4, 8), spans, strict=False):
         assert span >= max(spans[-1], math.ceil(spans[0] / k))
@@ -222,36 +223,33 @@ def test_mean_logprob():
     assert metrics.mean_logprob(transcript) == pytest.approx(sum(map(float, values)) / 8)
 
 
-def test_outcome_of_samples():
-    first, _ = build(TREE, problem=3)
-    second, _ = build(Thread(("s",), (tuple("abcdefghi"),)), problem=3, sample=1, stop=Stop.LENGTH)
-    found = outcomes.outcome([first, second], "1+1=2", True)
-    assert found == outcomes.Outcome(
+def test_outcome():
+    transcript, _ = build(TREE, problem=3)
+    assert outcomes.outcome(transcript, "1+1=2", True) == outcomes.Outcome(
         problem=3,
         correct=True,
         answer="1+1=2",
-        critical_path=9,
-        generated=17,
-        fed=8,
-        threads=4,
+        critical_path=7,
+        generated=8,
+        fed=7,
+        threads=3,
         forked=True,
-        peak_context=9,
-        stop="length",
+        acceleration=1 / 8,
+        parallel=4 / 8,
+        peak_context=7,
+        stop="end",
     )
-    assert outcomes.outcome([first], None, False).stop == "end"
-    with pytest.raises(ValueError, match="exactly one problem"):
-        outcomes.outcome([], None, False)
-    with pytest.raises(ValueError, match=r"\[3, 4\]"):
-        outcomes.outcome([first, dataclasses.replace(second, problem=4)], None, False)
+    cut, _ = build(Thread(("s",), (tuple("abcdefghi"),)), stop=Stop.LENGTH)
+    assert outcomes.outcome(cut, None, False).stop == "length"
 
 
 def rows():
     make = outcomes.Outcome
     return [
-        make(0, True, "a", 10, 20, 5, 2, True, 30, "end"),
-        make(1, False, None, 5, 5, 5, 1, False, 10, "length"),
-        make(2, True, "b", 40, 41, 6, 3, True, 15, "end"),
-        make(3, True, "c", 20, 22, 4, 1, False, 60, "end"),
+        make(0, True, "a", 10, 20, 5, 2, True, 0.5, 0.75, 30, "end"),
+        make(1, False, None, 5, 5, 5, 1, False, 0.0, 0.0, 10, "length"),
+        make(2, True, "b", 40, 41, 6, 3, True, 0.25, 1.0, 15, "end"),
+        make(3, True, "c", 20, 22, 4, 1, False, 0.0, 0.0, 60, "end"),
     ]
 
 
@@ -274,6 +272,8 @@ def test_summary(tmp_path):
         "fed_tokens": 5,
         "threads": 7 / 4,
         "activation": 0.5,
+        "acceleration_ratio": 0.75 / 4,
+        "parallel_ratio": 1.75 / 4,
         "peak_context": 115 / 4,
         "wall_s": 1.5,
         "steps": 99,

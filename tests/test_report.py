@@ -12,6 +12,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from apr_jax.evaluate import outcomes, report
+from apr_jax.evaluate.machine import Machine
 from apr_jax.evaluate.show import picture, plots, timeline
 from apr_jax.record import Stop
 from synthetic import Thread, build, countdown_tree, random_tree
@@ -23,13 +24,14 @@ def random_outcomes(seed: int, count: int = 60) -> list[outcomes.Outcome]:
     rng = np.random.default_rng(seed)
     costs = rng.integers(5, 900, (count, 2)).tolist()
     return [
-        outcomes.Outcome(i, bool(rng.random() < 0.6), "a", path, 2 * path, 7, 3, True, context, "end")
+        outcomes.Outcome(i, bool(rng.random() < 0.6), "a", path, 2 * path, 7, 3, True, 0.5, 0.25, context, "end")
         for i, (path, context) in enumerate(costs)
     ]
 
 
 def entries() -> dict[str, dict]:
     apr = outcomes.summary(random_outcomes(0), wall_s=12.34, steps=1000, traces=1)
+    apr |= {"makespan_4": 123.4, "makespan_16": 99.5}
     return {"apr": apr | {"accuracy": 0.755}, "best_of_n": apr | {"accuracy": 0.5, "accuracy_verifier": 0.9}}
 
 
@@ -45,7 +47,13 @@ def test_rows_and_markdown():
     assert [row[1] for row in rows] == ["75.5%", "50.0%", "90.0%"]
     assert rows[1][2:] == rows[2][2:]
     lines = report.markdown(entries(), 60).splitlines()
-    assert lines[0].count("|") == lines[1].count("|") == len(report.COLUMNS) + 2
+    assert lines[0].count("|") == lines[1].count("|") == len(report.COLUMNS) + 2 + 4
+    assert (
+        "| critical path | makespan (16) | makespan (4) | generated | acceleration ratio | parallel ratio |" in lines[0]
+    )
+    assert " | 99.5 | 123 | " in lines[2] and " | 50.0% | 25.0% | " in lines[2]
+    brief = report.markdown(entries(), wide=False).splitlines()
+    assert brief[0].split(" | ") == ["| method", *(heading for _, heading in report.COLUMNS[:-1]), "wall s |"]
     assert lines[2].startswith("| APR (spawn and join) | 75.5% |") and lines[2].endswith("| 12.3 |")
     assert "60 problems" in lines[-1]
     assert "a\\|b" in report.markdown({"a|b": entries()["apr"]})
@@ -53,10 +61,32 @@ def test_rows_and_markdown():
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_table_fits_the_terminal(width):
-    text = shown(report.table(entries(), 60), width)
+    text = shown(report.table(entries(), 60, width), width)
     assert "…" not in text
     assert all(heading in text for heading in ("accuracy", "critical", "generated", "context", "wall"))
     assert "75.5%" in text and "12.3" in text
+    for heading in ("makespan", "acceleration", "parallel"):
+        assert (heading in text.partition("60 problems")[0]) == (width == 120)
+    assert ("in a terminal of 117 characters" in text) == (width == 80)
+
+
+def test_machines_are_named_where_they_differ():
+    """Entries of the same machine share a line; earlier summaries have none."""
+    here = Machine("3.13.1", "0.10.2", "cpu", 1, "Some Processor", ("avx512f", "avx2"), "AVX-512", "XLA")
+    there = dataclasses.replace(here, device="NVIDIA H100", devices=2, instructions=(), attention="XLA")
+    entry = lambda *machines: {"machines": json.loads(json.dumps([dataclasses.asdict(one) for one in machines]))}
+    first = (
+        "Python 3.13.1, jax 0.10.2, device cpu, processor Some Processor (avx512f, avx2), "
+        "attention by CPU kernels (AVX-512), products by XLA"
+    )
+    second = (
+        "Python 3.13.1, jax 0.10.2, device 2 x NVIDIA H100, processor Some Processor, attention by XLA, products by XLA"
+    )
+    assert report.machines({"apr": entry(here), "mine": entry(here), "old": {}}) == [first]
+    assert report.machines({"apr": entry(here), "mine": entry(here, there)}) == [
+        f"APR (spawn and join), mine: {first}",
+        f"mine: {second}",
+    ]
 
 
 def test_compare(tmp_path):
@@ -152,11 +182,39 @@ def test_page_is_self_contained_and_well_formed():
     assert not [tag for tag, attributes in checker.elements if {"src", "href", "onclick"} & attributes.keys()]
     assert "<title>Threads</title>" in page and "<h1>Threads</h1>" in page
     assert "innerHTML" not in page and "eval(" not in page
-    (problem,) = data["problems"]
+    (problem,) = data["runs"]
     assert problem["counts"]["threads"] == 4
     assert [lane["name"] for lane in problem["lanes"]] == ["root", "0", "1", "2"]
     assert "".join(data["strings"][t] for t in problem["token"][:6]) == "<s>27:22"
     assert len({len(problem[name]) for name in ("token", "source", "logprob", "clock", "count")}) == 1
+
+
+def test_page_opens_on_the_run_that_shows_most():
+    alone, builder = build(Thread(("s",), (("a", "b"),)))
+    forked, other = build(countdown_tree())
+    items = [
+        ("one", alone, {"question": "q", "answer": "a", "correct": True, "machine": "a machine"}),
+        ("two", forked, {"question": "q", "answer": "a", "correct": False}),
+        ("three", forked, {"question": "q", "answer": "a", "correct": True}),
+    ]
+    text = lambda method, token: (builder if method == "one" else other).text(token)
+    data = checked(timeline.page(items, text))[0]
+    assert data["open"] == 2 and [run["forked"] for run in data["runs"]] == [False, True, True]
+    assert [run["machine"] for run in data["runs"]] == ["a machine", "", ""]
+    assert checked(timeline.page(items[:1], text))[0]["open"] == 0
+
+
+def test_the_script_asks_only_for_what_the_page_has():
+    transcript, builder = build(countdown_tree())
+    extra = {"question": "q", "answer": "a", "correct": True}
+    data, checker = checked(timeline.page([("apr", transcript, extra)], lambda _, token: builder.text(token)))
+    script, (run,) = checker.scripts[1], data["runs"]
+    ids = {attributes["id"] for _, attributes in checker.elements if "id" in attributes}
+    assert set(re.findall(r"\$\(\"([\w-]+)\"\)", script)) == ids - {"data"}
+    assert set(re.findall(r"\bdata\.(\w+)", script)) == data.keys()
+    asked = set(re.findall(r"\brun\.(\w+)|\bruns\[\d\]\.(\w+)", script))
+    assert {name for names in asked for name in names if name} <= run.keys()
+    assert set(re.findall(r"\bl\.(\w+)", script)) == run["lanes"][0].keys()
 
 
 def test_page_escapes_hostile_text():
@@ -164,7 +222,7 @@ def test_page_escapes_hostile_text():
     extra = {"question": HOSTILE, "answer": HOSTILE, "correct": False}
     page = timeline.page([(HOSTILE, transcript, extra)], lambda method, token: f"{HOSTILE}{token}", HOSTILE)
     data, checker = checked(page)
-    assert data["problems"][0]["question"] == data["problems"][0]["answer"] == HOSTILE
+    assert data["runs"][0]["question"] == data["runs"][0]["answer"] == HOSTILE
     assert data["strings"] == [HOSTILE + "0", HOSTILE + "1"]
     assert [tag for tag, _ in checker.elements].count("script") == 2
     assert "alert(1)</script>" not in page
@@ -175,14 +233,12 @@ def test_page_marks_stops_and_missing_values():
     logprob = np.array([np.nan, -np.inf, -0.12345], np.float32)
     transcript = dataclasses.replace(transcript, log=dataclasses.replace(transcript.log, logprob=logprob))
     extra = {"question": "q", "answer": None, "correct": False}
-    (problem,) = checked(timeline.page([("apr", transcript, extra)], lambda _, token: builder.text(token)))[0][
-        "problems"
-    ]
+    (problem,) = checked(timeline.page([("apr", transcript, extra)], lambda _, token: builder.text(token)))[0]["runs"]
     assert problem["logprob"] == [None, None, -0.123]
     assert problem["stop"] == "length" and problem["answer"] is None
-    assert checked(timeline.page([], lambda _, token: builder.text(token)))[0]["problems"] == []
+    assert checked(timeline.page([], lambda _, token: builder.text(token)))[0]["runs"] == []
     nothing, _ = build(Thread((), ()))
-    (problem,) = checked(timeline.page([("apr", nothing, extra)], lambda _, token: builder.text(token)))[0]["problems"]
+    (problem,) = checked(timeline.page([("apr", nothing, extra)], lambda _, token: builder.text(token)))[0]["runs"]
     assert problem["lanes"] == []
     with pytest.raises(ValueError, match="is empty"):
         picture.draw_timeline(nothing, "unused.png")
@@ -220,11 +276,11 @@ def test_picture(tmp_path, seed):
 
 
 def test_failures_of_judges_have_a_column_where_there_are_any():
-    entry = {key: 1280.0 for key, _ in report.COLUMNS}
+    entry = {key: 1280.0 for key, _ in (*report.COLUMNS, *report.RATIOS)}
     entry |= {"accuracy": 0.5, "activation": 0.0, "threads": 3.0, "wall_s": 61.5, "accuracy_verifier": 0.6}
     failed = entry | {"judge_failures": 1200, "judge_failure_reasons": {"a\x1b[2Jb": 600, "c": 590, "d": 8, "e": 2}}
     console = Console(width=80, file=io.StringIO())
-    console.print(report.table({"self_consistency": failed, "apr": entry}, 100))
+    console.print(report.table({"self_consistency": failed, "apr": entry}, 100, 80))
     lines = console.file.getvalue().splitlines()
     assert lines[0].rstrip().endswith("judge") and lines[1].rstrip().endswith("failed")
     assert any(line.rstrip().endswith(" 1,200") for line in lines) and any(

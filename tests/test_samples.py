@@ -27,7 +27,7 @@ def made(spec: Thread, correct: bool, stop: Stop = Stop.END):
     builder.run(spec)
     builder.records[-1] = dataclasses.replace(builder.records[-1], stop=stop)
     transcript = builder.transcript()
-    return transcript, outcomes.outcome([transcript], "7" if correct else None, correct)
+    return transcript, outcomes.outcome(transcript, "7" if correct else None, correct)
 
 
 def result(*pairs) -> Result:

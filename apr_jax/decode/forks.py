@@ -74,7 +74,7 @@ def fork(
     book = book.update((number == thread) & jnp.any(waits), status=WAITING)
     if not goes_on:
         return book
-    looked_at = jnp.any(born & (context == thread)) & ~jnp.any(waits)
+    looked_at = jnp.any(born & books.has(book.sees, thread)) & ~jnp.any(waits)
     return books.choose(
         looked_at, lines.go_on(book, thread, book.sees[thread], cursor.position[thread], hand=True), book
     )

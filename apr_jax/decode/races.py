@@ -44,7 +44,7 @@ def start(
 
     Args:
         enough: so many ends decide it, or fewer if the protocol's `suffices` says so; 0: ends do not.
-        kills: the others are killed then; otherwise they run on, and their parent does not wait for them.
+        kills: the others are killed then; otherwise they run on, and a parent that has waited since the fork does so no longer.
         budget: tokens that they and all below them may sample together, settled at whole clocks; 0 is any number.
     """
     pace, first = book.threads.pace, jnp.argmax(books.eldest(book, members)).astype(jnp.int32)
@@ -58,6 +58,11 @@ def defer(book: Book, thread: Int[Array, ""]) -> Book:
     That may touch the other members of its race and what is below them, the problem's shared state, and nobody else.
     """
     return book.update(thread, status=DECIDING)
+
+
+def flushing(book: Book) -> Bool[Array, "M"]:
+    """Threads whose end is decided, and who only feed their last token."""
+    return (book.threads.status == READY) & (book.threads.stop != Stop.RUNNING)
 
 
 def rivals(book: Book, thread: Int[Array, ""]) -> Bool[Array, "M"]:
@@ -82,7 +87,7 @@ def due(book: Book) -> tuple[Int[Array, ""], Int[Array, ""]]:
     eldest = jnp.concatenate([threads.line.ordinal, jnp.full_like(number, _MOST)])
     keys = (clock, jnp.tile(threads.line.nesting, 2), eldest, *(jnp.tile(word, 2) for word in threads.line.key.T))
     for key in keys:
-        left = left & (key == jnp.min(jnp.where(left, key, jnp.iinfo(key.dtype).max)))
+        left = left & (key == jnp.min(jnp.where(left, key, key.dtype.type(jnp.iinfo(key.dtype).max))))
     place = jnp.argmax(left).astype(jnp.int32)
     thread = place % number.shape[0]
     kind = jnp.where(threads.stop[thread] != Stop.RUNNING, END, EVENT)
@@ -120,11 +125,11 @@ def arrive(book: Book, thread: Int[Array, ""], suffices: Callable) -> Book:
     left = book.threads.pace.enough[race]
     over = (left == 1) | ((left > 1) & suffices(book, thread))
     book = book.update(race, enough=jnp.where(over, 0, jnp.maximum(left - 1, 0)))
-    flushing = (book.threads.status == READY) & (book.threads.stop != Stop.RUNNING)  # those that arrived before
-    others = rivals(book, thread) & ~flushing
+    others = rivals(book, thread) & ~flushing(book)
     killed = lines.kill(book.update(race, shared_budget=0), others)
-    left_alone = book.update(others, awaited=False, beside=True)
-    decided = books.choose(book.threads.pace.kills[race], killed, left_alone)
+    # A parent that waits since the fork waits no longer; one that came to wait later may not have come to it yet.
+    let_go = book.update(others & ~book.threads.bond.beside, awaited=False, beside=True)
+    decided = books.choose(book.threads.pace.kills[race], killed, let_go)
     return ends.leave(books.choose(over, decided, book), thread, book.threads.stop[thread])
 
 
@@ -137,9 +142,9 @@ def exhaust(book: Book, first: Int[Array, ""]) -> Book:
     threads, clock = book.threads, _exhausted(book)[1][first]
     members = books.last_of_lines(book, threads.pace.race == first)
     longest = jnp.max(jnp.where(members, threads.cursor.critical_path, 0))
-    running = members & books.unfinished(book)
+    running = members & books.unfinished(book) & ~flushing(book)
     killed = running & (threads.pace.enough[first] > 0) & threads.pace.kills[first]
-    cut = running & (threads.stop == Stop.RUNNING) & ~killed
+    cut = running & ~killed
     below = lines.with_descendants(book, cut) & ~cut
     book = lines.kill(book.update(first, enough=0, shared_budget=0), below | killed)
     later = jnp.maximum(book.threads.cursor.clock, clock)

@@ -45,7 +45,7 @@ def causality(transcript: Transcript) -> Causality:
         ValueError: a generated token without a predictor that was fed.
     """
     log, threads, line = transcript.log, transcript.threads, transcript.lines.tolist()
-    drawn, count = _drawn_from(log), len(threads)
+    drawn, sampled, count = _drawn_from(log), log.sampled, len(threads)
     # Of lines, by the numbers of their first threads, as all that follows but `sees` and `shown`.
     last_clock = _last_clocks(log, line)
     stop = {line[b]: thread.stop for b, thread in enumerate(threads) if thread.stop != Stop.SPLIT}  # of its last thread
@@ -79,7 +79,7 @@ def causality(transcript: Transcript) -> Causality:
             past[row] = frozenset(follows)
         for row, follows in past.items():
             thread = int(log.thread[row])
-            if not log.sampled[row]:
+            if not sampled[row]:
                 waits_for[row] = tuple(sorted(follows))
             shown[thread] = known[line[thread]] = follows
             before[line[thread]] = int(log.clock[row])

@@ -21,7 +21,8 @@ class EvaluateConfig:
         tokenizer: what `apr_jax.pretrained.tokenizer.load` reads.
         seed: of the questions drawn and of all sampling.
         only: names of the methods to run; empty: all.
-        shown: questions of each method on the timeline page.
+        makespan: numbers k of workers for which the mean makespan(k) is reported.
+        shown: about how many questions are on the timeline page; one on which each method forked is added.
         output: folder of the results.
         resume: go on with what an earlier run, the same but for its methods, has left in `output`.
     """
@@ -31,6 +32,7 @@ class EvaluateConfig:
     tokenizer: str
     seed: int = 0
     only: tuple[str, ...] = ()
+    makespan: tuple[int, ...] = (4, 8)
     shown: int = 8
     output: str = "results/demo"
     resume: bool = False
@@ -39,6 +41,8 @@ class EvaluateConfig:
         for name in self.only:
             if name not in self.methods:
                 raise ValueError(f"only: {name!r} is not one of the methods {', '.join(self.methods)}")
+        if len(set(self.makespan)) < len(self.makespan) or min(self.makespan, default=1) < 1:
+            raise ValueError(f"makespan is {self.makespan}; it takes different numbers of workers, each at least 1")
         if self.shown < 1:
             raise ValueError(f"shown is {self.shown}; it must be at least 1")
         check_seed(self.seed)

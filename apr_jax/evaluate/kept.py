@@ -19,6 +19,7 @@ import numpy as np
 
 from apr_jax import files, record, settings
 from apr_jax.decode import Progress, Stop, Transcript
+from apr_jax.evaluate.machine import Machine
 from apr_jax.tasks.task import Task
 from apr_jax.tokenizer import TextCodec
 
@@ -64,18 +65,21 @@ class Kept:
         finished: transcripts by the numbers of their questions.
         progress: counts and seconds, those of transcripts that were cut off included.
         traces: how often the program was traced.
+        machines: what decoded it; several where it was resumed on another one.
     """
 
     finished: Mapping[int, Transcript]
     progress: Progress
     traces: int
+    machines: tuple[Machine, ...] = ()
 
     def after(self, earlier: "Kept | None") -> "Kept":
         """The `earlier` part of a rollout and this one together."""
         if earlier is None:
             return self
         progress = self.progress.after(earlier.progress)
-        return Kept({**earlier.finished, **self.finished}, progress, max(self.traces, earlier.traces))
+        machines = tuple(dict.fromkeys((*earlier.machines, *self.machines)))
+        return Kept({**earlier.finished, **self.finished}, progress, max(self.traces, earlier.traces), machines)
 
 
 def write(folder: Path, name: str, asked: Asked, kept: Kept, about: Sequence[Mapping], words: TextCodec) -> None:
@@ -90,7 +94,8 @@ def write(folder: Path, name: str, asked: Asked, kept: Kept, about: Sequence[Map
     facts = [{**about[number], "method": name} for number in numbers]
     progress = dataclasses.asdict(kept.progress)
     progress["stops"] = {stop.name.lower(): count for stop, count in kept.progress.stops.items()}
-    note = {"asked": settings.to_dict(asked), "traces": kept.traces, "progress": progress}
+    machines = [dataclasses.asdict(one) for one in kept.machines]
+    note = {"asked": settings.to_dict(asked), "traces": kept.traces, "progress": progress, "machines": machines}
     with tempfile.TemporaryDirectory(dir=folder) as new:  # what was kept before stays until all of it is there
         record.write(Path(new) / f"{name}.jsonl", [kept.finished[n] for n in numbers], words.decode, facts)
         (Path(new) / f"{name}.json").write_text(json.dumps(note, indent=2) + "\n")
@@ -140,4 +145,5 @@ def read(folder: Path, name: str, asked: Asked, prompts: Sequence[np.ndarray]) -
         raise ValueError(f"resume: {file} was decoded with other files ({'; '.join(other)}); {advice}")
     progress = note["progress"] | {"shard_steps": tuple(note["progress"]["shard_steps"])}
     progress["stops"] = {Stop[stop.upper()]: count for stop, count in progress["stops"].items()}
-    return Kept(finished, Progress(**progress), note["traces"])
+    machines = tuple(map(Machine.of_entry, note.get("machines", [])))  # earlier versions did not say
+    return Kept(finished, Progress(**progress), note["traces"], machines)

@@ -7,14 +7,15 @@ once, and their wall time stands with each of the methods.
 import dataclasses
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from apr_jax.decode import Engine, Problem, Progress, Sizes, Transcript
 from apr_jax.decode.loop import fit
-from apr_jax.evaluate import metrics
+from apr_jax.evaluate import machine, metrics
 from apr_jax.evaluate.kept import Kept
+from apr_jax.evaluate.machine import Machine
 from apr_jax.evaluate.outcomes import Outcome, outcome, summary
 from apr_jax.evaluate.select import Candidate, Only, Selector
 from apr_jax.methods import Method, Sampling
@@ -86,6 +87,8 @@ class Rollout:
         words: the tokenizer with the method's control words.
         progress: of the run, at its end.
         traces: how often the program was traced.
+        machines: what decoded it.
+        makespan: by k, the mean over the questions of the steps that k workers need.
     """
 
     transcripts: list[Transcript]
@@ -93,6 +96,8 @@ class Rollout:
     words: TextCodec
     progress: Progress
     traces: int
+    machines: tuple[Machine, ...] = ()
+    makespan: Mapping[int, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,11 +189,19 @@ def roll_out(
     return kept, words
 
 
-def judged(task: Task, questions: Sequence, kept: Kept, words: TextCodec, config: RolloutConfig) -> Rollout:
-    """Read and judge the answers of a rollout whose questions are all finished; `kept` is not changed."""
+def judged(
+    task: Task, questions: Sequence, kept: Kept, words: TextCodec, config: RolloutConfig, workers: Sequence[int] = ()
+) -> Rollout:
+    """Read and judge the answers of a rollout whose questions are all finished; `kept` is not changed.
+
+    Args:
+        workers: numbers k for which makespan(k) is counted.
+    """
     transcripts = [kept.finished[i] for i in range(len(questions))]
     answers = read(put(task, config), questions, transcripts, words, config)
-    return Rollout(transcripts, answers, words, kept.progress, kept.traces)
+    spans = np.mean([metrics.makespans(transcript, workers) for transcript in transcripts], axis=0).tolist()
+    makespan = dict(zip(workers, spans, strict=True))
+    return Rollout(transcripts, answers, words, kept.progress, kept.traces, kept.machines, makespan)
 
 
 def _decode(
@@ -214,7 +227,7 @@ def _decode(
     except KeyboardInterrupt:
         if not last:
             raise
-    return Kept(found, last[0], engine.traces), words
+    return Kept(found, last[0], engine.traces, (machine.of(engine),)), words
 
 
 def read(
@@ -258,20 +271,20 @@ def choose(answers: Sequence[Answer], rule: Selector) -> Answer | None:
 def evaluate(method: MethodConfig, rollout: Rollout) -> Result:
     """Choose among a rollout's answers by a method's rule and sum up."""
 
-    def outcomes(rule: Selector) -> list[Outcome]:
-        chosen = [choose(answers, rule) for answers in rollout.answers]
-        return [
-            outcome([t], c and c.candidate.answer, bool(c and c.candidate.correct))
-            for t, c in zip(rollout.transcripts, chosen, strict=True)
-        ]
+    def chosen(rule: Selector) -> list[tuple[str | None, bool]]:
+        picked = [choose(answers, rule) for answers in rollout.answers]
+        return [(c.candidate.answer, c.candidate.correct) if c else (None, False) for c in picked]
 
-    found, progress = outcomes(method.select), rollout.progress
+    pairs = zip(rollout.transcripts, chosen(method.select), strict=True)
+    found, progress = [outcome(transcript, *pick) for transcript, pick in pairs], rollout.progress
     entry = summary(found, progress.seconds, progress.feed_steps + progress.decode_steps, rollout.traces)
+    entry |= {f"makespan_{k}": span for k, span in rollout.makespan.items()}
     for rule in method.also:
-        entry[f"accuracy_{rule.name}"] = float(np.mean([o.correct for o in outcomes(rule)]))
+        entry[f"accuracy_{rule.name}"] = float(np.mean([correct for _, correct in chosen(rule)]))
     entry["oracles"] = [rule.name for rule in method.also if rule.oracle]
     entry["tokens_per_second"] = progress.sampled / max(progress.seconds, 1e-9)
     entry["occupancy"] = progress.occupancy
+    entry["machines"] = [dataclasses.asdict(one) for one in rollout.machines]
     failures = Counter(a.candidate.failure for answers in rollout.answers for a in answers if a.candidate.failure)
     entry |= {"judge_failures": failures.total(), "judge_failure_reasons": dict(failures.most_common())}
     return Result(found, entry, rollout)

@@ -51,8 +51,8 @@ def _last(transcript: Transcript) -> np.ndarray:
     return np.array(causality(transcript).end, int)
 
 
-def makespan(transcript: Transcript, workers: float) -> int:
-    """Steps that `workers` workers need to generate the same tokens, each one token a step.
+def makespans(transcript: Transcript, workers: Sequence[float]) -> list[int]:
+    """Steps in which k workers generate the same tokens, one token a worker and step, for each k in `workers`.
 
     List scheduling: whenever a worker is free it takes, of the tokens that wait for nothing more, the one with the
     longest chain behind it. `math.inf` workers give the critical path, one worker the number of generated tokens.
@@ -60,15 +60,21 @@ def makespan(transcript: Transcript, workers: float) -> int:
     Raises:
         ValueError: fewer than one worker.
     """
-    if workers < 1:
-        raise ValueError(f"workers is {workers}; at least 1 is needed")
+    for count in workers:
+        if count < 1:
+            raise ValueError(f"workers is {count}; at least 1 is needed")
     order, sampled = causality(transcript), transcript.log.sampled
     followers, line = followers_of(order, sampled), topological(order, sampled)
     tail = dict.fromkeys(line, 0)
     for entry in reversed(line):
         tail[entry] = 1 + max((tail[other] for other in followers[entry]), default=0)
-    missing = {entry: len(order.waits_for[entry]) for entry in line}
-    ready = [(-tail[entry], entry) for entry in line if missing[entry] == 0]
+    waits = {entry: len(order.waits_for[entry]) for entry in line}
+    return [_schedule(followers, tail, dict(waits), count) for count in workers]
+
+
+def _schedule(followers: list[list[int]], tail: dict[int, int], missing: dict[int, int], workers: float) -> int:
+    """Steps of the list schedule. `missing`, how many tokens each one still waits for, is used up."""
+    ready = [(-tail[entry], entry) for entry, count in missing.items() if count == 0]
     heapq.heapify(ready)
     steps = 0
     while ready:

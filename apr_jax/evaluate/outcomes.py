@@ -17,6 +17,8 @@ KEYS = (
     "fed_tokens",
     "threads",
     "activation",
+    "acceleration_ratio",
+    "parallel_ratio",
     "peak_context",
     "wall_s",
     "steps",
@@ -39,6 +41,8 @@ class Outcome:
         fed: tokens of prompts and messages, all threads and samples.
         threads: threads that generated something, all samples.
         forked: whether the model forked in one of the samples.
+        acceleration: 1 - critical path / generated.
+        parallel: share of the generated tokens outside the root's line.
         peak_context: the most slots one thread ever saw at once.
         stop: name of a `Stop` in lower case.
     """
@@ -51,36 +55,32 @@ class Outcome:
     fed: int
     threads: int
     forked: bool
+    acceleration: float
+    parallel: float
     peak_context: int
     stop: str
 
 
-def outcome(samples: Sequence[Transcript], answer: str | None, correct: bool) -> Outcome:
-    """Counts the samples of one problem as one computation: samples run side by side, tokens add up.
+def outcome(transcript: Transcript, answer: str | None, correct: bool) -> Outcome:
+    """Counts the threads of one problem as one computation.
 
-    Samples may be transcripts of their own or threads of one transcript whose root only reads the prompt. The stop
-    reason is `end` only if every sample ended so; otherwise the most frequent other one.
-
-    Raises:
-        ValueError: no sample, or samples of different problems.
+    Samples are threads whose root only reads the prompt. The stop reason is `end` only if every sample ended so; otherwise
+    the most frequent other one.
     """
-    problems = {sample.problem for sample in samples}
-    if len(problems) != 1:
-        raise ValueError(
-            f"samples belong to the problems {sorted(problems)}; samples of exactly one problem are needed"
-        )
-    cut = Counter(stop for sample in samples for stop in _stops(sample) if stop != Stop.END)
+    cut = Counter(stop for stop in _stops(transcript) if stop != Stop.END)
     stop = cut.most_common(1)[0][0] if cut else Stop.END
     return Outcome(
-        problem=samples[0].problem,
+        problem=transcript.problem,
         correct=bool(correct),
         answer=answer,
-        critical_path=max(metrics.critical_path(sample) for sample in samples),
-        generated=sum(metrics.generated_tokens(sample) for sample in samples),
-        fed=sum(metrics.fed_tokens(sample) for sample in samples),
-        threads=sum(metrics.threads(sample) for sample in samples),
-        forked=any(metrics.forked(sample) for sample in samples),
-        peak_context=max(int(sample.peak_context) for sample in samples),
+        critical_path=metrics.critical_path(transcript),
+        generated=metrics.generated_tokens(transcript),
+        fed=metrics.fed_tokens(transcript),
+        threads=metrics.threads(transcript),
+        forked=metrics.forked(transcript),
+        acceleration=metrics.acceleration_ratio(transcript),
+        parallel=metrics.parallel_ratio(transcript),
+        peak_context=int(transcript.peak_context),
         stop=stop.name.lower(),
     )
 
@@ -114,8 +114,9 @@ def accuracy_within(outcomes: Sequence[Outcome], budget: float, field: str = "cr
 def summary(outcomes: Sequence[Outcome], wall_s: float, steps: int, traces: int) -> dict:
     """The entry of a method in `summary.json`.
 
-    `accuracy` and `activation` are shares of problems; `critical_path`, `generated_tokens`, `fed_tokens`, `threads` and
-    `peak_context` means per problem; `stop_reasons` counts problems.
+    `accuracy` and `activation` are shares of problems; `critical_path`, `generated_tokens`, `fed_tokens`, `threads`,
+    `acceleration_ratio`, `parallel_ratio` and `peak_context` means per problem (of a ratio the mean of the problems' ratios);
+    `stop_reasons` counts problems.
 
     Args:
         outcomes: one per problem.
@@ -139,6 +140,8 @@ def summary(outcomes: Sequence[Outcome], wall_s: float, steps: int, traces: int)
         "fed_tokens": mean("fed"),
         "threads": mean("threads"),
         "activation": mean("forked"),
+        "acceleration_ratio": mean("acceleration"),
+        "parallel_ratio": mean("parallel"),
         "peak_context": mean("peak_context"),
         "wall_s": float(wall_s),
         "steps": int(steps),

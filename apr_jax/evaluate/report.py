@@ -7,6 +7,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+from apr_jax.evaluate.machine import Machine
 from apr_jax.evaluate.outcomes import Outcome, accuracy_within, read_summary
 
 # Names of methods in tables, plots and pages; a method that is not listed is shown under its own name.
@@ -15,7 +16,7 @@ TITLES = {
     "self_consistency": "self-consistency",
     "best_of_n": "best-of-N",
 }
-COLUMNS = (
+COLUMNS = (  # what fits a terminal of 80 characters
     ("accuracy", "accuracy"),
     ("critical_path", "critical path"),
     ("generated_tokens", "generated"),
@@ -25,11 +26,12 @@ COLUMNS = (
     ("peak_context", "peak context"),
     ("wall_s", "wall s"),
 )
+RATIOS = (("acceleration_ratio", "acceleration ratio"), ("parallel_ratio", "parallel ratio"))
 FAILURES = ("judge_failures", "judge failed")  # a column where there are any
 REASONS = 3  # why judges failed, in one line
-_SHARES = ("accuracy", "activation")
-_PREFIX = "accuracy_"
-
+_SHARES = ("accuracy", "activation", "acceleration_ratio", "parallel_ratio")
+_NAME = 17  # characters of a method's name, at least; longer ones are folded
+_PREFIX, _MAKESPAN = "accuracy_", "makespan_"
 
 BUDGETS = (64, 128, 192, 256, 320, 384, 512, 768, 1024, 1536, 2048)  # tokens
 
@@ -40,29 +42,39 @@ def title(method: str) -> str:
     return (f"{folder}: " if folder else "") + TITLES.get(name, name.replace("_", " "))
 
 
-def rows(methods: Mapping[str, Mapping]) -> list[tuple[str, ...]]:
+def rows(methods: Mapping[str, Mapping], shown: Sequence[tuple[str, str]] = COLUMNS) -> list[tuple[str, ...]]:
     """The cells of the table, one row per method and one more per further selection rule of it.
 
-    A key `accuracy_RULE` of a method gives a row that differs in accuracy only; an oracle is named as such.
+    A key `accuracy_RULE` of a method gives a row that differs in accuracy only; an oracle is named as such. What an entry does
+    not say is empty.
     """
-    cells, shown_columns = [], columns(methods)
+    cells = lambda label, entry: (label, *(_cell(key, entry.get(key)) for key, _ in shown))
+    made = []
     for name, entry in methods.items():
         entry = {FAILURES[0]: 0, "oracles": ["verifier"], **entry}  # earlier summaries do not say
-        cells.append((title(name), *(_cell(key, entry[key]) for key, _ in shown_columns)))
+        made.append(cells(title(name), entry))
         for key in entry:
             if key.startswith(_PREFIX):
                 rule = key.removeprefix(_PREFIX)
                 kind = " (oracle)" if rule in entry["oracles"] else ""
-                shown = entry | {"accuracy": entry[key]}
                 label = f"{title(name)}, by {rule.replace('_', ' ')}{kind}"
-                cells.append((label, *(_cell(key, shown[key]) for key, _ in shown_columns)))
-    return cells
+                made.append(cells(label, entry | {"accuracy": entry[key]}))
+    return made
 
 
-def columns(methods: Mapping[str, Mapping]) -> tuple[tuple[str, str], ...]:
-    """Keys and headings of the table's columns: `COLUMNS`, and the failures of judges if there are any."""
+def columns(methods: Mapping[str, Mapping], wide: bool) -> tuple[tuple[str, str], ...]:
+    """Keys and headings of the table's columns: `COLUMNS`, and the failures of judges if there are any.
+
+    A wide table also has the makespans that were counted, from the most workers to the fewest (the critical path is that of
+    any number, the generated tokens are that of one), and `RATIOS`.
+    """
+    keys = {key for entry in methods.values() for key in entry if key.startswith(_MAKESPAN)}
+    workers = sorted((int(key.removeprefix(_MAKESPAN)) for key in keys), reverse=True)
+    spans = [(f"{_MAKESPAN}{k}", f"makespan ({k})") for k in workers]
+    after = {"critical_path": spans, "generated_tokens": RATIOS} if wide else {}
+    shown = tuple(column for first in COLUMNS for column in (first, *after.get(first[0], ())))
     failed = any(entry.get(FAILURES[0]) for entry in methods.values())
-    return (*COLUMNS, FAILURES) if failed else COLUMNS
+    return (*shown, FAILURES) if failed else shown
 
 
 def judge_failures(methods: Mapping[str, Mapping]) -> list[str]:
@@ -83,30 +95,34 @@ def _line(text: str) -> str:
     return textwrap.shorten("".join(c if c.isprintable() else " " for c in text), 120)
 
 
-def table(methods: Mapping[str, Mapping], problems: int | None = None) -> Table:
-    """The table for the terminal.
+def table(methods: Mapping[str, Mapping], problems: int | None = None, width: int = 80) -> Table:
+    """The table for the terminal: the wide one if that fits, else the one for 80 characters, which says what it leaves out.
 
     Args:
         methods: entries of `summary.json` by name.
         problems: number of problems, for the caption.
+        width: of the terminal, in characters.
     """
-    caption = f"{problems:,} problems; counts are means per problem, wall time is for all" if problems else None
+    shown, needed = columns(methods, wide=True), _width(methods)
+    captions = [f"{problems:,} problems; counts are means per problem, wall time is for all"] if problems else []
+    if needed > width:
+        shown = columns(methods, wide=False)
+        captions.append(f"makespans and ratios: in report.md, or in a terminal of {needed} characters")
     made = Table(
         box=box.SIMPLE_HEAD,
         padding=0,
         pad_edge=False,
         show_edge=False,
-        caption=caption,
+        caption="\n".join(captions) or None,
         caption_justify="left",
         header_style="bold",
     )
-    shown = columns(methods)
-    made.add_column("method", min_width=17 if shown == COLUMNS else 12)  # within 80 letters
+    made.add_column("method", min_width=_NAME - 5 * (FAILURES in shown))  # within 80 characters
     for _, heading in shown:
         made.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
     best = max((entry["accuracy"] for entry in methods.values()), default=0.0)
     named = {title(name): entry for name, entry in methods.items()}
-    for label, *cells in rows(methods):
+    for label, *cells in rows(methods, shown):
         style = (
             "bold" if label in named and named[label]["accuracy"] == best else ("dim" if label not in named else None)
         )
@@ -114,16 +130,34 @@ def table(methods: Mapping[str, Mapping], problems: int | None = None) -> Table:
     return made
 
 
-def markdown(methods: Mapping[str, Mapping], problems: int | None = None) -> str:
+def _width(methods: Mapping[str, Mapping]) -> int:
+    """Characters that the wide table needs at least."""
+    shown = columns(methods, wide=True)
+    table = [("", *(heading for _, heading in shown)), *rows(methods, shown)]
+    words = [[word for row in table for word in row[i].split()] for i in range(1, len(table[0]))]
+    return _NAME + sum(1 + max(map(len, column)) for column in words)
+
+
+def markdown(methods: Mapping[str, Mapping], problems: int | None = None, wide: bool = True) -> str:
     """The same table as Markdown, with a line about the units below it."""
+    shown = columns(methods, wide)
     lines = [
-        "| " + " | ".join(["method", *(heading for _, heading in columns(methods))]) + " |",
-        "| --- |" + " ---: |" * len(columns(methods)),
+        "| " + " | ".join(["method", *(heading for _, heading in shown)]) + " |",
+        "| --- |" + " ---: |" * len(shown),
     ]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows(methods)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows(methods, shown)]
     if problems:
         lines += ["", f"{problems:,} problems; counts are means per problem, wall time is for all of them."]
     return "\n".join(lines) + "\n"
+
+
+def machines(methods: Mapping[str, Mapping]) -> list[str]:
+    """A line for each machine that decoded methods; it names them where there are several."""
+    users: dict[str, list[str]] = {}
+    for name, entry in methods.items():
+        for machine in entry.get("machines", []):  # earlier summaries do not say
+            users.setdefault(str(Machine.of_entry(machine)), []).append(title(name))
+    return [f"{', '.join(names)}: {text}" if len(users) > 1 else text for text, names in users.items()]
 
 
 def budget_markdown(outcomes: Mapping[str, Sequence[Outcome]], field: str) -> str:
@@ -163,7 +197,9 @@ def compare(folders: Iterable[Path]) -> dict[str, dict]:
     return found
 
 
-def _cell(key: str, value: float) -> str:
+def _cell(key: str, value: float | None) -> str:
+    if value is None:
+        return ""
     if key in _SHARES:
         return f"{100 * value:.1f}%"
     if key == FAILURES[0]:

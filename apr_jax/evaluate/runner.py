@@ -99,7 +99,9 @@ def run(config: EvaluateConfig) -> dict[str, Result]:
             method = config.methods[name]
             if method.rollout not in rollouts:
                 done, spoken = decode_and_keep(config, questions, words, plans[method.rollout])
-                rollouts[method.rollout] = methods.judged(config.task, questions, done, spoken, method.rollout)
+                rollouts[method.rollout] = methods.judged(
+                    config.task, questions, done, spoken, method.rollout, config.makespan
+                )
             results[name] = methods.evaluate(method, rollouts[method.rollout])
     finally:
         if results:
@@ -151,30 +153,37 @@ def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Res
     outcomes.write_summary(folder / "summary.json", len(questions), entries)
     found = {name: result.outcomes for name, result in results.items()}
     tables = [report.markdown(entries, len(questions)), *(report.budget_markdown(found, f) for f in outcomes.BUDGETS)]
-    tables += [f"{line}\n" for line in report.judge_failures(entries)]
+    tables += [f"{line}\n" for line in (*report.machines(entries), *report.judge_failures(entries))]
     (folder / "report.md").write_text("\n".join(tables))
     for field in outcomes.BUDGETS:
         plots.plot_accuracy(folder / f"accuracy_{field}.png", found, field)
     about = list(map(config.task.about, questions))
     (folder / "samples.md").write_text(samples.markdown(results, about), encoding="utf-8")
+    write_threads(folder, about, results, config.shown)
+
+
+def write_threads(folder: Path, about: Sequence[Mapping], results: Mapping[str, Result], shown: int) -> None:
+    """Write the transcripts, a picture of each method that forked, and the timelines of about `shown` questions."""
     token_text = lambda method, token: results[method].rollout.words.decode([token])
-    shown = []
+    chosen = {name: samples.choose(result) for name, result in results.items()}
+    forks = {name: number for name, number in chosen.items() if results[name].outcomes[number].forked}
+    numbers = sorted({*range(0, len(about), max(len(about) // shown, 1)), *forks.values()})
+    items = []
     for name, result in results.items():
-        words = result.rollout.words
+        rollout = result.rollout
         extra = [
             {**known, "method": name, "answer": o.answer, "correct": o.correct, "answers": list(map(answered, answers))}
-            for known, o, answers in zip(about, result.outcomes, result.rollout.answers, strict=True)
+            for known, o, answers in zip(about, result.outcomes, rollout.answers, strict=True)
         ]
-        record.write(folder / f"transcripts_{name}.jsonl", result.rollout.transcripts, words.decode, extra)
-        every = max(len(questions) // config.shown, 1)
-        shown += [(name, result.rollout.transcripts[i], extra[i]) for i in range(0, len(questions), every)]
-        best = samples.choose(result)
-        if result.outcomes[best].forked:
-            transcript, answer = result.rollout.transcripts[best], result.outcomes[best].answer or "no answer"
-            heading = f"{textwrap.shorten(about[best]['question'], 80)}: {answer.replace(';', ', ')}"
-            file = folder / f"threads_{name}.png"
-            picture.draw_timeline(transcript, file, functools.partial(token_text, name), heading)
-    timeline.write_page(folder / "timeline.html", shown, token_text)
+        record.write(folder / f"transcripts_{name}.jsonl", rollout.transcripts, rollout.words.decode, extra)
+        machine = "; ".join(map(str, rollout.machines))
+        items += [(name, rollout.transcripts[i], {**extra[i], "machine": machine}) for i in numbers]
+    for name, number in forks.items():
+        answer = results[name].outcomes[number].answer or "no answer"
+        heading = f"{textwrap.shorten(about[number]['question'], 80)}: {answer.replace(';', ', ')}"
+        file, text = folder / f"threads_{name}.png", functools.partial(token_text, name)
+        picture.draw_timeline(results[name].rollout.transcripts[number], file, text, heading)
+    timeline.write_page(folder / "timeline.html", items, token_text)
 
 
 def answered(answer: Answer) -> dict[str, Any]:

@@ -9,21 +9,16 @@ import numpy as np
 
 from apr_jax.evaluate import report
 from apr_jax.evaluate.methods import Result
-from apr_jax.record import Stop, Transcript
+from apr_jax.evaluate.show.choose import best
+from apr_jax.record import Transcript
 from apr_jax.tokenizer import TextCodec
 
 WIDTH = 120
 
 
 def choose(result: Result) -> int:
-    """The number of the question that shows a method best: one that forked, answered right, with threads that all ended."""
-
-    def merit(number: int) -> tuple[bool, bool, int]:
-        outcome, transcript = result.outcomes[number], result.rollout.transcripts[number]
-        cut = sum(thread.stop != Stop.END for thread in transcript.threads)
-        return not outcome.forked, not outcome.correct, cut
-
-    return min(range(len(result.outcomes)), key=merit)
+    """The number of the question that shows a method best, see `show.choose`."""
+    return best(result.rollout.transcripts, [outcome.correct for outcome in result.outcomes])
 
 
 def markdown(results: Mapping[str, Result], about: Sequence[Mapping[str, Any]]) -> str:
@@ -36,7 +31,7 @@ def markdown(results: Mapping[str, Result], about: Sequence[Mapping[str, Any]]) 
         about: of each question what `Task.about` says.
     """
     entries = {name: result.entry for name, result in results.items()}
-    parts, before = [report.markdown(entries, len(about))], None
+    parts, before = [report.markdown(entries, len(about), wide=False)], None
     for name, result in results.items():
         number, words = choose(result), result.rollout.words
         transcript, outcome = result.rollout.transcripts[number], result.outcomes[number]

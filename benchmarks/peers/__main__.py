@@ -22,6 +22,7 @@ from pathlib import Path
 from rich.console import Console
 
 from apr_jax import settings
+from apr_jax.evaluate import machine
 from benchmarks.peers import report, weights
 from benchmarks.peers.remote import Remote, Unavailable
 from benchmarks.peers.rows import ENGINE, LLAMACPP, PEERS, Job, Row, Scale, rows
@@ -238,7 +239,7 @@ def main(argv: Sequence[str]) -> int:
         settings.fail(f"--only {' '.join(config.only)}: no row's name begins so; there are {names}")
     Path(config.output).mkdir(parents=True, exist_ok=True)
     summary = {
-        "machine": platform.processor() or platform.machine(),
+        "machine": machine.processor(),
         "cores": os.cpu_count(),
         "config": settings.to_dict(config),
     }

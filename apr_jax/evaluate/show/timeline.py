@@ -1,4 +1,4 @@
-"""Threads of single problems on a timeline: one self-contained HTML page."""
+"""Threads of single problems on a timeline, of one method or two beside each other: one self-contained HTML page."""
 
 import html
 import json
@@ -8,42 +8,48 @@ from pathlib import Path
 
 import numpy as np
 
-from apr_jax.evaluate import metrics
+from apr_jax.evaluate import metrics, report
 from apr_jax.evaluate.causality import causality, depths
-from apr_jax.evaluate.report import title
+from apr_jax.evaluate.show.choose import best
 from apr_jax.record import Log, Source, Stop, Transcript
 
-TEMPLATE = Path(__file__).with_name("timeline.html")
-Shown = tuple[str, Transcript, Mapping]  # method, transcript, {"question", "answer", "correct"}
+TEMPLATE, STYLE, SCRIPT = (Path(__file__).with_name(f"timeline.{suffix}") for suffix in ("html", "css", "js"))
+Shown = tuple[str, Transcript, Mapping]  # method, transcript, {"question", "answer", "correct"} and "machine" if known
 
 
 def write_page(
     path: Path, items: Iterable[Shown], text: Callable[[str, int], str], heading: str = "Threads on a timeline"
 ) -> None:
-    """Writes the page; it needs nothing but a browser.
+    """Writes the page; it needs nothing but a browser. It opens on a run that forked, if there is one (`show.choose`).
+
+    Runs with the same question and number of the problem stand beside each other.
 
     Args:
         path: the HTML file.
-        items: method name, transcript and a mapping with `question`, `answer` (None: no valid one) and `correct`.
+        items: method name, transcript and a mapping with `question`, `answer` (None: no valid one), `correct` and maybe
+            `machine`, a line about what decoded it.
         text: method name and token id to what is shown; may return anything, it is never read as HTML.
         heading: title of the page.
 
     Raises:
-        KeyError: a mapping without one of the three.
+        KeyError: a mapping without one of the first three.
     """
     path.write_text(page(items, text, heading), encoding="utf-8")
 
 
 def page(items: Iterable[Shown], text: Callable[[str, int], str], heading: str = "Threads on a timeline") -> str:
     """The page as text; arguments as for `write_page`."""
-    strings: dict[str, int] = {}
-    problems = [_problem(method, transcript, extra, text, strings) for method, transcript, extra in items]
-    data = {"strings": list(strings), "sources": [source.name.lower() for source in Source], "problems": problems}
+    items, strings = list(items), {}
+    runs = [_run(method, transcript, extra, text, strings) for method, transcript, extra in items]
+    first = best([transcript for _, transcript, _ in items], [run["correct"] for run in runs]) if runs else None
+    sources = [source.name.lower() for source in Source]
+    data = {"strings": list(strings), "sources": sources, "open": first, "runs": runs}
     # Inside a script element only "<" can end or open anything; "<" never stands outside of a JSON string.
     encoded = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    template = TEMPLATE.read_text(encoding="utf-8")
-    filled = {"__TITLE__": html.escape(heading), "__HEADING__": html.escape(heading), "__DATA__": encoded}
-    return re.sub("|".join(filled), lambda found: filled[found.group()], template)
+    template, style, script = (file.read_text(encoding="utf-8").strip() for file in (TEMPLATE, STYLE, SCRIPT))
+    title = html.escape(heading)
+    filled = {"__TITLE__": title, "__HEADING__": title, "__STYLE__": style, "__SCRIPT__": script, "__DATA__": encoded}
+    return re.sub("|".join(filled), lambda found: filled[found.group()], template) + "\n"
 
 
 def places(transcript: Transcript) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +92,7 @@ def _before(transcript: Transcript, child: int) -> int:
     return int(fed[-1]) if len(fed) else -1
 
 
-def _problem(method: str, transcript: Transcript, extra: Mapping, text: Callable, strings: dict[str, int]) -> dict:
+def _run(method: str, transcript: Transcript, extra: Mapping, text: Callable, strings: dict[str, int]) -> dict:
     log = transcript.log
     clock, count = places(transcript)
     forks, joins = links(transcript)
@@ -103,12 +109,14 @@ def _problem(method: str, transcript: Transcript, extra: Mapping, text: Callable
         span = [int(entries[0]), int(entries[-1]) + 1]
         lanes.append({"name": name, "level": len(record.path), "stop": record.stop.name.lower(), "span": span})
     return {
-        "method": title(method),
+        "method": report.title(method),
         "number": transcript.problem,
         "sample": transcript.sample,
         "question": str(extra["question"]),
         "answer": None if extra["answer"] is None else str(extra["answer"]),
         "correct": bool(extra["correct"]),
+        "forked": metrics.forked(transcript),
+        "machine": str(extra.get("machine", "")),
         "stop": transcript.stop.name.lower() if transcript.stop != Stop.END else "",
         "counts": {
             "critical path": metrics.critical_path(transcript),
