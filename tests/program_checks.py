@@ -108,6 +108,7 @@ def features(body: Body, expected: Expected) -> list[str]:
     """What a problem is an example of, for counting."""
     transcript = expected.transcript
     found = [f"stop {thread.stop.name}" for thread in transcript.threads]
+    found += expected.events
     found += [f"depth {max(len(t.path) for t in transcript.threads if t.stop != Stop.DROPPED)}"]
     if len(transcript.threads) > 1:
         for each in programs.bodies(body):

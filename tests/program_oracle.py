@@ -43,11 +43,13 @@ class Expected:
         transcript: the record.
         pieces: pieces of messages that were composed.
         kept: by path.
+        events: what happened, in words.
     """
 
     transcript: Transcript
     pieces: int
     kept: dict[tuple[int, ...], Kept]
+    events: frozenset[str] = frozenset()
 
 
 class _Line(Line):
@@ -60,12 +62,12 @@ class _Line(Line):
 
 
 class _World(World):
-    """A world that also counts pieces of messages."""
+    """A world that also counts pieces of messages, and notes what happens."""
 
     def __init__(self, together: bool, *arguments: Any):
         super().__init__(*arguments)
         self.together, self.lines, self.decisions = together, [], []
-        self.pieces, self.kept = 1, {(): Kept()}
+        self.pieces, self.kept, self.events = 1, {(): Kept()}, set()
 
     def play(self, line: _Line, fed: Sequence[int]) -> Iterator:
         return _play(self, line, fed)
@@ -85,7 +87,8 @@ def run(
     world, root = _World(together, forward, problem, choose), Thread((), None, key)
     world.add(_Line(root, body), [int(token) for token in problem.prompt])
     world.loop(rng)
-    return Expected(oracle._record(root, problem, together), world.pieces, world.kept)
+    transcript, events = oracle._record(root, problem, together), {*world.events, *world.decisions}
+    return Expected(transcript, world.pieces, world.kept, frozenset(events))
 
 
 # ---- one line, from its header to its end
@@ -129,6 +132,7 @@ def _end(world: _World, line: _Line) -> Iterator:
         yield waited
         line.join(waited)
         line.thread.floor = line.thread.stands_at + 1
+        world.events.add("waits before its end")
         for child in waited:
             path = child.thread.path
             world.kept[path] = dataclasses.replace(world.kept[path], ended=True)
@@ -149,7 +153,9 @@ def _act(world: _World, line: _Line, now: Instruction) -> Iterator:
         return (yield from _wait(world, line, now))
     elif now.action == Action.KILL:
         yield EVENT
-    elif now.action == Action.TURN or (now.action == Action.CUT and not _looked_at(line)):
+    elif now.action == Action.CUT and _looked_at(line):
+        world.events.add("cut refused")
+    elif now.action in (Action.TURN, Action.CUT):
         return _turn(world, line, now)
     return []
 
@@ -191,7 +197,9 @@ def _fork(world: _World, line: _Line, now: Instruction) -> Iterator:
     born = _start(world, line, now, awaited)
     if awaited:
         return (yield from _join(world, line, born[0].group.awaited if born[0].group else born[:awaited], now))
+    world.events.add("fork beside")
     if any(child.sees(line.thread) for child in born):
+        world.events.add("fork on a new thread")
         line.go_on_after()
     if line.thread.unfed is not None or line.thread.handed is not None:
         return []
@@ -205,7 +213,7 @@ def _start(world: _World, line: _Line, now: Instruction, awaited: int) -> list[_
     line.opened, line.bodies = [], []
     seen = {Join.STITCH: threads, Join.REENCODE: threads[:1]}.get(now.join, [])
     born = [_Line(child, body, line, child in seen, now.holds) for child, body in zip(threads, bodies, strict=True)]
-    context = _inherit(line, threads, now)
+    context = _inherit(world, line, threads, now)
     line.children += born
     line.outstanding += born
     live = now.context == Context.LIVE
@@ -218,6 +226,7 @@ def _start(world: _World, line: _Line, now: Instruction, awaited: int) -> list[_
     for child in born:
         if now.hand and context.unfed is not None:
             child.thread.handed = context.unfed.token
+            world.events.add("handed by a held context" if child.thread.follows else "handed")
         begin = child.thread.path[-1] % programs.HEADERS
         world.kept[child.thread.path] = Kept(child.flushed, child.holds)
         world.pieces += 2
@@ -225,13 +234,14 @@ def _start(world: _World, line: _Line, now: Instruction, awaited: int) -> list[_
     return born
 
 
-def _inherit(line: _Line, threads: Sequence[Thread], now: Instruction) -> Thread:
+def _inherit(world: _World, line: _Line, threads: Sequence[Thread], now: Instruction) -> Thread:
     """Let children go on from the thread that forks, or from a line that it has joined; returns which."""
     oracle._fork(line.thread, threads, now.context.name.lower())
     held = sorted(line.held, key=lambda child: child.ordinal)
     if not now.source or not held:
         return line.thread
     context = held[(now.source - 1) % len(held)].thread
+    world.events.add("held context")
     for child in threads:
         child.seen = [*(other for other in context.seen if other not in context.live), child]
         child.floor, child.count = max(child.floor, context.stands_at), max(child.count, context.count)
@@ -242,6 +252,7 @@ def _inherit(line: _Line, threads: Sequence[Thread], now: Instruction) -> Thread
 def _wait(world: _World, line: _Line, now: Instruction) -> Iterator:
     chosen = {Which.ALL: slice(None), Which.ELDEST: slice(1), Which.YOUNGEST: slice(-1, None)}[now.which]
     waited = sorted(line.outstanding, key=lambda child: child.ordinal)[chosen]
+    world.events.add(f"wait for {now.which.name.lower()}" if waited else "wait for nobody")
     if waited:
         return (yield from _join(world, line, waited, now))
     world.pieces += 1
@@ -253,6 +264,7 @@ def _join(world: _World, line: _Line, waited: list[_Line], now: Instruction) -> 
     yield waited
     looking = any(child.sees(line.thread) for child in line.outstanding if child not in waited)
     if looking or any(_brings_earlier(child) for child in waited):
+        world.events.add("join on a new thread")
         line.go_on_after()
     alive = line.join(waited)
     line.held += [child for child in alive if child.holds]

@@ -117,6 +117,7 @@ class World(oracle.World):
     def decide(self, group: Group) -> None:
         """End a race, or let those who have not ended run on alone."""
         self.decisions.append("rest" if group.rest else "first")
+        self.decisions += [f"{len(group.arrived)} ends suffice"] * (len(group.arrived) > 1)
         group.over = not group.rest
         for rival in group.members:
             if rival.ended or rival in group.arrived:
@@ -126,6 +127,7 @@ class World(oracle.World):
                 continue
             rival.beside = True
             if rival in group.awaited:
+                self.decisions.append("let go")
                 group.awaited.remove(rival)
 
     def use_up(self, group: Group, clock: int) -> None:
