@@ -3,8 +3,8 @@
     python -m benchmarks.table
     python -m benchmarks.table --threads 32 1024 --turns 5
 
-Samples run to their budget, so that all steps but a few are decode steps without events. The tables are measured in turns, one after
-the other in each turn; a figure is the median of the turns, with the least and the most.
+Samples run to their budget, so that all steps but a few are decode steps without events. The tables are measured in turns, one
+after the other in each turn; a figure is the median of the turns, with the least and the most.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ from rich.table import Table
 
 from apr_jax import settings
 from apr_jax.decode import Engine, Problem, Sizes
+from apr_jax.evaluate.machine import processor
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
 from apr_jax.protocols import Samples
-from apr_jax.evaluate.machine import processor
 
 MODEL = ModelConfig(vocabulary=512, width=128, layers=4, heads=4, kv_heads=2, head_dim=32, ffn=384)
 PROMPT, SAMPLES, PROBLEMS = 32, 16, 4
@@ -67,7 +67,9 @@ def step_ms(engine: Engine, tokens: int) -> float:
     prompt = np.arange(PROMPT, dtype=np.int32)
     problems = [Problem(i, prompt, temperature=1.0, max_tokens=tokens) for i in range(PROBLEMS)]
     begin, steps = time.perf_counter(), []
-    for _ in engine.decode(problems, slice_steps=10 * tokens, watch=lambda progress: steps.append(progress.shard_steps)):
+    for _ in engine.decode(
+        problems, slice_steps=10 * tokens, watch=lambda progress: steps.append(progress.shard_steps)
+    ):
         pass
     return 1000 * (time.perf_counter() - begin) / sum(steps[-1])
 
