@@ -57,7 +57,9 @@ def left_out(config) -> collections.Counter[str]:
 
 def pytest_terminal_summary(terminalreporter, config):
     if reasons := left_out(config):
-        terminalreporter.section(f"{reasons.total()} skipped; `make complete` installs what they need and runs them all")
+        terminalreporter.section(
+            f"{reasons.total()} skipped; `make complete` installs what they need and runs them all"
+        )
         for reason, count in reasons.items():
             terminalreporter.line(f"{count} skipped: {reason}")
 

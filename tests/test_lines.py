@@ -84,7 +84,12 @@ def test_a_new_thread_takes_the_place_of_the_old_one():
     assert (cursor.generated, cursor.critical_path, line.opened, cursor.fed, cursor.length) == (5, 6, 2, 0, 0)
     assert (line.draw_key == book.threads.line.draw_key[1]).all()
     assert rows(after)[1:] == [[0, 1, 2], [0, 1, 2, 3], [1, 2, 3]]  # its sibling is live with it, the old one has ended
-    assert after.threads.stop[1] == Stop.CONTINUED and after.threads.bond.awaited[:4].tolist() == [False, True, True, True]
+    assert after.threads.stop[1] == Stop.CONTINUED and after.threads.bond.awaited[:4].tolist() == [
+        False,
+        True,
+        True,
+        True,
+    ]
     assert np.flatnonzero(books.awaited(after, jnp.int32(0))).tolist() == [2, 3]
     assert int(lines.successor(after, jnp.int32(1))) == 3 and int(lines.successor(after, jnp.int32(2))) == 2
 
