@@ -16,7 +16,7 @@ import program_oracle
 import reference_model
 import thread_programs as programs
 from apr_jax.decode import Problem, Stop
-from thread_programs import Action, Context, Instruction, Join
+from thread_programs import Action, Beside, Context, Instruction, Join
 
 END = Instruction(1, Action.END)
 
@@ -43,14 +43,85 @@ def interpret(body, seed=0, **fields):
     return program_oracle.run(forward, problem(0, body, **fields), body, seed)
 
 
-@pytest.mark.parametrize("number", [1, 6])
+def check_orders(problem, body, seed, orders=2):
+    """Lines in any order, and decisions late for those outside of what is decided, make no difference but in rounding."""
+    forward = reference_model.transformer(fuzz_programs.model().params, fuzz_programs.CONFIG)
+    expected = program_oracle.run(forward, problem, body, seed)
+    for order in range(orders):
+        shuffled = program_oracle.run(forward, problem, body, seed, np.random.default_rng(order))
+        oracle.compare(shuffled.transcript, expected.transcript, 1e-12)
+        assert (shuffled.pieces, shuffled.kept) == (expected.pieces, expected.kept)
+    return expected
+
+
+@pytest.mark.parametrize("number", [1, 6, 12, 13])
 def test_the_order_of_threads_does_not_matter_to_the_interpreter(number):
     case = fuzz_programs.draw_case(number, 12)
-    forward = reference_model.transformer(fuzz_programs.model().params, fuzz_programs.CONFIG)
     for problem, body in case.problems:
-        expected = program_oracle.run(forward, problem, body, case.seed)
-        shuffled = program_oracle.run(forward, problem, body, case.seed, np.random.default_rng(0))
-        oracle.compare(shuffled.transcript, expected.transcript, 0.0)
+        check_orders(problem, body, case.seed)
+
+
+def forks(*children, **fields):
+    """A fork of one SHARED child each."""
+    return Instruction(1, Action.FORK, children, **dict(context=Context.SHARED, join=Join.DROP) | fields)
+
+
+LATER = (Instruction(3), END)
+# Programs, small ones, of which one rule or another is made; and what happens in them.
+RULES = {
+    "who goes on from a held line brings in what is older": (
+        (
+            forks((END,), context=Context.ISOLATED, holds=True),
+            forks((END,), source=1, join=Join.STITCH),
+            END,
+        ),
+        "join on a new thread",
+    ),
+    "who goes on from a held line may see the thread that forks": (
+        (forks((END,), holds=True), forks(LATER, source=1, beside=Beside.ALL), Instruction(4, Action.END)),
+        "fork on a new thread",
+    ),
+    "a race lets go of whom the fork waits for": (
+        (forks((END,), LATER, race=True, enough=1, rest=True), Instruction(3, Action.WAIT), END),
+        "let go",
+    ),
+    "a race does not let go of whom a wait names": (
+        (
+            forks((END,), LATER, race=True, enough=1, rest=True, beside=Beside.ALL),
+            Instruction(3, Action.WAIT, message=3),
+            END,
+        ),
+        "rest",
+    ),
+    "of a line that was let go all segments are": (
+        (
+            forks(
+                (Instruction(1, Action.TURN), *LATER, ), (Instruction(3), Instruction(2, Action.END)),
+                race=True, enough=1, rest=True, holds=True, beside=Beside.YOUNGER, context=Context.ISOLATED,
+            ),
+            Instruction(1, Action.WAIT),
+            END,
+        ),
+        "rest",
+    ),
+    "what is handed on is fed first": (
+        (forks(LATER, flush=False, hand=True, beside=Beside.ALL), Instruction(1, Action.WAIT, message=3), END),
+        "handed",
+    ),
+    "who ends waits for those it has not joined": ((forks(LATER, beside=Beside.ALL), END), "waits before its end"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_of_threads_that_run_beside(name):
+    """The interpreter in several orders, and the loop."""
+    body, wanted = RULES[name]
+    assert programs.sound(body)
+    problems = tuple((problem(i, body, child_max_tokens=0), body) for i in range(4))
+    for seed in (0, 1):
+        events = [check_orders(each, body, seed).events for each, _ in problems]
+        assert any(wanted in found for found in events), events
+        assert fuzz_programs.run_case(fuzz_programs.Case("beside, races", seed, problems))[0] == []
 
 
 def test_a_program_by_hand():
@@ -90,7 +161,7 @@ def test_cases_have_what_the_comparison_is_about():
     """Every context, every join, depth 3, all stops that a program can have, and problems that do not fit."""
     forward = reference_model.transformer(fuzz_programs.model().params, fuzz_programs.CONFIG)
     found = []
-    for number in (1, 4, 6):
+    for number in (1, 4, 6, 10, 12, 13):
         case = fuzz_programs.draw_case(number, 32)
         for problem, body in case.problems:
             expected = program_oracle.run(forward, problem, body, case.seed)
@@ -102,6 +173,9 @@ def test_cases_have_what_the_comparison_is_about():
     wanted += [f"stop {stop}" for stop in ("END", "LENGTH", "MALFORMED", "DROPPED")]
     wanted += [f"stop {stop}" for stop in ("KILLED", "CONTINUED", "SPLIT", "SHARED")] + ["depth 2", "depth 3"]
     wanted += ["isolated stitch, not flushed", "shared message, not flushed", "live message, not flushed"]
+    wanted += ["fork beside", "fork on a new thread", "join on a new thread", "waits before its end", "cut refused"]
+    wanted += ["wait for all", "wait for eldest", "wait for youngest", "wait for nobody", "handed", "held context"]
+    wanted += ["first", "rest", "let go", "2 ends suffice", "kill", "shared"]
     wanted += [stop.name for stop in (Stop.THREADS_FULL, Stop.LOG_FULL, Stop.MESSAGES_FULL)]
     assert not set(wanted) - set(found)
 
