@@ -20,6 +20,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
+import program_checks
 import program_oracle
 import reference_model
 import thread_programs as programs
@@ -198,9 +199,9 @@ def run_case(case: Case) -> tuple[list[str], collections.Counter]:
     faults, features = [], collections.Counter()
     for problem, body in case.problems:
         expected = program_oracle.run(forward, problem, body, case.seed, together=SETTINGS[case.setting].together > 0)
-        features.update(set(program_oracle.features(body, expected)) | {f"ended {found[problem.id].stop.name}"})
+        features.update(set(program_checks.features(body, expected)) | {f"ended {found[problem.id].stop.name}"})
         try:
-            program_oracle.check(found[problem.id], expected, SETTINGS[case.setting].sizes)
+            program_checks.check(found[problem.id], expected, SETTINGS[case.setting].sizes)
         except AssertionError as error:
             faults.append(str(error))
     return faults, features

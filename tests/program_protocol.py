@@ -18,6 +18,7 @@ from apr_jax.decode.book import Book, pytree
 from apr_jax.decode.forks import fork, wait_for
 from apr_jax.decode.needs import Needs
 from apr_jax.decode.protocol import Handler, Protocol
+from apr_jax.decode.threads import FINISHED
 from apr_jax.protocols import verbs
 from apr_jax.record import Stop
 from thread_programs import Action, Beside, Context, Join
@@ -175,7 +176,7 @@ class Programs(Protocol):
             thread=number,
             start=(number * 0 + programs.RESULT, length - said),
             length=(is_message.astype(jnp.int32), said),
-            valid=born & (is_message | ((now[_AT["join"]] == Join.REENCODE) & ~stitched)),
+            valid=born & ~stitched & (is_message | (now[_AT["join"]] == Join.REENCODE)),
             footer=programs.FOOTER,
         )
         return self._next(book, thread)

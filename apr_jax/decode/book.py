@@ -289,6 +289,13 @@ def last_of_lines(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:
     return chosen & (stop != Stop.KILLED) & (stop != Stop.CONTINUED)
 
 
+def lines_of(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:
+    """All threads of the lines that the chosen threads belong to."""
+    first, count = book.threads.line.first, chosen.shape[0]
+    named = jnp.zeros_like(chosen).at[jnp.where(chosen, first, count)].set(True, mode="drop")
+    return named[first] & (numbers(book) < book.used)
+
+
 def awaited(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
     """One thread for each line that `parent` waits for, or joins just now: its last; none for a line that was killed."""
     return last_of_lines(book, (book.threads.line.parent == parent) & book.threads.bond.awaited)

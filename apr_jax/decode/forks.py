@@ -82,10 +82,7 @@ def fork(
 
 def wait_for(book: Book, thread: Int[Array, ""], chosen: Bool[Array, "M"]) -> Book:
     """Let `thread` wait for the lines of the chosen threads, which must be outstanding; the join follows when all have ended."""
-    ordinal = book.threads.line.ordinal
-    named = jnp.zeros_like(chosen).at[jnp.where(chosen, ordinal, chosen.shape[0])].set(True, mode="drop")
-    lines_of = books.outstanding(book, thread) & named[ordinal]
-    return book.update(lines_of, awaited=True).update(thread, status=WAITING)
+    return book.update(books.lines_of(book, chosen), awaited=True).update(thread, status=WAITING)
 
 
 def _require(book: Book, live: bool, waits: Bool[Array, "M"] | bool) -> None:

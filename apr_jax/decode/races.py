@@ -128,7 +128,8 @@ def arrive(book: Book, thread: Int[Array, ""], suffices: Callable) -> Book:
     others = rivals(book, thread) & ~flushing(book)
     killed = lines.kill(book.update(race, shared_budget=0), others)
     # A parent that waits since the fork waits no longer; one that came to wait later may not have come to it yet.
-    let_go = book.update(others & ~book.threads.bond.beside, awaited=False, beside=True)
+    since_fork = books.lines_of(book, others & ~book.threads.bond.beside)
+    let_go = book.update(since_fork, awaited=False, beside=True)
     decided = books.choose(book.threads.pace.kills[race], killed, let_go)
     return ends.leave(books.choose(over, decided, book), thread, book.threads.stop[thread])
 
