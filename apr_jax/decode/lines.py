@@ -125,7 +125,7 @@ def kill(book: Book, chosen: Bool[Array, "M"]) -> Book:
     otherwise.
     """
     threads = book.threads
-    doomed = with_descendants(book, chosen)
+    doomed = with_descendants(book, books.lines_of(book, chosen))
     running = doomed & books.unfinished(book)
     latest = jnp.max(jnp.where(doomed, threads.cursor.clock, 0))
     root = jnp.any(running & (threads.line.parent == NOBODY))

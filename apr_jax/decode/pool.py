@@ -119,27 +119,27 @@ def visible(
 ) -> Bool[Array, "X Y N"]:
     """Which slots a row may see: those of threads its thread sees with an earlier clock, its own up to and with itself.
 
-    The work for a slot is the same for any number of threads: the word of its owner's bit is looked up once for a run of slots.
+    All that depends on the owner is found once for a run of slots, so that the work for a slot does not grow with the threads.
 
     Args:
         words: row of the visibility matrix of each row's thread.
         thread, clock: of each row.
         slots: of the row's problem, [X, N].
-        run: slots in a row that have one owner.
+        run: slots in a row that have one owner, from the first on; behind them may be slots of one that nobody sees any more.
         together: those with the same clock too. Only a live sibling can have written one, in this step.
     """
-    owner = slots.owner[:, None, :]
-    bits = words
+    owner = slots.owner.reshape(slots.owner.shape[0], 1, -1, run)  # [X, 1, runs, run]
+    first = jnp.maximum(owner[..., 0], 0)  # [X, 1, runs]
+    word = words
     if words.shape[-1] > 1:
-        place = owner[:, :, ::run] // 32
-        at = jnp.broadcast_to(jnp.maximum(place, 0), (*thread.shape, place.shape[-1]))
-        bits = jnp.repeat(jnp.take_along_axis(words, at, axis=2), run, axis=2)
-        # Behind what its thread has written, a run may have the slots of one that nobody sees any more.
-        bits = jnp.where(owner // 32 == jnp.repeat(place, run, axis=2), bits, 0)
-    bits = bits >> (owner % 32).astype(jnp.uint32)
-    own = owner == thread[:, :, None]
-    earlier = slots.clock[:, None, :] < clock[:, :, None] + (own | together).astype(clock.dtype)
-    return (bits & 1).astype(bool) & (owner != NOBODY) & earlier
+        place = jnp.broadcast_to(first // 32, (*thread.shape, first.shape[-1]))
+        word = jnp.take_along_axis(words, place, axis=2)
+    sees = ((word >> (first % 32).astype(jnp.uint32)) & 1).astype(bool)  # [X, Y, runs]
+    own = first == thread[:, :, None]
+    limit = clock[:, :, None] + (own | together).astype(clock.dtype)
+    written = (owner == owner[..., :1]) & (owner != NOBODY)
+    mask = sees[..., None] & written & (slots.clock.reshape(owner.shape) < limit[..., None])
+    return mask.reshape(*thread.shape, -1)
 
 
 def look(books: Book, slots: Slots, tiles: Tiles, clock: Int[Array, "B C"], sizes: Sizes) -> View:
