@@ -62,7 +62,8 @@ def join(book: Book, parent: Int[Array, ""], joined: Callable) -> Book:
     done = done.update(lines, awaited=False)
     again = jnp.any(_waited(done, last))
     wakes = (books.numbers(done) == last) & (done.threads.status == WAITING) & ~again
-    return done.update(wakes, status=READY)
+    room = book.stop == Stop.RUNNING  # or the old thread would come to see what only a new one may
+    return books.choose(room, done.update(wakes, status=READY), book)
 
 
 def end(book: Book, thread: Int[Array, ""]) -> Book:
