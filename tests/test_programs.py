@@ -108,6 +108,16 @@ RULES = {
         (forks(LATER, flush=False, hand=True, beside=Beside.ALL), Instruction(1, Action.WAIT, message=3), END),
         "handed",
     ),
+    "a budget is used up when the last token of it is sampled": (
+        (
+            forks(
+                (forks((Instruction(2), END), context=Context.ISOLATED, beside=Beside.ALL), END),
+                (Instruction(12), END), race=True, shared=12, context=Context.ISOLATED, join=Join.MESSAGE, message=3,
+            ),
+            END,
+        ),
+        "shared",
+    ),
     "who ends waits for those it has not joined": ((forks(LATER, beside=Beside.ALL), END), "waits before its end"),
 }  # fmt: skip
 

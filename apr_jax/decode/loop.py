@@ -247,6 +247,7 @@ def advance(program: Program, placed: Book, tiles, places, old: books.Threads, s
         entry=jnp.where(draws, places.drawn, old.drawn.entry),
         unfed=draws,
         handed=jnp.zeros_like(draws),
+        drawn_at=jnp.where(draws, old.cursor.clock + tiles.count, old.drawn.drawn_at),
         logprob=seen.logprob,
         signals=seen.signals,
     )

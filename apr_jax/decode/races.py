@@ -95,17 +95,20 @@ def due(book: Book) -> tuple[Int[Array, ""], Int[Array, ""]]:
 
 
 def _exhausted(book: Book) -> tuple[Bool[Array, "M"], Int[Array, "M"]]:
-    """For the first thread of every race: whether its budget is used up, and the largest clock of its members and below."""
+    """For the first thread of every race: whether its budget is used up, and the last clock at which it was drawn upon.
+
+    Clocks of threads may be later than that: of one that waited for others before it ended, say.
+    """
     threads, count = book.threads, book.threads.status.shape[0]
     own = jnp.where(threads.stop == Stop.CONTINUED, 0, threads.cursor.generated)  # the next of the line counts on
     above = jnp.where(threads.line.parent == NOBODY, count, threads.line.parent)
 
     def climb(_, below):
         sampled, latest = below
-        latest = jnp.maximum(threads.cursor.clock, latest.at[above].max(latest, mode="drop"))
+        latest = jnp.maximum(threads.drawn.drawn_at, latest.at[above].max(latest, mode="drop"))
         return own + books.by_parent(book, sampled), latest
 
-    sampled, latest = jax.lax.fori_loop(0, jnp.max(threads.line.nesting), climb, (own, threads.cursor.clock))
+    sampled, latest = jax.lax.fori_loop(0, jnp.max(threads.line.nesting), climb, (own, threads.drawn.drawn_at))
     race = jnp.where(threads.pace.race == NOBODY, count, threads.pace.race)
     gather = lambda values, start: jnp.full(count, start).at[race]
     used = gather(sampled, 0).add(sampled, mode="drop")

@@ -137,6 +137,7 @@ class LastDrawn:
         entry: its log entry.
         unfed: it has not been fed.
         handed: it is a copy of another thread's unfed token, and comes before the message in the inbox.
+        drawn_at: clock of the row that it was sampled from.
         logprob: its log-probability under the model, nats.
         signals: of the last row that the thread computed, whether it sampled then or not; see `apr_jax.decode.signals`.
     """
@@ -145,6 +146,7 @@ class LastDrawn:
     entry: Int[Array, "M"] = 0
     unfed: Bool[Array, "M"] = False
     handed: Bool[Array, "M"] = False
+    drawn_at: Int[Array, "M"] = 0
     logprob: Float[Array, "M"] = np.float32(0)
     signals: Float[Array, "M n"] = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
 
