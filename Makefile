@@ -45,13 +45,13 @@ lint: $(VENV)/ready
 format: $(VENV)/ready
 	$(RUN) -m ruff check --fix . && $(RUN) -m ruff format .
 
-$(VENV)/ready: requirements.txt requirements-gym.txt
+$(VENV)/ready: requirements.txt requirements-test.txt requirements-gym.txt
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version). This happens once and takes a few minutes, most of it downloads"
 	@echo "  1 of 3: an environment of its own; nothing is installed outside of it"
 	@$(PYTHON) -m venv $(VENV)
 	@$(RUN) -m pip install --quiet --upgrade pip
-	@echo "  2 of 3: jax, flax and the others of requirements.txt"
-	@$(RUN) -m pip install --quiet -r requirements.txt
+	@echo "  2 of 3: jax, flax and the others of requirements.txt, and what the tests need"
+	@$(RUN) -m pip install --quiet -r requirements.txt -r requirements-test.txt
 	@echo "  3 of 3: reasoning-gym, of which a part is compiled"
 	@$(RUN) -m pip install --quiet -r requirements-gym.txt || echo "without reasoning-gym: see requirements-gym.txt"
 	@touch $@

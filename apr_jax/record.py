@@ -102,12 +102,14 @@ class ThreadRecord:
         parent: number of the parent thread, -1 for the root.
         stop: why it ended.
         segment: the threads of one line of reasoning have one path, and are numbered by this.
+        follows: number of the thread whose reasoning it took over where that is not its parent (a beam's), -1 otherwise.
     """
 
     path: tuple[int, ...]
     parent: int
     stop: Stop
     segment: int = 0
+    follows: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +191,7 @@ def write(path: Path, transcripts: Sequence[Transcript], text, extra: Iterable[d
                     "stop": t.stop.name.lower(),
                     "text": text(transcript.tokens(i)),
                     **({"segment": t.segment} if t.segment else {}),
+                    **({"follows": t.follows} if t.follows >= 0 else {}),
                 }
                 for i, t in enumerate(transcript.threads)
             ]
@@ -226,7 +229,9 @@ def read(path: Path) -> Iterator[tuple[Transcript, dict]]:
         own, shared = (_states(arrays, f"{kind}/{number}/") for kind in ("own", "shared"))
         sees = arrays["sees"][seen : seen + threads**2].reshape(threads, threads)
         records = tuple(
-            ThreadRecord(tuple(t["path"]), t["parent"], Stop[t["stop"].upper()], t.get("segment", 0))
+            ThreadRecord(
+                tuple(t["path"]), t["parent"], Stop[t["stop"].upper()], t.get("segment", 0), t.get("follows", -1)
+            )
             for t in line["threads"]
         )
         stop = Stop[line["stop"].upper()]

@@ -158,15 +158,18 @@ def by_rows(draw: Callable[..., Any], logits: jax.Array, *rows: jax.Array) -> An
     size = logits.shape[0]
     each = -(-size // count)
 
-    def mine(logits: jax.Array, *rows: jax.Array) -> Any:
+    def mine(logits: jax.Array, number: jax.Array, *rows: jax.Array) -> Any:
         pad = lambda x: jnp.pad(x, ((0, count * each - size), *((0, 0),) * (x.ndim - 1)))
         logits = jax.lax.all_to_all(pad(logits), "model", split_axis=0, concat_axis=1, tiled=True)
-        start = jax.lax.axis_index("model") * each
+        start = number[0] * each
         drawn = draw(logits, *(jax.lax.dynamic_slice_in_dim(pad(row), start, each) for row in rows))
         return jax.tree.map(lambda x: jax.lax.all_gather(x, "model", tiled=True)[:size], drawn)
 
-    specs = (jax.P(None, "model"), *(jax.P(),) * len(rows))
-    return jax.shard_map(mine, in_specs=specs, out_specs=jax.P(), axis_names={"model"}, check_vma=False)(logits, *rows)
+    # Numbered by an array that is cut: jax 0.7.2 cannot lower `axis_index` where the axis `data` is manual already.
+    numbers = jnp.arange(count)
+    specs = (jax.P(None, "model"), jax.P("model"), *(jax.P(),) * len(rows))
+    rule = {"in_specs": specs, "out_specs": jax.P(), "axis_names": {"model"}, "check_vma": False}
+    return jax.shard_map(mine, **rule)(logits, numbers, *rows)
 
 
 def hold(pool: jax.Array, heads: int, axis: int = -1) -> jax.Array:
@@ -175,12 +178,17 @@ def hold(pool: jax.Array, heads: int, axis: int = -1) -> jax.Array:
     Where query heads are cut and key/value heads are not, XLA would cut the pool over a part of `model` inside of the loop,
     and gather it when the loop is left, or in every step. To be said of the pool when it is written and of the blocks read.
     """
-    count = jax.sharding.get_abstract_mesh().shape.get("model", 1)
+    mesh = jax.sharding.get_abstract_mesh()
+    count = mesh.shape.get("model", 1)
     if count == 1:
         return pool
     cuts: list[str | None] = [None] * pool.ndim
     cuts[axis] = pool_cut(heads, count)
-    return jax.lax.with_sharding_constraint(pool, jax.P(*cuts))
+    place = jax.P(*cuts)
+    if jax.__version_info__ < (0, 8):  # it looks for no mesh in the context, and takes none with a manual axis
+        automatic = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
+        place = jax.NamedSharding(mesh.update(axis_types=automatic), place)
+    return jax.lax.with_sharding_constraint(pool, place)
 
 
 def pool_cut(heads: int, model: int) -> str | None:

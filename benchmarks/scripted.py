@@ -25,7 +25,9 @@ from jaxtyping import Array, Bool, Int
 from apr_jax.decode import Problem
 from apr_jax.decode import book as books
 from apr_jax.decode.book import Book
-from apr_jax.decode.protocol import Drawn, Needs, Protocol
+from apr_jax.decode.forks import fork
+from apr_jax.decode.needs import Needs
+from apr_jax.decode.protocol import Drawn, Protocol
 from apr_jax.protocols import verbs
 
 _ALONE, _AFTER, _COUNT, _LENGTHS = range(4)  # places in the script
@@ -94,7 +96,7 @@ class Scripted(Protocol):
     def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
         """Go on from the children's tokens: to the fork after the first child, to the end after the threads."""
         threads, number = book.threads, books.numbers(book)
-        children = books.children(book, thread)
+        children = books.awaited(book, thread)
         seen = children & self._kept(book, thread)
         # A thread ends with a token that was sampled and not fed; of one that is not seen, everything is fed.
         start = jnp.where(seen, threads.cursor.length - 1, 0)
@@ -108,20 +110,21 @@ class Scripted(Protocol):
 
     def _kept(self, book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
         """Which children the parent goes on seeing: all, or the first."""
-        first = book.threads.line.ordinal == book.threads.wait.fork[parent]
-        return first | self.stitch
+        siblings = books.opened(book, parent) | books.awaited(book, parent)
+        return books.eldest(book, siblings) | self.stitch
 
     def _open(self, book: Book, parent, count, lengths: Int[Array, "n"], kind: int, start: Int[Array, ""]) -> Book:
         """Fork into `count` threads that sample `lengths` tokens; thread i is fed the token at `start + i` of `kind`."""
         first = book.used
         book = jax.lax.fori_loop(0, count, lambda _, b: books.open_child(b, parent), book)
-        born, number = books.children(book, parent), books.numbers(book)
+        born, number = books.opened(book, parent), books.numbers(book)
         place = number - first
         length = lengths[jnp.clip(place, 0, lengths.shape[0] - 1)]
         book = book.replace(threads=book.threads.where(born, budget=length))
         book = verbs.say(book, number, (kind,), number, (start + place,), (1,), born)
-        book = books.commit(book, parent, shares=True)
+        kept = born & self._kept(book, parent)
+        book = fork(book, parent, born, context=parent)
         # A finished thread that nobody sees loses its slots: who is to go on from it sees it from the start, and waits. Set after
         # the threads have taken over what their parent sees, or they would see each other.
-        row = book.sees[parent] | books.bits(book, born & self._kept(book, parent))
+        row = book.sees[parent] | books.bits(kept, book.sees.shape[1])
         return book.replace(sees=jnp.where((number == parent)[:, None], row, book.sees))

@@ -20,6 +20,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
+import program_checks
 import program_oracle
 import reference_model
 import thread_programs as programs
@@ -58,6 +59,7 @@ class Setting:
     live: bool = True
     races: bool = False
     together: int = 0
+    beside: bool = False
 
 
 SETTINGS = {
@@ -103,6 +105,24 @@ SETTINGS = {
         Sizes(problems=3, lanes=8, rows=24, feed_tiles=2, feed_chunk=8, feed_threshold=2, run=8, log_run=4, **HOLD),
         races=True, together=8,
     ),
+    "beside": Setting(
+        Sizes(problems=3, lanes=3, rows=5, feed_tiles=2, feed_chunk=8, feed_threshold=2, run=8, log_run=4, **HOLD), beside=True
+    ),
+    "beside, one row": Setting(
+        Sizes(problems=1, lanes=1, rows=1, feed_tiles=1, feed_chunk=4, feed_threshold=1, run=4, log_run=8, **HOLD),
+        live=False, beside=True,
+    ),
+    "beside, races": Setting(
+        Sizes(problems=3, lanes=8, rows=24, feed_tiles=2, feed_chunk=8, feed_threshold=2, run=8, log_run=4, **HOLD),
+        races=True, beside=True,
+    ),
+    "beside, races, small tables": Setting(
+        FewPieces(
+            problems=3, lanes=2, rows=5, feed_tiles=1, feed_chunk=8, feed_threshold=4, run=1, log_run=8,
+            threads=9, slots=512, log=160, attention_block=128, **COMMON,
+        ),
+        races=True, beside=True,
+    ),
 }  # fmt: skip
 
 
@@ -141,7 +161,7 @@ def model() -> transformer.Model:
 @functools.cache
 def engine(setting: str) -> Engine:
     chosen = SETTINGS[setting]
-    return Engine(model(), Programs(chosen.live, chosen.races, chosen.together), chosen.sizes)
+    return Engine(model(), Programs(chosen.live, chosen.races, chosen.together, chosen.beside), chosen.sizes)
 
 
 def draw_case(number: int, count: int, names: Sequence[str] = tuple(SETTINGS)) -> Case:
@@ -153,7 +173,7 @@ def draw_case(number: int, count: int, names: Sequence[str] = tuple(SETTINGS)) -
 
 
 def _draw_problem(rng: random.Random, number: int, setting: Setting) -> tuple[Problem, Body]:
-    body = programs.draw(rng, setting.live, setting.races)
+    body = programs.draw(rng, programs.Kinds(setting.live, setting.races, setting.beside))
     text = [rng.randrange(programs.VOCABULARY) for _ in range(rng.choice((1, 2, 3, 5, TEXT)))]
     budget = rng.choice((2, 6, 16, 32, 48))
     problem = Problem(
@@ -179,9 +199,9 @@ def run_case(case: Case) -> tuple[list[str], collections.Counter]:
     faults, features = [], collections.Counter()
     for problem, body in case.problems:
         expected = program_oracle.run(forward, problem, body, case.seed, together=SETTINGS[case.setting].together > 0)
-        features.update(set(program_oracle.features(body, expected)) | {f"ended {found[problem.id].stop.name}"})
+        features.update(set(program_checks.features(body, expected)) | {f"ended {found[problem.id].stop.name}"})
         try:
-            program_oracle.check(found[problem.id], expected, SETTINGS[case.setting].sizes)
+            program_checks.check(found[problem.id], expected, SETTINGS[case.setting].sizes)
         except AssertionError as error:
             faults.append(str(error))
     return faults, features

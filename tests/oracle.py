@@ -52,6 +52,7 @@ class Thread:
         self.live: list[Thread] = []  # siblings that it sees while they write
         self.generated = self.count = self.floor = self.next_position = 0
         self.stop: Stop | None = None
+        self.follows: Thread | None = None  # whose reasoning it took over, if that is not its parent
         self.message: list[int] = []  # what it returns to its parent
         self.uniforms: np.ndarray | None = None
 
@@ -331,7 +332,7 @@ def _record(root: Thread, problem: Any, together: bool = False) -> Transcript:
         predictor=np.array([number[id(entry.predictor)] for entry in entries], np.int32),
         depth=column("depth"),
     )
-    records = tuple(ThreadRecord(t.path, rank[id(t.parent)], t.stop, t.segment) for t in threads)
+    records = tuple(ThreadRecord(t.path, rank[id(t.parent)], t.stop, t.segment, rank[id(t.follows)]) for t in threads)
     for i, row in enumerate(visible(log, sees, together)):
         saw = sorted(number[id(seen)] for seen in entries[i].sees)
         assert saw == np.flatnonzero(row).tolist(), f"what entry {i} saw is not what the record says"

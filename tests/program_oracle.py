@@ -1,8 +1,7 @@
-"""What programs of threads (`thread_programs`) must give: an interpreter of the tree, and what may stop one for want of room.
+"""What programs of threads (`thread_programs`) must give: an interpreter of the tree.
 
-The interpreter is written on the lines of `racing_oracle`, in direct style, and knows neither the numbers that a program is
-encoded in nor the engine's book. Where a size is too small for a problem, `check` says whether the engine had to stop it,
-or might, and that what it left is the beginning of what is right.
+It is written on the lines of `racing_oracle`, in direct style, and knows neither the numbers that a program is encoded in nor
+the engine's book.
 """
 
 import dataclasses
@@ -14,12 +13,26 @@ import numpy as np
 
 import oracle
 import thread_programs as programs
-from apr_jax.decode import Sizes, Stop, Transcript
-from oracle import Entry
-from racing_oracle import END, EVENT, Group, Line, Thread, World, _last
+from apr_jax.decode import Stop, Transcript
+from line_oracle import Group, Line, Thread
+from racing_oracle import END, EVENT, World, _last
 from reference_model import Forward, draw
-from replaying import lines
-from thread_programs import Action, Body, Context, Instruction, Join
+from thread_programs import Action, Beside, Body, Context, Instruction, Join, Which
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """How long the slots of a line are kept after its end, by whom sees it not.
+
+    Attributes:
+        joined: until its parent joins it.
+        always: until the problem ends,
+        ended: or until its parent has ended, if that is the first to wait for it.
+    """
+
+    joined: bool = False
+    always: bool = False
+    ended: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,35 +42,32 @@ class Expected:
     Attributes:
         transcript: the record.
         pieces: pieces of messages that were composed.
-        held: per path, whether the thread's slots are held until its parent's join.
+        kept: by path.
+        events: what happened, in words.
     """
 
     transcript: Transcript
     pieces: int
-    held: dict[tuple[int, ...], bool]
-
-
-@dataclasses.dataclass
-class _Child:
-    thread: Thread
-    body: Body
+    kept: dict[tuple[int, ...], Kept]
+    events: frozenset[str] = frozenset()
 
 
 class _Line(Line):
     """A line that runs a program."""
 
-    def __init__(self, child: _Child, parent: Line | None = None, flushed: bool = False, live: bool = False):
-        super().__init__(child.thread, parent, flushed)
-        self.body, self.live = child.body, live
+    def __init__(self, thread: Thread, body: Body, parent: Line | None = None, seen: bool = False, holds: bool = False):
+        super().__init__(thread, parent, seen, holds)
+        self.body, self.live = body, False
+        self.bodies: list[Body] = []  # of the children that are opened
 
 
 class _World(World):
-    """A world that also counts what a join needs."""
+    """A world that also counts pieces of messages, and notes what happens."""
 
     def __init__(self, together: bool, *arguments: Any):
         super().__init__(*arguments)
         self.together, self.lines, self.decisions = together, [], []
-        self.pieces, self.held = 1, {(): False}
+        self.pieces, self.kept, self.events = 1, {(): Kept()}, set()
 
     def play(self, line: _Line, fed: Sequence[int]) -> Iterator:
         return _play(self, line, fed)
@@ -75,223 +85,216 @@ def run(
     """Interpret one problem, whose program is `body`; see `oracle.run`. `together`: see `Programs`."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), problem.id), problem.sample)
     world, root = _World(together, forward, problem, choose), Thread((), None, key)
-    world.add(_Line(_Child(root, body)), [int(token) for token in problem.prompt])
+    world.add(_Line(root, body), [int(token) for token in problem.prompt])
     world.loop(rng)
-    return Expected(oracle._record(root, problem, together), world.pieces, world.held)
+    transcript, events = oracle._record(root, problem, together), {*world.events, *world.decisions}
+    return Expected(transcript, world.pieces, world.kept, frozenset(events))
+
+
+# ---- one line, from its header to its end
 
 
 def _play(world: _World, line: _Line, fed: Sequence[int]) -> Iterator:
-    """One line, from its header to its end."""
+    yield from line.feed_handed()
     yield from line.feed(fed)
-    opened: list[_Child] = []
-    unfed: Entry | None = None
     for place, now in enumerate(line.body):
-        left = now.say
-        while left:
-            if unfed is not None:
-                yield []
-                line.thread.feed(unfed)
-                yield from line.meet()
-            unfed = world.sample(line)
-            left -= unfed.token >= programs.FIRST_EVENT
-            if left and world.spent(line.thread):
-                line.stop = Stop.LENGTH
-                break
-        if line.stop is None and now.action in (Action.END, Action.FAIL):
-            line.stop = Stop.END if now.action == Action.END else Stop.MALFORMED
+        message: list[int] = []
+        yield from _say(world, line, now)
+        if line.stop is None:
+            message = yield from _act(world, line, now)
+        if line.stop is None and line.body[place + 1].say and world.spent(line.thread):
+            line.stop = Stop.LENGTH
         if line.stop is not None:
             break
-        message: list[int] = []
-        if now.action == Action.FORK:
-            if now.flush and unfed is not None:
-                yield []
-                line.thread.feed(unfed)
-                yield from line.meet()
-                unfed = None
-            opened += _open(line.thread, now)
-            if not opened:
-                line.stop = Stop.MALFORMED
-                break
-            children, opened = opened, []
-            message = yield from _fork_and_join(world, line, children, now)
-        elif now.action == Action.OPEN:
-            opened += _open(line.thread, now)
-        elif now.action == Action.KILL:
-            yield EVENT
-        elif now.action == Action.TURN or (now.action == Action.CUT and not line.live):
-            message, unfed = _go_on(world, line, now), None
-        if line.body[place + 1].say and world.spent(line.thread):
-            line.stop = Stop.LENGTH
-            break
-        if message and unfed is not None:
-            yield []
-            line.thread.feed(unfed)
-            yield from line.meet()
-            unfed = None
+        yield from line.feed_handed()
+        if message:
+            yield from line.feed_unfed()
         yield from line.feed(message)
-    if line.group and line.group.first and not line.group.over:
-        yield END
-    yield from _last(line, unfed)
+    yield from _end(world, line)
+
+
+def _say(world: _World, line: _Line, now: Instruction) -> Iterator:
+    """Sample until it has said so many events, or its budget is used up before."""
+    left = now.say
+    while left:
+        yield from line.feed_unfed()
+        left -= world.sample(line).token >= programs.FIRST_EVENT
+        if left and world.spent(line.thread):
+            line.stop = Stop.LENGTH
+            return
+
+
+def _end(world: _World, line: _Line) -> Iterator:
+    """It ends later than all that it has not joined, and when that is decided."""
     world.drop(line)
+    if line.outstanding:
+        waited = list(line.outstanding)
+        yield waited
+        line.join(waited)
+        line.thread.floor = line.thread.stands_at + 1
+        world.events.add("waits before its end")
+        for child in waited:
+            path = child.thread.path
+            world.kept[path] = dataclasses.replace(world.kept[path], ended=True)
+    if line.group and line.group.contested:
+        yield END
+    yield from _last(line)
 
 
-def _open(thread: Thread, now: Instruction) -> list[_Child]:
-    return [_Child(thread.open(), body) for body in now.children]
+def _act(world: _World, line: _Line, now: Instruction) -> Iterator:
+    """Do what an instruction says; returns what the line is fed then."""
+    if now.action in (Action.END, Action.FAIL):
+        line.stop = Stop.END if now.action == Action.END else Stop.MALFORMED
+    elif now.action == Action.OPEN:
+        _open(line, now)
+    elif now.action == Action.FORK:
+        return (yield from _fork(world, line, now))
+    elif now.action == Action.WAIT:
+        return (yield from _wait(world, line, now))
+    elif now.action == Action.KILL:
+        yield EVENT
+    elif now.action == Action.CUT and _looked_at(line):
+        world.events.add("cut refused")
+    elif now.action in (Action.TURN, Action.CUT):
+        return _turn(world, line, now)
+    return []
 
 
-def _go_on(world: _World, line: _Line, now: Instruction) -> list[int]:
-    """Go on as a new thread; returns what that is fed."""
+def _looked_at(line: _Line) -> bool:
+    """Whether somebody sees it who may still write, or a child that it has not joined does."""
+    return line.live or any(child.sees(line.thread) for child in line.outstanding)
+
+
+def _turn(world: _World, line: _Line, now: Instruction) -> list[int]:
+    """Go on as a new thread, after a split or without; returns what it is fed."""
     old, position = line.thread, line.thread.next_position
-    quoted = [entry.token for entry in old.entries[max(len(old.entries) - now.quote, 0) :]]
+    quoted = _quote(old, now.quote)
     world.pieces += 2
     if now.action == Action.CUT:
         line.split(len(old.entries) // 2, not now.keeps, position, world)
-        return [programs.TEMPLATES[programs.FOOTER]]
+        return _footer()
     line.go_on([other for other in old.seen if now.keeps or other is not old], position)
-    return [*quoted, programs.TEMPLATES[programs.FOOTER]]
+    return [*quoted, *_footer()]
 
 
-def _fork_and_join(world: _World, line: _Line, children: Sequence[_Child], now: Instruction) -> Iterator:
-    """Start children and wait for them; returns what the parent is fed then."""
-    thread, threads = line.thread, [child.thread for child in children]
+# ---- forks and joins
+
+
+def _open(line: _Line, now: Instruction) -> None:
+    line.opened += [line.thread.open() for _ in now.children]
+    line.bodies += now.children
+
+
+def _fork(world: _World, line: _Line, now: Instruction) -> Iterator:
+    """Start the children that are opened; returns what the parent is fed when it has joined those it waits for."""
+    if now.flush:
+        yield from line.feed_unfed()
+    _open(line, now)
+    if not line.opened:
+        line.stop = Stop.MALFORMED
+        return []
+    awaited = {Beside.NOBODY: len(line.opened), Beside.YOUNGER: 1, Beside.ALL: 0}[now.beside]
+    born = _start(world, line, now, awaited)
+    if awaited:
+        return (yield from _join(world, line, born[0].group.awaited if born[0].group else born[:awaited], now))
+    world.events.add("fork beside")
+    if any(child.sees(line.thread) for child in born):
+        world.events.add("fork on a new thread")
+        line.go_on_after()
+    if line.thread.unfed is not None or line.thread.handed is not None:
+        return []
+    world.pieces += 1
+    return _footer()
+
+
+def _start(world: _World, line: _Line, now: Instruction, awaited: int) -> list[_Line]:
+    """Start the children that are opened; the parent waits for the first `awaited` of them."""
+    thread, threads, bodies = line.thread, line.opened, line.bodies
+    line.opened, line.bodies = [], []
     seen = {Join.STITCH: threads, Join.REENCODE: threads[:1]}.get(now.join, [])
-    oracle._fork(thread, threads, now.context.name.lower())
-    live = now.context == Context.LIVE
-    born = [_Line(child, line, child.thread in seen, live) for child in children]
+    born = [_Line(child, body, line, child in seen, now.holds) for child, body in zip(threads, bodies, strict=True)]
+    context = _inherit(world, line, threads, now)
     line.children += born
+    line.outstanding += born
+    live = now.context == Context.LIVE
     if now.race or live:
-        group = Group(line, born, now.first, now.shared)
+        group = Group(line, born, now.enough, now.bound, now.rest, now.shared, awaited=born[:awaited])
         for child in born:
-            child.group, child.together = group, live and world.together
-    quoted = [entry.token for entry in thread.entries[max(len(thread.entries) - now.quote, 0) :]]
+            child.group, child.live, child.together = group, live, live and world.together
+    for child in born[awaited:]:
+        child.beside = True
     for child in born:
+        if now.hand and context.unfed is not None:
+            child.thread.handed = context.unfed.token
+            world.events.add("handed by a held context" if child.thread.follows else "handed")
         begin = child.thread.path[-1] % programs.HEADERS
-        header = [*quoted, *programs.TEMPLATES[begin : begin + now.header]]
-        world.held[child.thread.path] = child.flushed
+        world.kept[child.thread.path] = Kept(child.flushed, child.holds)
         world.pieces += 2
-        world.add(child, header)
-    yield born
-    alive = [child for child in born if child.thread.stop != Stop.KILLED]
-    thread.floor = max([thread.floor, *(child.latest() for child in born)])
-    thread.count = max([thread.count, *(child.thread.count for child in alive)])
+        world.add(child, [*_quote(thread, now.quote), *programs.TEMPLATES[begin : begin + now.header]])
+    return born
+
+
+def _inherit(world: _World, line: _Line, threads: Sequence[Thread], now: Instruction) -> Thread:
+    """Let children go on from the thread that forks, or from a line that it has joined; returns which."""
+    oracle._fork(line.thread, threads, now.context.name.lower())
+    held = sorted(line.held, key=lambda child: child.ordinal)
+    if not now.source or not held:
+        return line.thread
+    context = held[(now.source - 1) % len(held)].thread
+    world.events.add("held context")
+    for child in threads:
+        child.seen = [*(other for other in context.seen if other not in context.live), child]
+        child.floor, child.count = max(child.floor, context.stands_at), max(child.count, context.count)
+        child.next_position, child.follows = context.next_position, context
+    return context
+
+
+def _wait(world: _World, line: _Line, now: Instruction) -> Iterator:
+    chosen = {Which.ALL: slice(None), Which.ELDEST: slice(1), Which.YOUNGEST: slice(-1, None)}[now.which]
+    waited = sorted(line.outstanding, key=lambda child: child.ordinal)[chosen]
+    world.events.add(f"wait for {now.which.name.lower()}" if waited else "wait for nobody")
+    if waited:
+        return (yield from _join(world, line, waited, now))
+    world.pieces += 1
+    return _footer()
+
+
+def _join(world: _World, line: _Line, waited: list[_Line], now: Instruction) -> Iterator:
+    """Wait for children; returns what the parent is fed then. A race may take some of them out of `waited` meanwhile."""
+    yield waited
+    looking = any(child.sees(line.thread) for child in line.outstanding if child not in waited)
+    if looking or any(_brings_earlier(child) for child in waited):
+        world.events.add("join on a new thread")
+        line.go_on_after()
+    alive = line.join(waited)
+    line.held += [child for child in alive if child.holds]
     for child in alive:
         if child.flushed:
-            thread.stitch(child.thread)
-    return _message(world, alive, now)
+            line.thread.stitch(child.thread)
+    return _told(world, [child for child in alive if not child.flushed], now)
 
 
-def _message(world: _World, children: Sequence[_Line], now: Instruction) -> list[int]:
-    """What the parent is fed at the join."""
+def _brings_earlier(child: _Line) -> bool:
+    """Whether with a line that is joined its parent, or who goes on from it, may see tokens older than the parent's last ones."""
+    late = child.beside or child.thread.follows is not None
+    return late and (child.flushed or child.holds) and not child.killed
+
+
+def _told(world: _World, children: Sequence[_Line], now: Instruction) -> list[int]:
+    """What the parent is fed of those that it does not see."""
     text = [[entry.token for entry in child.thread.entries] for child in children]
     told: list[list[int]] = []
     if now.join == Join.MESSAGE:
         told = [[programs.TEMPLATES[programs.RESULT], *words[max(len(words) - now.message, 0) :]] for words in text]
     if now.join == Join.REENCODE:
-        told = [words for words, child in zip(text, children, strict=True) if not child.flushed]
+        told = text
     world.pieces += 2 * len(told) + 1
-    return [*(token for words in told for token in words), programs.TEMPLATES[programs.FOOTER]]
+    return [*(token for words in told for token in words), *_footer()]
 
 
-# ---- what may stop a problem
+def _quote(thread: Thread, count: int) -> list[int]:
+    return [entry.token for entry in thread.entries[max(len(thread.entries) - count, 0) :]]
 
 
-def check(transcript: Transcript, expected: Expected, sizes: Sizes) -> None:
-    """Assert that a transcript is right: the whole of it, or as far as the sizes let it come."""
-    right, reasons = expected.transcript, lacking(expected, sizes)
-    if transcript.stop in (Stop.POOL_FULL, Stop.LOG_FULL, Stop.THREADS_FULL, Stop.MESSAGES_FULL):
-        if transcript.stop == Stop.POOL_FULL:
-            check_pool(transcript, expected, sizes)
-        else:
-            assert transcript.stop in reasons, f"problem {transcript.problem}: {transcript.stop.name}, but it fits"
-        check_beginning(transcript, right)
-    else:
-        assert not reasons, (
-            f"problem {transcript.problem} does not fit, {reasons}, and ended with {transcript.stop.name}"
-        )
-        oracle.compare(transcript, right)
-
-
-def lacking(expected: Expected, sizes: Sizes) -> set[Stop]:
-    """Of what a problem never gives back, that which the sizes do not have."""
-    log = expected.transcript.log
-    entries = np.bincount(log.thread, minlength=len(expected.transcript.threads))
-    needs = {
-        Stop.THREADS_FULL: len(expected.transcript.threads) > sizes.threads,
-        Stop.LOG_FULL: _runs(entries, sizes.log_run).sum() > sizes.log_runs,
-        Stop.MESSAGES_FULL: expected.pieces > sizes.pieces,
-    }
-    return {stop for stop, lacks in needs.items() if lacks}
-
-
-def check_pool(transcript: Transcript, expected: Expected, sizes: Sizes) -> None:
-    """Assert that the runs held when the pool was full, and those that the next step could ask for, are more than there are."""
-    threads, right = transcript.threads, expected.transcript
-    fed = _fed(transcript)
-    finished = np.array([thread.stop not in (Stop.KILLED, Stop.RUNNING) for thread in threads])
-    kept = np.array(
-        [expected.held.get(t.path, False) and not transcript.sees[t.parent, i] for i, t in enumerate(threads)]
-    )
-    released = finished & ~kept
-    held = ~released | transcript.sees[~released].any(axis=0)
-    whole = dict(zip((thread.path for thread in right.threads), _fed(right), strict=True))
-    left = np.array([whole[thread.path] for thread in threads]) - fed
-    parents = {thread.parent for i, thread in enumerate(threads) if not finished[i]}
-    running = np.array([not finished[i] and i not in parents for i in range(len(threads))])
-    step = np.minimum(left, sizes.feed_chunk)
-    wants = np.where(running, _runs(fed + step, sizes.run) - _runs(fed, sizes.run), 0)
-    total = _runs(fed, sizes.run)[held].sum() + wants.sum()
-    assert total > sizes.runs, f"problem {transcript.problem}: POOL_FULL at {total} of {sizes.runs} runs"
-
-
-def check_beginning(transcript: Transcript, right: Transcript) -> None:
-    """Assert that every line of a problem that was stopped is a beginning of what it should have become."""
-    stops = {(thread.path, thread.segment): thread.stop for thread in right.threads}
-    got, log, where = transcript.log, right.log, f"problem {transcript.problem}"
-    for thread in transcript.threads:
-        stop = stops[thread.path, thread.segment]
-        assert thread.stop in (Stop.KILLED, Stop.DROPPED, stop), (
-            f"{where}, thread {thread.path}: {thread.stop.name}, right is {stop.name}"
-        )
-    same, whole = np.full(len(got), -1), lines(right)
-    for path, begun in lines(transcript).items():
-        assert len(begun) <= len(whole[path]), f"{where}, line {path}: longer than it should become"
-        same[begun] = whole[path][: len(begun)]
-    fed = got.clock >= 0
-    for name in ("token", "source"):
-        np.testing.assert_array_equal(getattr(got, name), getattr(log, name)[same], err_msg=f"{name}, {where}")
-    for name in ("index", "position", "clock"):
-        np.testing.assert_array_equal(
-            getattr(got, name)[fed], getattr(log, name)[same][fed], err_msg=f"{name}, {where}"
-        )
-    drawn = got.sampled
-    np.testing.assert_array_equal(same[got.predictor[drawn]], log.predictor[same][drawn], err_msg=f"predictor, {where}")
-    for name in ("logprob", "behaviour_logprob"):
-        np.testing.assert_allclose(getattr(got, name), getattr(log, name)[same], rtol=0, atol=1e-9, err_msg=where)
-    saw, should = (
-        oracle.visible(got, transcript.sees, right.together)[fed],
-        oracle.visible(log, right.sees, right.together)[same[fed]],
-    )
-    np.testing.assert_array_equal(saw, should[:, same], err_msg=f"what was seen, problem {transcript.problem}")
-    assert (saw.sum(axis=1) == should.sum(axis=1)).all(), f"problem {transcript.problem}: a row saw less than it should"
-
-
-def _fed(transcript: Transcript) -> np.ndarray:
-    return np.bincount(transcript.log.thread[transcript.log.clock >= 0], minlength=len(transcript.threads))
-
-
-def _runs(count: np.ndarray, run: int) -> np.ndarray:
-    return -(-count // run)
-
-
-def features(body: Body, expected: Expected) -> list[str]:
-    """What a problem is an example of, for counting."""
-    transcript = expected.transcript
-    found = [f"stop {thread.stop.name}" for thread in transcript.threads]
-    found += [f"depth {max(len(t.path) for t in transcript.threads if t.stop != Stop.DROPPED)}"]
-    if len(transcript.threads) > 1:
-        for each in programs.bodies(body):
-            for now in each:
-                if now.action == Action.FORK:
-                    flush = "" if now.flush else ", not flushed"
-                    found.append(f"{Context(now.context).name} {Join(now.join).name}{flush}".lower())
-    return found
+def _footer() -> list[int]:
+    return [programs.TEMPLATES[programs.FOOTER]]

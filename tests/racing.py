@@ -11,7 +11,7 @@ import numpy as np
 import forking
 import oracle
 import reference_model
-from apr_jax.decode import Engine, Problem, Sizes, Transcript, lines, messages, races
+from apr_jax.decode import Engine, Problem, Sizes, Transcript, ends, lines, messages, races
 from apr_jax.decode import book as books
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
@@ -75,21 +75,20 @@ class Racing(SpawnJoin):
             return book
         shared = self.shared and self.shared + book.problem % 4
         waits = book.threads.status[thread] == books.WAITING
-        return books.choose(waits, races.start(book, thread, self.first, shared), book)
+        born = books.awaited(book, thread)
+        return books.choose(waits, races.start(book, born, enough=int(self.first), budget=shared), book)
 
     def decided(self, book, thread):
-        threads, number = book.threads, books.numbers(book)
-        siblings = books.children(book, threads.line.parent[thread]) & lines.unfinished(book) & (number != thread)
-        siblings &= threads.line.nesting[thread] > 0
-        youngest = jnp.max(jnp.where(siblings, threads.line.ordinal, -1))
-        return lines.kill(book, siblings & (threads.line.ordinal == youngest))
+        siblings, ordinal = races.rivals(book, thread), book.threads.line.ordinal
+        youngest = jnp.max(jnp.where(siblings, ordinal, -1))
+        return lines.kill(book, siblings & (ordinal == youngest))
 
     def _turn(self, book, thread):
         threads, new = book.threads, book.used
         row, position = book.sees[thread], threads.cursor.position[thread]
         if not self.keeps:
             row, position = row & ~books.one_bit(thread, row.shape[0]), position + 3
-        turned = lines.proceed(book, thread, row, position)
+        turned = lines.go_on(book, thread, row, position)
         turned = messages.compose(
             turned,
             to=jnp.stack([new, new]),
@@ -100,7 +99,7 @@ class Racing(SpawnJoin):
             valid=jnp.ones(2, bool),
         )
         malformed = jnp.any(books.opened(book, thread))
-        return books.choose(malformed, books.close(book, thread, jnp.int32(Stop.MALFORMED)), turned)
+        return books.choose(malformed, ends.close(book, thread, jnp.int32(Stop.MALFORMED)), turned)
 
     def _cut(self, book, thread):
         threads, tail, words = book.threads, book.used, book.sees.shape[1]
@@ -109,23 +108,24 @@ class Racing(SpawnJoin):
         position = threads.cursor.position[thread] + 2
         cut = lines.split(book, thread, start, row, position)
         number = books.numbers(book)
-        new = number == lines.heir(cut, thread)
+        new = number == lines.successor(cut, thread)
         cut = verbs.say(
             cut, number, (books.TEMPLATE,), thread, (number * 0 + _GO,), (1,), valid=new & (number != thread)
         )
         malformed = jnp.any(books.opened(book, thread))
-        return books.choose(malformed, books.close(book, thread, jnp.int32(Stop.MALFORMED)), cut)
+        return books.choose(malformed, ends.close(book, thread, jnp.int32(Stop.MALFORMED)), cut)
 
     def joined(self, book, thread):
         if not self.renew:
             return super().joined(book, thread)
-        number, born, new = books.numbers(book), books.children(book, thread), book.used
+        number, born, new = books.numbers(book), books.awaited(book, thread), book.used
         threads = book.threads.where(number == thread, samples=True)
         start, length = self.returned(book)
-        stitched = born & threads.bond.stitched
+        stitched = born & threads.bond.held
         row = lines.joined_row(book, thread, stitched) & ~books.one_bit(thread, book.sees.shape[1])
         position = jnp.max(jnp.where(stitched | (number == thread), threads.cursor.position, 0))
-        book = lines.proceed(book.replace(threads=threads), thread, row, position)
+        book = lines.go_on(book.replace(threads=threads), thread, row, position)
+        book = ends.release(book, born)
         pieces = dict(kind=(books.TEMPLATE, books.SPAN), start=(number * 0 + _RESULT, start), length=(1, length))
         valid = born & (self.returns == "message")
         return verbs.say(book, number * 0 + new, thread=number, valid=valid, footer=_GO, **pieces)

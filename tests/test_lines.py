@@ -9,6 +9,7 @@ import racing
 from apr_jax import record
 from apr_jax.decode import Sizes, Stop, lines
 from apr_jax.decode import book as books
+from apr_jax.decode.forks import fork
 from test_engine import SIZES, check_packed
 
 KILL, TURN = 11, 10
@@ -64,7 +65,8 @@ def two_children() -> books.Book:
     book = books.open_root(books.empty(sizes), samples=True).replace(active=True)
     for _ in range(2):
         book = books.open_child(book, jnp.int32(0))
-    book = books.commit(book, jnp.int32(0), shares=True, live=True)
+    root = jnp.int32(0)
+    book = fork(book, root, books.opened(book, root), context=root, live=True)
     return book.replace(run_owner=jnp.where(jnp.arange(sizes.runs) < 3, jnp.arange(sizes.runs), books.NOBODY))
 
 
@@ -75,21 +77,26 @@ def rows(book: books.Book) -> list[list[int]]:
 def test_a_new_thread_takes_the_place_of_the_old_one():
     book = two_children()
     book = book.replace(threads=book.threads.where(jnp.arange(4) == 1, clock=7, generated=5, critical_path=6, opened=2))
-    after = lines.proceed(book, jnp.int32(1), books.one_bit(jnp.int32(1), 1), jnp.int32(30))
+    after = lines.go_on(book, jnp.int32(1), books.one_bit(jnp.int32(1), 1), jnp.int32(30))
     new = after.thread(jnp.int32(3))
     line, cursor = new.line, new.cursor
     assert (line.parent, line.ordinal, line.segment, cursor.clock, cursor.position) == (0, 0, 1, 7, 30)
     assert (cursor.generated, cursor.critical_path, line.opened, cursor.fed, cursor.length) == (5, 6, 2, 0, 0)
     assert (line.draw_key == book.threads.line.draw_key[1]).all()
     assert rows(after)[1:] == [[0, 1, 2], [0, 1, 2, 3], [1, 2, 3]]  # its sibling is live with it, the old one has ended
-    assert (after.threads.stop[1], after.threads.wait.pending[0]) == (Stop.CONTINUED, 2)
-    assert np.flatnonzero(books.children(after, jnp.int32(0))).tolist() == [2, 3]
-    assert int(lines.heir(after, jnp.int32(1))) == 3 and int(lines.heir(after, jnp.int32(2))) == 2
+    assert after.threads.stop[1] == Stop.CONTINUED and after.threads.bond.awaited[:4].tolist() == [
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert np.flatnonzero(books.awaited(after, jnp.int32(0))).tolist() == [2, 3]
+    assert int(lines.successor(after, jnp.int32(1))) == 3 and int(lines.successor(after, jnp.int32(2))) == 2
 
 
 def test_what_a_line_forgot_is_freed_when_nobody_sees_it():
     book = two_children()
-    forgot = lines.proceed(book, jnp.int32(1), books.one_bit(jnp.int32(0), 1), jnp.int32(0))
+    forgot = lines.go_on(book, jnp.int32(1), books.one_bit(jnp.int32(0), 1), jnp.int32(0))
     assert lines.free_runs(forgot).run_owner[:3].tolist() == [0, 1, 2]  # the sibling still sees it
     alone = lines.free_runs(lines.kill(forgot, jnp.arange(4) == 2))
     assert alone.run_owner[:3].tolist() == [0, books.NOBODY, 2]  # the new thread sees its sibling
@@ -97,8 +104,9 @@ def test_what_a_line_forgot_is_freed_when_nobody_sees_it():
 
 def test_an_open_fork_goes_over_and_a_full_table_ends_the_problem():
     book = two_children()
-    moved = lines.proceed(book, jnp.int32(0), books.one_bit(jnp.int32(0), 1), jnp.int32(0))
-    assert moved.threads.line.parent[1:3].tolist() == [3, 3] and moved.threads.wait.pending[3] == 2
-    assert moved.threads.bond.group[1:3].tolist() == [3, 3] and moved.threads.bond.scope[1:3].tolist() == [3, 3]
-    full = lines.proceed(moved, jnp.int32(1), books.one_bit(jnp.int32(1), 1), jnp.int32(0))
+    moved = lines.go_on(book, jnp.int32(0), books.one_bit(jnp.int32(0), 1), jnp.int32(0))
+    assert moved.threads.line.parent[1:3].tolist() == [3, 3]
+    assert np.flatnonzero(books.awaited(moved, jnp.int32(3))).tolist() == [1, 2]
+    assert moved.threads.pace.group[1:3].tolist() == [1, 1] and moved.threads.pace.scope[1:3].tolist() == [1, 1]
+    full = lines.go_on(moved, jnp.int32(1), books.one_bit(jnp.int32(1), 1), jnp.int32(0))
     assert full.stop == Stop.THREADS_FULL and full.used == 4

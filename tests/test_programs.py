@@ -11,6 +11,7 @@ import pytest
 
 import fuzz_programs
 import oracle
+import program_checks
 import program_oracle
 import reference_model
 import thread_programs as programs
@@ -93,9 +94,9 @@ def test_cases_have_what_the_comparison_is_about():
         case = fuzz_programs.draw_case(number, 32)
         for problem, body in case.problems:
             expected = program_oracle.run(forward, problem, body, case.seed)
-            found += set(program_oracle.features(body, expected))
+            found += set(program_checks.features(body, expected))
             found += [
-                stop.name for stop in program_oracle.lacking(expected, fuzz_programs.SETTINGS[case.setting].sizes)
+                stop.name for stop in program_checks.lacking(expected, fuzz_programs.SETTINGS[case.setting].sizes)
             ]
     wanted = [f"{context.name} {join.name}".lower() for context in Context for join in Join]
     wanted += [f"stop {stop}" for stop in ("END", "LENGTH", "MALFORMED", "DROPPED")]
@@ -109,21 +110,21 @@ def test_a_comparison_that_cannot_fail_is_none():
     """A transcript that says something else is refused, and so is a stop for which there was room."""
     expected = interpret((Instruction(2, Action.FORK, ((END,), (END,)), Context.SHARED, join=Join.REENCODE), END))
     right, sizes = expected.transcript, fuzz_programs.SETTINGS["plenty"].sizes
-    program_oracle.check(right, expected, sizes)
+    program_checks.check(right, expected, sizes)
     for stop in (Stop.POOL_FULL, Stop.LOG_FULL, Stop.THREADS_FULL, Stop.MESSAGES_FULL):
         with pytest.raises(AssertionError, match="fit|runs"):
-            program_oracle.check(dataclasses.replace(right, stop=stop), expected, sizes)
+            program_checks.check(dataclasses.replace(right, stop=stop), expected, sizes)
     with pytest.raises(AssertionError, match="does not fit"):
-        program_oracle.check(right, expected, dataclasses.replace(sizes, threads=2))
+        program_checks.check(right, expected, dataclasses.replace(sizes, threads=2))
     for name in ("token", "clock", "position", "logprob"):
         wrong = np.array(getattr(right.log, name))
         wrong[-2] += 1
         with pytest.raises(AssertionError):
-            program_oracle.check_beginning(
+            program_checks.check_beginning(
                 dataclasses.replace(right, log=dataclasses.replace(right.log, **{name: wrong})), right
             )
     with pytest.raises(AssertionError, match="seen"):
-        program_oracle.check_beginning(dataclasses.replace(right, sees=np.eye(3, dtype=bool)), right)
+        program_checks.check_beginning(dataclasses.replace(right, sees=np.eye(3, dtype=bool)), right)
 
 
 def test_programs_get_smaller_until_nothing_can_go():

@@ -18,7 +18,7 @@ from apr_jax import record
 from apr_jax.decode import Engine, Problem, Sizes, Source, Stop
 from apr_jax.decode import book as books
 from apr_jax.decode.book import pytree
-from apr_jax.decode.protocol import Needs
+from apr_jax.decode.needs import Needs
 from apr_jax.model import transformer
 from apr_jax.model.attention import packed_attend
 from apr_jax.model.config import ModelConfig
@@ -61,7 +61,7 @@ class Careful(Samples):
         return own, jnp.where(banned, INSTEAD, drawn.token), (own.said >= self.most).astype(jnp.int32)
 
     def joined(self, book: books.Book, thread: Int[Array, ""]) -> books.Book:
-        said = jnp.sum(jnp.where(books.children(book, thread), book.threads.own.said, 0))
+        said = jnp.sum(jnp.where(books.awaited(book, thread), book.threads.own.said, 0))
         return super().joined(book.replace(shared={"total": said}), thread)
 
 

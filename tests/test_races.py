@@ -7,9 +7,11 @@ import pytest
 
 import oracle
 import racing
-from apr_jax.decode import Sizes, Stop, lines, races
+from apr_jax.decode import Sizes, Stop, ends, lines, races
 from apr_jax.decode import book as books
+from apr_jax.decode.forks import fork
 from apr_jax.decode.schedule import runnable
+from apr_jax.decode.threads import DECIDING, FINISHED, READY
 from test_engine import SIZES, check_packed
 
 KILL, TURN = 11, 10
@@ -68,9 +70,11 @@ def family(shares: bool = False, races_first: bool = False) -> books.Book:
     for parent, count in ((0, 3), (1, 1)):
         for _ in range(count):
             book = books.open_child(book, jnp.int32(parent))
-        book = books.commit(book, jnp.int32(parent), shares=shares)
+        thread = jnp.int32(parent)
+        born = books.opened(book, thread)
+        book = fork(book, thread, born, context=thread if shares else None)
         if races_first and parent == 0:
-            book = races.start(book, jnp.int32(0), first=True)
+            book = races.start(book, born, enough=1)
     owners = jnp.where(jnp.arange(sizes.runs) <= 4, jnp.arange(sizes.runs), books.NOBODY)
     return book.replace(run_owner=owners)
 
@@ -82,8 +86,8 @@ def test_a_killed_line_falls_with_its_descendants_and_its_slots_are_free():
     stops = [Stop(int(stop)) for stop in after.threads.stop[:5]]
     assert stops == [Stop.RUNNING, Stop.KILLED, Stop.RUNNING, Stop.RUNNING, Stop.KILLED]
     assert after.run_owner[:5].tolist() == [0, books.NOBODY, 2, 3, books.NOBODY]
-    threads = after.threads
-    assert (threads.wait.pending[0], threads.cursor.clock[0]) == (2, 9)  # later than all that was written there
+    assert np.flatnonzero(books.awaited(after, jnp.int32(0))).tolist() == [2, 3]
+    assert after.threads.cursor.clock[1] == 9  # who waits for it is later than all that was written there
 
 
 def test_slots_of_a_killed_thread_are_kept_while_somebody_looks_on():
@@ -97,7 +101,7 @@ def test_slots_of_a_killed_thread_are_kept_while_somebody_looks_on():
 
 def test_the_death_of_the_root_ends_the_problem():
     after = lines.kill(family(), jnp.arange(8) == 0)
-    assert after.stop == Stop.KILLED and not lines.unfinished(after).any()
+    assert after.stop == Stop.KILLED and not books.unfinished(after).any()
 
 
 @pytest.mark.parametrize(("laggard", "winner"), [(2, 0), (3, 3), (5, 2)])
@@ -105,34 +109,32 @@ def test_a_race_is_decided_when_all_are_past_the_clock_of_the_end(laggard, winne
     """Two children end, and what is below the third still runs at clock `laggard`."""
     book = family(races_first=True)
     book = book.replace(threads=book.threads.where(jnp.arange(8) == 4, left=1, clock=laggard))
-    ends = {2: 5, 3: 3} if winner != 2 else {2: 5, 3: 5}
-    for thread, clock in ends.items():
+    for thread, clock in ({2: 5, 3: 3} if winner != 2 else {2: 5, 3: 5}).items():
         book = book.replace(threads=book.threads.where(jnp.arange(8) == thread, clock=clock))
-        book = books.close(book, jnp.int32(thread), jnp.int32(Stop.END))
+        book = ends.close(book, jnp.int32(thread), jnp.int32(Stop.END))
     kind, thread = races.due(book)
     if not winner:
         assert kind == 0
         return
-    assert (int(kind), int(thread)) == (races.WIN, winner)
-    after = races.win(book, thread)
+    assert (int(kind), int(thread)) == (races.END, winner)
+    after = races.arrive(book, thread, lambda *_: jnp.bool(False))
     expected = [Stop.KILLED] * 5
     expected[0], expected[winner] = Stop.RUNNING, Stop.END
     assert [Stop(int(stop)) for stop in after.threads.stop[:5]] == expected
-    assert after.threads.wait.pending[0] == 0
 
 
 @pytest.mark.parametrize("first", [False, True])
 def test_who_ends_at_a_join_ends_later_than_its_children(first):
     """A handler of joins may end the thread at once; it is to be stitched, and has a token to feed."""
     book = family(races_first=first)
-    book = book.replace(threads=book.threads.where(jnp.arange(8) == 4, status=books.FINISHED, stop=Stop.END, clock=9))
-    book = book.replace(threads=book.threads.where(jnp.arange(8) == 1, stitched=True, unfed=True, pending=0))
-    after = lines.resume(books.close(book, jnp.int32(1), jnp.int32(Stop.END)), jnp.int32(1))
-    assert (after.threads.status[1], after.threads.cursor.clock[1]) == (books.DECIDING if first else books.READY, 9)
-    assert after.threads.bond.released[4] and after.threads.wait.fork[1] == 1
+    book = book.update(jnp.int32(4), status=FINISHED, stop=int(Stop.END), clock=9)
+    book = book.update(jnp.int32(1), flushes=True, held=True, unfed=True)
+    after = lines.join(book, jnp.int32(1), lambda book, thread: ends.close(book, thread, jnp.int32(Stop.END)))
+    assert (after.threads.status[1], after.threads.cursor.clock[1]) == (DECIDING if first else READY, 9)
+    assert after.threads.bond.joined[4] and not after.threads.bond.awaited[4]
     if first:
-        after = races.win(after, jnp.int32(1))
-    assert (after.threads.status[1], after.threads.stop[1], after.threads.samples[1]) == (books.READY, Stop.END, False)
+        after = races.arrive(after, jnp.int32(1), lambda *_: jnp.bool(False))
+    assert (after.threads.status[1], after.threads.stop[1], after.threads.samples[1]) == (READY, Stop.END, False)
 
 
 @pytest.mark.parametrize(("racing", "ready"), [(False, [2, 3, 4]), (True, [4])])

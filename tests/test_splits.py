@@ -11,6 +11,8 @@ import oracle
 import racing
 from apr_jax.decode import Sizes, Stop, lines, pool
 from apr_jax.decode import book as books
+from apr_jax.decode.forks import fork
+from apr_jax.decode.threads import FINISHED
 from test_engine import SIZES, check_packed
 
 CUT, KILL = 10, 11
@@ -56,9 +58,10 @@ SMALL = Sizes(problems=1, lanes=1, rows=1, threads=5, slots=64, run=RUN, log=64,
 def parent_and_child(ended: bool = True, live: bool = False) -> books.Book:
     """A root that wrote 10 tokens, the last of them at clock 12, and a child that sees it."""
     book = books.open_root(books.empty(SMALL), samples=True).replace(active=True)
-    book = books.commit(books.open_child(book, jnp.int32(0)), jnp.int32(0), shares=True, live=live)
-    ends = dict(status=books.FINISHED, stop=int(Stop.END), released=True) if ended else {}
-    threads = book.threads.where(jnp.arange(5) == 0, clock=12, length=10, fed=10, fork=1)
+    root, book = jnp.int32(0), books.open_child(book, jnp.int32(0))
+    book = fork(book, root, books.opened(book, root), context=root, live=live)
+    ends = dict(status=FINISHED, stop=int(Stop.END), released=True, joined=True, awaited=False) if ended else {}
+    threads = book.threads.where(jnp.arange(5) == 0, clock=12, length=10, fed=10)
     return book.replace(threads=threads.where(jnp.arange(5) == 1, **ends))
 
 
@@ -77,20 +80,15 @@ def test_the_tail_is_a_thread_that_sees_the_rest_and_who_saw_the_whole_sees_both
     assert (tail.stop, tail.line.parent, tail.line.ordinal) == (Stop.SPLIT, 0, 1)
     assert (tail.line.split_at, tail.cursor.length) == (6, 4)
     assert rows(after) == [[0], [0, 1, 2], [0, 2], [0, 3], []]
-    assert (line.cursor.clock, line.cursor.position, line.line.segment, line.line.opened, line.wait.fork) == (
-        12,
-        20,
-        1,
-        2,
-        2,
-    )  # later than what it forgot
-    assert int(lines.heir(after, jnp.int32(0))) == 3
-    assert not books.children(after, jnp.int32(0)).any()
+    assert (line.cursor.clock, line.cursor.position) == (12, 20)  # later than what it forgot
+    assert (line.line.segment, line.line.opened) == (1, 2)
+    assert int(lines.successor(after, jnp.int32(0))) == 3
+    assert not books.outstanding(after, jnp.int32(0)).any() and not books.outstanding(after, jnp.int32(3)).any()
 
 
 def test_open_children_go_over_and_the_tail_stays():
     after = forget(books.open_child(parent_and_child(), jnp.int32(0)))
-    assert after.threads.line.parent[2:4].tolist() == [4, 0] and after.threads.wait.fork[4] == 1
+    assert after.threads.line.parent[2:4].tolist() == [4, 0]
     assert np.flatnonzero(books.opened(after, jnp.int32(4))).tolist() == [2]
 
 
@@ -119,7 +117,7 @@ def test_a_full_table_ends_the_problem_and_cuts_nothing():
 def test_slots_are_free_when_nobody_sees_any_token_of_a_run(row, freed):
     """The line sees the head, the tail (whose first tokens stand in the head's last run), both, or neither."""
     book = parent_and_child()
-    after = lines.split(book, jnp.int32(0), jnp.int32(6), books.bits(book, jnp.isin(jnp.arange(5), jnp.array(row))), 20)
+    after = lines.split(book, jnp.int32(0), jnp.int32(6), books.bits(jnp.isin(jnp.arange(5), jnp.array(row)), 1), 20)
     after = after.replace(run_owner=after.run_owner.at[:3].set(jnp.array([0, 0, 2], jnp.int32)))
     kept = [owner for owner in (0, 0, 2) if owner not in freed]
     assert [int(owner) for owner in lines.free_runs(after).run_owner[:3] if owner >= 0] == kept

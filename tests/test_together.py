@@ -12,6 +12,7 @@ import racing
 from apr_jax import record
 from apr_jax.decode import Sizes, Stop, schedule
 from apr_jax.decode import book as books
+from apr_jax.decode.threads import FINISHED
 from apr_jax.protocols import SpawnJoin
 from apr_jax.train.packing import pack
 from test_engine import HOLD, SIZES
@@ -98,7 +99,7 @@ def test_a_group_runs_alone_and_the_oldest_first():
     group = jnp.array([-1, 7, 7, 8, 8, -1])
     book = book.replace(threads=book.threads.where(number > 0, status=books.READY, left=1, group=group, scope=group))
     for ended, ready in (((), [1, 2]), ((1,), [2]), ((1, 2), [3, 4]), ((1, 2, 3, 4), [5])):
-        now = book.replace(threads=book.threads.where(jnp.isin(number, jnp.array(ended, int)), status=books.FINISHED))
+        now = book.replace(threads=book.threads.where(jnp.isin(number, jnp.array(ended, int)), status=FINISHED))
         one = jax.tree.map(lambda field: field[None], now)
         assert np.flatnonzero(schedule.runnable(one, groups=True, together=True)[0]).tolist() == ready
     assert not schedule.crowded(one.threads, 2)

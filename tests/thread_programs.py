@@ -30,10 +30,27 @@ class Action(enum.IntEnum):
     KILL = 5  # its youngest sibling that has not ended is killed, when that is decided
     TURN = 6  # go on as a new thread, which is fed a quotation and a footer
     CUT = 7  # split the thread in the middle and go on as a third, which is fed a footer; live threads just go on
+    WAIT = 8  # wait for some of the outstanding children, join them; with nobody outstanding it is fed a footer at once
 
 
 # What a thread is not fed anything after.
 GOES_ON = (Action.GO_ON, Action.OPEN, Action.KILL, Action.CUT)
+
+
+class Beside(enum.IntEnum):
+    """Which children of a fork the parent does not wait for."""
+
+    NOBODY = 0
+    YOUNGER = 1  # all but the eldest
+    ALL = 2  # the parent goes on; if it has no unfed token then, it is fed a footer
+
+
+class Which(enum.IntEnum):
+    """Which of its outstanding lines a thread waits for, killed ones counted like any."""
+
+    ALL = 0
+    ELDEST = 1
+    YOUNGEST = 2
 
 
 class Context(enum.IntEnum):
@@ -67,10 +84,19 @@ class Instruction:
         header: and goes on with that many of the template table.
         join: see there.
         message: last tokens of a child that a MESSAGE quotes.
-        race: the children are a group, in which they may KILL each other.
-        first: the first of them to end is the only one.
+        race: the children are a race, in which they may KILL each other.
+        enough: of a race, so many ends decide it; 0: ends do not, but for `bound`.
+        bound: of a race, it is decided too when those who have ended have generated so many tokens together; 0: any number.
+        rest: when ends have decided a race the others run on, and the parent does not wait for them; otherwise they are killed.
         shared: tokens that they and all below them may sample together; 0: any number.
         keeps: a TURN sees the old thread; a CUT sees the former half of it, otherwise the latter.
+        beside: which children the parent does not wait for.
+        which: of a WAIT, whom it waits for. Joined as `join` and `message` say, but for those that were to be seen from their fork
+            on: they are stitched.
+        hand: the children are handed the unfed token, if there is one, of the thread that they go on from, before their header.
+        holds: the children's lines are held when they are joined, so that later children may go on from them.
+        source: of a SHARED fork: 0, or its children go on from the held line number `source` - 1 of those (counted round) that
+            this line has joined and that were not killed; from the parent if there is none.
     """
 
     say: int
@@ -83,14 +109,21 @@ class Instruction:
     join: Join = Join.MESSAGE
     message: int = 0
     race: bool = False
-    first: bool = False
+    enough: int = 0
+    bound: int = 0
+    rest: bool = False
     shared: int = 0
     keeps: bool = True
+    beside: Beside = Beside.NOBODY
+    which: Which = Which.ALL
+    hand: bool = False
+    holds: bool = False
+    source: int = 0
 
     def sound(self) -> bool:
         """Whether the rules of threads allow it, whatever stands around it."""
         copies = self.context == Context.ISOLATED or (
-            self.quote > 0 and self.say > 0 and self.join in (Join.MESSAGE, Join.DROP)
+            (self.quote > 0 or self.hand) and self.say > 0 and self.join in (Join.MESSAGE, Join.DROP)
         )
         leaves = all(child.action not in (Action.OPEN, Action.FORK) for body in self.children for child in body)
         kills = self.action == Action.FORK and any(
@@ -98,10 +131,12 @@ class Instruction:
         )
         return (
             self.quote + self.header > 0
-            and (self.say > 0 or self.action in (Action.FORK, Action.END, Action.FAIL))
+            and (self.say > 0 or self.action in (Action.FORK, Action.WAIT, Action.END, Action.FAIL))
             and (self.flush or copies)
             and (self.context != Context.LIVE or leaves)
-            and (self.race or not (self.first or self.shared or kills))
+            and (self.race or not (self.enough or self.bound or self.rest or self.shared or kills))
+            and (self.source == 0 or self.context == Context.SHARED)
+            and (not self.rest or bool(self.enough or self.bound))
         )
 
 
@@ -116,9 +151,16 @@ OPERANDS = (
     "join",
     "message",
     "race",
-    "first",
+    "enough",
+    "bound",
+    "rest",
     "shared",
     "keeps",
+    "beside",
+    "which",
+    "hand",
+    "holds",
+    "source",
 )
 WIDTH = len(OPERANDS) + MOST_CHILDREN
 NUMBERS = MEMORY * WIDTH
@@ -132,7 +174,8 @@ def sound(body: Body) -> bool:
     for before, now in zip((None, *body), body, strict=False):
         if now.action in (Action.OPEN, Action.FORK):
             opened += now.children
-        if before and before.action in GOES_ON and not now.say:
+        goes_on = before and (before.action in GOES_ON or before.action == Action.FORK and before.beside == Beside.ALL)
+        if goes_on and not now.say:
             return False  # it would act twice at one token
         if opened and now.action in (Action.TURN, Action.CUT):
             return False  # children are opened and started by one thread
@@ -184,55 +227,84 @@ def encode(body: Body) -> list[int]:
     return numbers + [0] * (NUMBERS - len(numbers))
 
 
-def draw(rng: random.Random, live: bool = True, races: bool = False, depth: int = 3) -> Body:
-    """A random program that can be run: nested up to `depth`, with live forks if `live`, with KILL, TURN, CUT if `races`."""
+@dataclasses.dataclass(frozen=True)
+class Kinds:
+    """What random programs may do: fork live children; KILL, TURN and CUT; fork beside, WAIT, hold and hand on."""
+
+    live: bool = True
+    races: bool = False
+    beside: bool = False
+
+
+def draw(rng: random.Random, kinds: Kinds = Kinds(), depth: int = 3) -> Body:  # noqa: B008 - frozen
+    """A random program that can be run, nested up to `depth`."""
     while True:
-        body = _body(rng, live, races, depth, rng.choice((1, 2, 2, 3, 4)))
+        body = _body(rng, kinds, depth, rng.choice((1, 2, 2, 3, 4)))
         if sound(body) and fits(body):
             return body
 
 
-def _body(rng: random.Random, live: bool, races: bool, depth: int, length: int) -> Body:
+def _body(rng: random.Random, kinds: Kinds, depth: int, length: int) -> Body:
     body: list[Instruction] = []
     for _ in range(length):
-        now = _instruction(rng, live, races, depth)
+        now = _instruction(rng, kinds, depth)
         while not now.sound():
-            now = _instruction(rng, live, races, depth)
+            now = _instruction(rng, kinds, depth)
         body.append(now)
     body.append(Instruction(rng.choice((0, 1, 1, 2, 4)), rng.choice((Action.END, Action.END, Action.END, Action.FAIL))))
     for place, before in enumerate(body[:-1]):
-        if before.action in GOES_ON and not body[place + 1].say:
+        goes_on = before.action in GOES_ON or before.action == Action.FORK and before.beside == Beside.ALL
+        if goes_on and not body[place + 1].say:
             body[place + 1] = dataclasses.replace(body[place + 1], say=1)
     return tuple(body)
 
 
-def _instruction(rng: random.Random, live: bool, races: bool, depth: int) -> Instruction:
-    action = rng.choice((Action.GO_ON, Action.OPEN, *(Action.FORK,) * 5)) if depth else Action.GO_ON
+def _instruction(rng: random.Random, kinds: Kinds, depth: int) -> Instruction:
+    waits = (Action.WAIT,) * 2 if kinds.beside else ()
+    action = rng.choice((Action.GO_ON, Action.OPEN, *waits, *(Action.FORK,) * 5)) if depth else Action.GO_ON
     if action == Action.GO_ON:
         say = rng.choice((1, 2, 5))
-        if not races:
+        if not kinds.races:
             return Instruction(say)
         action = rng.choice((Action.GO_ON, Action.KILL, Action.TURN, Action.CUT))
         return Instruction(say, action, quote=rng.choice((0, 1, 5)), keeps=rng.random() < 0.7)
-    context = rng.choice((*Context,) if live else (Context.ISOLATED, Context.SHARED))
+    join, message = rng.choice((*Join,)), rng.choice((0, 1, 3, 12))
+    if action == Action.WAIT:
+        return Instruction(rng.choice((0, 1, 2)), action, join=join, message=message, which=rng.choice((*Which,)))
+    context = rng.choice((*Context,) if kinds.live else (Context.ISOLATED, Context.SHARED))
     inside = 0 if context == Context.LIVE else depth - 1
-    kinds = [_body(rng, live, races, inside, rng.choice((0, 1, 1, 2, 3))) for _ in range(rng.choice((1, 1, 2)))]
+    bodies = [_body(rng, kinds, inside, rng.choice((0, 1, 1, 2, 3))) for _ in range(rng.choice((1, 1, 2)))]
     count = rng.choice((0, 1, 2, 2, 3, MOST_CHILDREN)) if action == Action.FORK else 1
-    race = races and action == Action.FORK and rng.random() < 0.7
-    return Instruction(
+    now = Instruction(
         say=rng.choice((0, 0, 1, 1, 2)),
         action=action,
-        children=tuple(rng.choice(kinds) for _ in range(count)),
+        children=tuple(rng.choice(bodies) for _ in range(count)),
         context=context,
         flush=rng.random() < 0.6,
         quote=rng.choice((0, 0, 1, 2, 5)),
         header=rng.choice((0, 1, 1, 2, 9, 15)),
-        join=rng.choice((*Join,)),
-        message=rng.choice((0, 1, 3, 12)),
-        race=race,
-        first=race and rng.random() < 0.4,
-        shared=rng.choice((0, 0, 4, 9)) if race else 0,
+        join=join,
+        message=message,
     )
+    if kinds.races and action == Action.FORK and rng.random() < 0.7:
+        now = dataclasses.replace(now, race=True, **_race(rng, kinds.beside))
+    if kinds.beside and action == Action.FORK:
+        now = dataclasses.replace(
+            now,
+            beside=rng.choice((*Beside,)),
+            hand=rng.random() < 0.4,
+            holds=rng.random() < 0.4,
+            source=rng.choice((0, 0, 1, 2)) if context == Context.SHARED else 0,
+        )
+    return now
+
+
+def _race(rng: random.Random, beside: bool) -> dict[str, int]:
+    """What decides a race."""
+    enough = rng.choice((0, 0, 0, 1, 1, 2 if beside else 1))
+    bound = rng.choice((0, 0, 5, 12)) if beside else 0
+    rest = beside and bool(enough or bound) and rng.random() < 0.5
+    return dict(enough=enough, bound=bound, rest=rest, shared=rng.choice((0, 0, 4, 9)))
 
 
 def smaller(body: Body) -> Iterator[Body]:
@@ -273,9 +345,16 @@ def size(body: Body) -> int:
         + now.join
         + (not now.flush)
         + now.race
-        + now.first
+        + now.enough
+        + now.bound
+        + now.rest
         + now.shared
         + (not now.keeps)
+        + now.beside
+        + now.which
+        + now.hand
+        + now.holds
+        + now.source
         for now in body
     )
     return 10 * len(body) + sum(numbers) + sum(5 + size(child) for now in body for child in now.children)
@@ -289,7 +368,13 @@ def show(body: Body, indent: str = "") -> str:
         if now.action in (Action.OPEN, Action.FORK):
             facts += [now.context.name, "flush" if now.flush else "no flush", f"quote {now.quote}"]
             facts += [f"header {now.header}", f"join {now.join.name}", f"message {now.message}"]
-            facts += ["race"] * now.race + ["first"] * now.first + [f"shared {now.shared}"] * (now.shared > 0)
+            facts += ["race"] * now.race + ["the rest runs on"] * now.rest + ["hand"] * now.hand + ["holds"] * now.holds
+            facts += [
+                f"{name} {getattr(now, name)}" for name in ("enough", "bound", "shared", "source") if getattr(now, name)
+            ]
+            facts += [f"beside {now.beside.name}"] * (now.beside > 0)
+        if now.action == Action.WAIT:
+            facts += [f"for {now.which.name}", f"join {now.join.name}", f"message {now.message}"]
         if now.action in (Action.TURN, Action.CUT):
             facts += [f"quote {now.quote}", "keeps" if now.keeps else "forgets"]
         lines.append(indent + ", ".join(facts))

@@ -36,6 +36,7 @@ def transcript(books: states.Kept, logs: states.LogArrays, place: tuple[int, int
             renamed.get(int(book.threads.line.parent[i]), -1),
             _stop(book, i),
             int(book.threads.line.segment[i]),
+            renamed.get(int(book.threads.line.follows[i]), -1),
         )
         for i in order
     )

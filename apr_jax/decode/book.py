@@ -6,23 +6,16 @@ for *one* problem and vmapped by the loop. Axes: M threads, Z pieces of messages
 
 import dataclasses
 from typing import Any
+from typing import Protocol as Interface
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from apr_jax.decode import threads as tables
+from apr_jax.decode.needs import Needs
 from apr_jax.decode.sizes import Sizes
-from apr_jax.decode.threads import (
-    DECIDING,
-    FINISHED,
-    NOBODY,
-    OPENED,
-    READY,
-    WAITING,
-    Threads,
-    pytree,
-)  # fmt: skip
+from apr_jax.decode.threads import DECIDING, EMPTY, NOBODY, OPENED, READY, WAITING, Threads, pytree
 from apr_jax.record import Stop
 
 # Where the tokens of a message piece stand.
@@ -35,6 +28,43 @@ RANDOM = "threefry2x32"
 def cast(new: Any, old: Any) -> Any:
     """The tree `new` in the dtypes of the tree `old`."""
     return jax.tree.map(lambda a, b: jnp.asarray(a).astype(b.dtype), new, old)
+
+
+class Owner(Interface):
+    """What a book asks of its protocol, see `apr_jax.decode.protocol.Protocol`."""
+
+    needs: Needs
+
+    def own_state(self) -> Any:
+        """The state of its own of a thread that nobody forked."""
+
+    def shared_state(self) -> Any:
+        """The state of a new problem."""
+
+    def bulk_state(self) -> Any:
+        """What is kept of every line outside the book."""
+
+    def fresh(self, shared: Any, parent: Any) -> Any:
+        """The state that a child has of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Nobodys:
+    """In place of a protocol, for books without one: all is allowed, nothing is kept."""
+
+    needs: Needs = Needs(beside=True, live=True, races=True, splits=True)
+
+    def own_state(self) -> Any:
+        return ()
+
+    def shared_state(self) -> Any:
+        return ()
+
+    def bulk_state(self) -> Any:
+        return ()
+
+    def fresh(self, shared: Any, parent: Any) -> Any:
+        return parent
 
 
 @pytree
@@ -82,10 +112,12 @@ class Book:
         prompt, prompt_length: the prompt.
         problem, sample: the caller's numbers.
         request: how the problem is to be sampled.
+        parts: Int [n, 2]; start and length of the parts of the prompt that the protocol names.
         arguments: what the protocol is told of the problem.
         shared: the state that the protocol keeps of the problem, a tree of arrays.
         key: UInt32 [2], the key of the problem.
         active: a problem is here; stop: why it ended, Stop.RUNNING before that.
+        protocol: whose book it is; static.
     """
 
     threads: Threads
@@ -102,15 +134,21 @@ class Book:
     problem: Int[Array, ""]
     sample: Int[Array, ""]
     request: Request
+    parts: Int[Array, "n 2"]
     arguments: Int[Array, "n"]
     shared: Any
     key: UInt32[Array, "2"]
     active: Bool[Array, ""]
     stop: Int[Array, ""]
+    protocol: Owner = dataclasses.field(default=Nobodys(), metadata={"static": True})
 
     def replace(self, **values: Any) -> "Book":
         """A copy with other values, in the dtypes of the old ones: a loop's carry must not widen under `jax_enable_x64`."""
         return dataclasses.replace(self, **{name: cast(new, getattr(self, name)) for name, new in values.items()})
+
+    def mask(self, who: Bool[Array, "M"] | Int[Array, ""]) -> Bool[Array, "M"]:
+        """Threads as a mask, from a mask or the number of one."""
+        return who if who.dtype == bool else numbers(self) == who
 
     def update(self, who: Bool[Array, "M"] | Int[Array, ""], **columns: Any) -> "Book":
         """A copy in which columns of the thread table have new values.
@@ -119,8 +157,7 @@ class Book:
             who: a mask of threads, or the number of one.
             columns: by name, of whatever part of the table; broadcast over the threads.
         """
-        mask = who if who.dtype == bool else numbers(self) == who
-        return self.replace(threads=self.threads.where(mask, **columns))
+        return self.replace(threads=self.threads.where(self.mask(who), **columns))
 
     def update_own(self, mask: Bool[Array, "M"], **values: Any) -> "Book":
         """A copy in which the named fields of the protocol's own state have new values for the masked threads."""
@@ -137,20 +174,15 @@ class Book:
         return self.replace(stop=jnp.where(condition & (self.stop == Stop.RUNNING), int(stop), self.stop))
 
 
-def empty(sizes: Sizes, own: Any = (), shared: Any = (), arguments: int = 0) -> Book:
-    """A book without a problem.
-
-    Args:
-        own, shared: the protocol's state of a new thread and of a new problem.
-        arguments: numbers that a problem gives to the protocol.
-    """
-    m = sizes.threads
+def empty(sizes: Sizes, protocol: Owner = Nobodys()) -> Book:  # noqa: B008 - frozen
+    """A book of the protocol without a problem."""
+    m, needs = sizes.threads, protocol.needs
 
     def ints(shape, value=0):
         return jnp.full(shape, value, jnp.int32)
 
     return Book(
-        threads=tables.empty(m, own),
+        threads=tables.empty(m, protocol.own_state(), len(needs.signals)),
         sees=jnp.zeros((m, sizes.words), jnp.uint32),
         used=ints(()),
         pieces=Pieces(*(ints(sizes.pieces) for _ in range(5))),
@@ -164,11 +196,13 @@ def empty(sizes: Sizes, own: Any = (), shared: Any = (), arguments: int = 0) -> 
         problem=ints(()),
         sample=ints(()),
         request=Request(jnp.zeros((), jnp.float32), ints(()), jnp.ones((), jnp.float32), ints(()), ints(())),
-        arguments=ints(arguments),
-        shared=jax.tree.map(jnp.asarray, shared),
+        parts=ints((len(needs.parts), 2)),
+        arguments=ints(needs.arguments),
+        shared=jax.tree.map(jnp.asarray, protocol.shared_state()),
         key=jnp.zeros(2, jnp.uint32),
         active=jnp.zeros((), bool),
         stop=ints((), int(Stop.RUNNING)),
+        protocol=protocol,
     )
 
 
@@ -201,7 +235,7 @@ def open_root(book: Book, samples: bool) -> Book:
 
 
 def open_child(book: Book, parent: Int[Array, ""]) -> Book:
-    """Open a child of `parent`; it stays OPENED, and sees itself alone, until `commit`. A full thread table ends the problem."""
+    """Open a child of `parent`; it stays OPENED, and sees itself alone, until a fork. A full thread table ends the problem."""
     full = book.used >= book.threads.status.shape[0]
     new = (numbers(book) == book.used) & ~full
     mother = book.thread(parent)
@@ -214,6 +248,7 @@ def open_child(book: Book, parent: Int[Array, ""]) -> Book:
         samples=True,
         parent=parent,
         ordinal=mother.line.opened,
+        first=book.used,
         nesting=mother.line.nesting + 1,
         key=key,
         draw_key=fold(key, jnp.int32(0)),
@@ -221,6 +256,7 @@ def open_child(book: Book, parent: Int[Array, ""]) -> Book:
         top_k=drawing.top_k,
         top_p=drawing.top_p,
         budget=jnp.where(limit > 0, limit, book.request.max_tokens),
+        own=book.protocol.fresh(book.shared, mother.own),
     )
     threads = threads.where(numbers(book) == parent, opened=mother.line.opened + 1)
     sees = jnp.where(new[:, None], one_bit(book.used, book.sees.shape[1]), book.sees)
@@ -229,56 +265,65 @@ def open_child(book: Book, parent: Int[Array, ""]) -> Book:
     )
 
 
-def family(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
-    """All threads that the fork, which `parent` has open or waits for, ever had."""
-    threads = book.threads
-    born = (threads.line.parent == parent) & (threads.stop != Stop.SPLIT) & (numbers(book) < book.used)
-    return born & (threads.line.ordinal >= threads.wait.fork[parent])
-
-
-def children(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
-    """One thread for each line of the fork that `parent` has open or waits for, its last; none for a line that was killed."""
-    stop = book.threads.stop
-    return family(book, parent) & (stop != Stop.KILLED) & (stop != Stop.CONTINUED)
-
-
 def opened(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
     """The children that `parent` has opened and not started."""
-    return children(book, parent) & (book.threads.status == OPENED)
+    return (book.threads.line.parent == parent) & (book.threads.status == OPENED)
 
 
-def commit(book: Book, parent: Int[Array, ""], shares: bool, live: bool = False) -> Book:
-    """Start the opened children of `parent` and let it wait for them; they are later than the row that sampled the fork.
-
-    Args:
-        shares: a child sees what the parent sees, and the parent; its positions go on from the parent's. Otherwise it sees
-            itself alone and counts positions from 0.
-        live: the children see each other.
-    """
-    mother = book.thread(parent)
-    born = opened(book, parent)
-    threads = book.threads.where(
-        born,
-        status=READY,
-        clock=mother.cursor.clock,
-        critical_path=mother.cursor.critical_path,
-        scope=mother.bond.scope,
-    )
-    threads = threads.where(numbers(book) == parent, status=WAITING, pending=jnp.sum(born))
-    row = book.sees
-    if shares:
-        threads = threads.where(born, position=mother.cursor.position)
-        row = row | book.sees[parent][None]
-    if live:
-        threads = threads.where(born, group=parent, scope=outermost(book, parent))
-        row = row | union(row, born)
-    return book.replace(threads=threads, sees=jnp.where(born[:, None], row, book.sees))
+def is_outstanding(book: Book) -> Bool[Array, "M"]:
+    """All threads of lines that were started and not joined, running, ended or killed."""
+    threads = book.threads
+    started = (threads.status != EMPTY) & (threads.status != OPENED)
+    gone = (threads.stop == Stop.SPLIT) | (threads.stop == Stop.DROPPED)
+    return started & ~gone & ~threads.bond.joined & (threads.line.parent != NOBODY)
 
 
-def outermost(book: Book, parent: Int[Array, ""]) -> Int[Array, ""]:
-    """The scope of a group of children of `parent`."""
-    scope = book.threads.bond.scope[parent]
-    return jnp.where(scope == NOBODY, parent, scope)
+def outstanding(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
+    """All threads of the lines that `parent` has started and not joined, running, ended or killed."""
+    return is_outstanding(book) & (book.threads.line.parent == parent)
+
+
+def last_of_lines(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:
+    """Of the chosen threads one for each line, its last; none for a line that was killed."""
+    stop = book.threads.stop
+    return chosen & (stop != Stop.KILLED) & (stop != Stop.CONTINUED)
+
+
+def lines_of(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:
+    """All threads of the lines that the chosen threads belong to."""
+    first, count = book.threads.line.first, chosen.shape[0]
+    named = jnp.zeros_like(chosen).at[jnp.where(chosen, first, count)].set(True, mode="drop")
+    return named[first] & (numbers(book) < book.used)
+
+
+def awaited(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
+    """One thread for each line that `parent` waits for, or joins just now: its last; none for a line that was killed."""
+    return last_of_lines(book, (book.threads.line.parent == parent) & book.threads.bond.awaited)
+
+
+def unfinished(book: Book) -> Bool[Array, "M"]:
+    """Threads that were started and have not ended."""
+    status = book.threads.status
+    return (status == READY) | (status == WAITING) | (status == DECIDING)
+
+
+def eldest(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:
+    """Of the chosen children of one parent the one that was opened first."""
+    ordinal = book.threads.line.ordinal
+    return chosen & (ordinal == jnp.min(jnp.where(chosen, ordinal, jnp.iinfo(jnp.int32).max)))
+
+
+def by_parent(book: Book, values: Int[Array, "M"]) -> Int[Array, "M"]:
+    """For every thread the sum of its children's values."""
+    parent, count = book.threads.line.parent, values.shape[0]
+    return jnp.zeros(count, values.dtype).at[jnp.where(parent == NOBODY, count, parent)].add(values, mode="drop")
+
+
+def mates(book: Book, thread: Int[Array, ""]) -> Bool[Array, "M"]:
+    """The threads of all other lines that `thread` is live with."""
+    threads = book.threads
+    same = (threads.pace.group == threads.pace.group[thread]) & (threads.pace.group != NOBODY)
+    return same & (threads.line.ordinal != threads.line.ordinal[thread])
 
 
 def union(rows: UInt32[Array, "M words"], chosen: Bool[Array, "M"]) -> UInt32[Array, "words"]:
@@ -291,41 +336,20 @@ def has(row: UInt32[Array, "... words"], number: Int[Array, "..."]) -> Bool[Arra
     return ((row[..., number // 32] >> (number % 32).astype(jnp.uint32)) & 1).astype(bool)
 
 
-def bits(book: Book, chosen: Bool[Array, "M"]) -> UInt32[Array, "words"]:
+def bits(chosen: Bool[Array, "M"], words: int) -> UInt32[Array, "words"]:
     """The row of the visibility matrix in which just the chosen threads are set."""
-    words = book.sees.shape[1]
-    return union(jax.vmap(lambda number: one_bit(number, words))(numbers(book)), chosen)
+    padded = jnp.pad(chosen, (0, 32 * words - chosen.shape[0])).reshape(words, 32)
+    return jnp.sum(jnp.where(padded, jnp.uint32(1) << jnp.arange(32, dtype=jnp.uint32), 0), axis=1, dtype=jnp.uint32)
 
 
-def close(book: Book, thread: Int[Array, ""], stop: Int[Array, ""]) -> Book:
-    """End a thread; if the first of its siblings to end is the only one, when that is decided."""
-    threads = book.threads
-    parent = threads.line.parent[thread]
-    contests = (parent != NOBODY) & threads.wait.first_wins[parent]
-    deciding = book.update(thread, status=DECIDING, stop=stop)
-    return choose(contests, deciding, leave(book, thread, stop))
+def stream(book: Book, thread: Int[Array, ""], number: Int[Array, ""]) -> UInt32[Array, "2"]:
+    """A key for the `number`-th random choice that a handler makes for the line of `thread`.
 
-
-def leave(book: Book, thread: Int[Array, ""], stop: Int[Array, ""]) -> Book:
-    """End a thread: at once, or if it is to be stitched when its last token is fed (`lines.drain` finishes it then)."""
-    flush = book.threads.bond.stitched[thread] & book.threads.drawn.unfed[thread]
-    mine = (numbers(book) == thread) & flush
-    flushing = book.update(mine, samples=False, stop=stop, left=0)
-    return choose(flush, flushing, finish(book, thread, stop))
+    It is none of the keys of the line's draws and children, and the same whatever the schedule.
+    """
+    return fold(fold(book.threads.line.key[thread], jnp.int32(-1)), number)
 
 
 def choose(condition: Bool[Array, ""], yes: Book, no: Book) -> Book:
     """`yes` where the condition holds, else `no`."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
-
-
-def finish(book: Book, thread: Int[Array, ""], stop: Int[Array, ""]) -> Book:
-    """End a thread, drop the children it opened but never started, and tell its parent. The root's end is the problem's."""
-    threads = book.threads.where(opened(book, thread), status=FINISHED, stop=int(Stop.DROPPED), released=True)
-    threads = threads.where(
-        numbers(book) == thread, status=FINISHED, stop=stop, released=~threads.bond.stitched, unfed=False, left=0
-    )
-    parent = threads.line.parent[thread]
-    threads = threads.where(numbers(book) == parent, pending=threads.wait.pending[parent] - 1)
-    is_root = parent == NOBODY
-    return book.replace(threads=threads, stop=jnp.where(is_root & (book.stop == Stop.RUNNING), stop, book.stop))

@@ -94,7 +94,7 @@ class Engine:
 
     def load(self, state: State, problems: Sequence[Problem]) -> State:
         """Put problems into the queue, which must be spent; at most Q per shard are taken, dealt over the shards."""
-        queue = states.Queue.of(problems, self.sizes, self.shards, self.program.protocol.needs.arguments)
+        queue = states.Queue.of(problems, self.sizes, self.shards, self.program.protocol.needs)
         return dataclasses.replace(state, queue=jax.tree.map(self._put, queue))
 
     def _put(self, array: np.ndarray) -> jax.Array:
@@ -147,7 +147,7 @@ class Engine:
             RuntimeError: nothing can run, but problems have not ended: the protocol lost a thread.
         """
         for problem in problems:
-            check(problem, self.model.config.vocabulary, self.sizes, self.program.protocol.needs.arguments)
+            check(problem, self.model.config.vocabulary, self.sizes, self.program.protocol.needs)
         state, start = self.create(seed), time.monotonic()
         batch, stops = self.sizes.queue * self.shards, collections.Counter()
         for first in range(0, len(problems), batch):

@@ -11,14 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, UInt32
 
 from apr_jax.decode import book as books
-from apr_jax.decode.book import DECIDING, FINISHED, NOBODY, OPENED, READY, WAITING, Book, Threads
+from apr_jax.decode import ends
+from apr_jax.decode.book import Book
+from apr_jax.decode.threads import FINISHED, NOBODY, OPENED, READY, WAITING, Threads
 from apr_jax.record import Stop
-
-
-def unfinished(book: Book) -> Bool[Array, "M"]:
-    """Threads that were started and have not ended."""
-    status = book.threads.status
-    return (status == READY) | (status == WAITING) | (status == DECIDING)
 
 
 def joined_row(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> UInt32[Array, "words"]:
@@ -26,55 +22,89 @@ def joined_row(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> 
 
     What a line forgot stays forgotten, though a live sibling has seen it.
     """
-    threads = book.threads
-    live = books.family(book, parent) & (threads.bond.group == parent)
-    sees = books.has(book.sees, books.numbers(book))  # [child, thread]
-    same = threads.line.ordinal[:, None] == threads.line.ordinal[None, :]
-    kept = jnp.any(chosen[:, None] & same & sees, axis=0)
-    return book.sees[parent] | (books.union(book.sees, chosen) & ~books.bits(book, live & ~kept))
+    row, words = book.sees[parent] | books.union(book.sees, chosen), book.sees.shape[1]
+    if not book.protocol.needs.live:
+        return row
+    threads, number, count = book.threads, books.numbers(book), chosen.shape[0]
+    group = threads.pace.group
+    groups = jnp.zeros(count, bool).at[jnp.where(chosen & (group != NOBODY), group, count)].set(True, mode="drop")
+    live = (group != NOBODY) & groups[jnp.maximum(group, 0)]
+    # The chosen thread of each one's line, if there is one, and whether that sees it.
+    place = jnp.where(chosen, threads.line.ordinal, count)
+    line = jnp.full(count, NOBODY).at[place].set(number, mode="drop")[threads.line.ordinal]
+    line = jnp.where(threads.line.parent == parent, line, NOBODY)
+    sees = ((book.sees[line, number // 32] >> (number % 32).astype(jnp.uint32)) & 1).astype(bool)
+    forgotten = books.bits(live & ~((line != NOBODY) & sees), words)
+    return book.sees[parent] | (books.union(book.sees, chosen) & ~forgotten)
 
 
 def stitch(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> Book:
-    """Let `parent` see the chosen children's lines; its positions go on from the furthest.
-
-    It must not have written since they began: else it goes on as a new thread that sees their `joined_row`.
-    """
+    """Let `parent`, which has waited for them, see the chosen children's lines; its positions go on from the furthest."""
     mine = books.numbers(book) == parent
     furthest = jnp.max(jnp.where(chosen | mine, book.threads.cursor.position, 0))
     sees = jnp.where(mine[:, None], joined_row(book, parent, chosen), book.sees)
     return book.update(mine, position=furthest).replace(sees=sees)
 
 
-def drain(book: Book, thread: Int[Array, ""], drained: Callable) -> Book:
-    """A thread that does not sample has fed all it had: it ends if it was closed, else the protocol says what is next."""
-    stop = book.threads.stop[thread]
-    return books.choose(stop != Stop.RUNNING, books.finish(book, thread, stop), drained(book, thread))
+def join(book: Book, parent: Int[Array, ""], joined: Callable) -> Book:
+    """Let `parent`, which waits for nobody any more, go on, later than all that it waited for wrote.
+
+    Where it may not write any more, it goes on as a new thread of its line, before the protocol is asked what that is fed.
+
+    Args:
+        joined: of the protocol. If `parent` forks or ends in it, or goes on as a new thread, that holds.
+    """
+    if book.protocol.needs.beside:
+        book, parent = _renew(book, parent)
+    lines = _waited(book, parent)
+    done = joined(_take(book, parent), parent)
+    last = successor(done, parent)
+    done = done.update(lines, awaited=False)
+    again = jnp.any(_waited(done, last))
+    wakes = (books.numbers(done) == last) & (done.threads.status == WAITING) & ~again
+    return done.update(wakes, status=READY)
 
 
-def resume(book: Book, parent: Int[Array, ""]) -> Book:
-    """Let `parent` run again, later than everything its children wrote, and close the fork; nothing if it is finished.
+def end(book: Book, thread: Int[Array, ""]) -> Book:
+    """End a thread that was closed and has waited for all outstanding children, of whom nobody goes on."""
+    lines = _waited(book, thread)
+    book = _take(book, thread).update(lines, awaited=False)
+    # One clock later: a decision below at the last clock waited for comes first.
+    book = book.update(thread, clock=book.threads.cursor.clock + 1)
+    return ends.conclude(ends.release(book, lines), thread, book.threads.stop[thread])
 
-    If `parent` went on as a new thread at this join, that one runs.
+
+def _waited(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
+    """All threads of the lines that `parent` waits for, killed ones too."""
+    return books.outstanding(book, parent) & book.threads.bond.awaited
+
+
+def _take(book: Book, parent: Int[Array, ""]) -> Book:
+    """Make `parent` later than all that it waited for; lines that a decision ended tell what that waited for."""
+    lines, cursor = _waited(book, parent), book.threads.cursor
+    waited = lines & (book.threads.stop != Stop.CONTINUED)
+    latest = jnp.max(jnp.where(waited, cursor.clock, 0))
+    longest = jnp.max(jnp.where(waited, cursor.critical_path, 0))
+    return book.update(lines, joined=True).update(
+        parent, clock=jnp.maximum(cursor.clock, latest), critical_path=jnp.maximum(cursor.critical_path, longest)
+    )
+
+
+def _renew(book: Book, parent: Int[Array, ""]) -> tuple[Book, Int[Array, ""]]:
+    """The book in which `parent` may write, and as which thread.
+
+    What an outstanding child sees may not grow; and what was written beside a child, or after the line that it goes on from,
+    cannot have seen it.
     """
     threads = book.threads
-    waited = books.children(book, parent) & (threads.stop != Stop.DROPPED)
-    last = heir(book, parent)
-    is_last = (books.numbers(book) == last) & (threads.status != FINISHED)
-    return book.replace(
-        threads=threads.where(waited, released=True)
-        .where(books.family(book, parent), group=NOBODY)  # its next live children are another group
-        .where(
-            is_last,
-            status=jnp.where(threads.status == WAITING, READY, threads.status),  # its end may await a decision already
-            fork=threads.line.opened[last],
-            first_wins=False,
-            shared_budget=0,
-            clock=jnp.maximum(threads.cursor.clock[last], jnp.max(jnp.where(waited, threads.cursor.clock, 0))),
-            critical_path=jnp.maximum(
-                threads.cursor.critical_path[last], jnp.max(jnp.where(waited, threads.cursor.critical_path, 0))
-            ),
-        )
-    )
+    sees = books.has(book.sees, parent)
+    looked_at = books.outstanding(book, parent) & ~threads.bond.awaited & sees
+    older = threads.bond.beside | (threads.line.follows != NOBODY)
+    late = books.awaited(book, parent) & older & threads.bond.held
+    renews = jnp.any(looked_at | late) & (book.used < sees.shape[0])
+    new = go_on(book, parent, book.sees[parent], threads.cursor.position[parent], hand=True)
+    full = jnp.any(looked_at | late) & (book.used >= sees.shape[0])
+    return books.choose(renews, new, book).halt(full, Stop.THREADS_FULL), jnp.where(renews, book.used, parent)
 
 
 def with_descendants(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:
@@ -90,22 +120,18 @@ def with_descendants(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:
 def kill(book: Book, chosen: Bool[Array, "M"]) -> Book:
     """Drop the chosen threads with all their descendants. What none but them sees gives its slots back.
 
-    Their parents no longer wait for them, and will be later than all they wrote; their counts are forgotten. The root's death
-    is the problem's. A thread that still runs may be killed by a decision only (`apr_jax.decode.races`): how far it had come
-    would depend on the schedule otherwise.
+    Who waits for them will be later than all they wrote; their counts are forgotten. The root's death is the problem's. A thread
+    that still runs may be killed by a decision only (`apr_jax.decode.races`): how far it had come would depend on the schedule
+    otherwise.
     """
-    threads, number = book.threads, books.numbers(book)
-    doomed = with_descendants(book, chosen)
-    running = doomed & unfinished(book)
-    by_parent = threads.line.parent[None, :] == number[:, None]  # [parent, child]
-    lost = jnp.sum(by_parent & running[None, :], axis=1)
+    threads = book.threads
+    doomed = with_descendants(book, books.lines_of(book, chosen))
+    running = doomed & books.unfinished(book)
     latest = jnp.max(jnp.where(doomed, threads.cursor.clock, 0))
-    bereft = jnp.any(by_parent & (chosen & running)[None, :], axis=1) & ~doomed
     root = jnp.any(running & (threads.line.parent == NOBODY))
-    threads = threads.where(bereft, clock=jnp.maximum(threads.cursor.clock, latest))
-    threads = threads.where(lost > 0, pending=threads.wait.pending - lost)
+    threads = threads.where(chosen & running, clock=latest, critical_path=0)
     threads = threads.where(doomed & (threads.status == OPENED), status=FINISHED, stop=int(Stop.DROPPED))
-    threads = threads.where(running, status=FINISHED, stop=int(Stop.KILLED), unfed=False, left=0)
+    threads = threads.where(running, status=FINISHED, stop=int(Stop.KILLED), unfed=False, handed=False, left=0)
     return book.replace(threads=threads.where(doomed, released=True)).halt(root, Stop.KILLED)
 
 
@@ -117,7 +143,7 @@ def hand_on(threads: Threads, old: Threads, new: Bool[Array, "M"]) -> Threads:
     put = lambda columns, values: jax.tree.map(
         lambda c, v: jnp.where(new.reshape(-1, *(1,) * v.ndim), v, c), columns, values
     )
-    names = ("status", "samples", "line", "wait", "bond", "sampling", "own")
+    names = ("status", "samples", "line", "bond", "pace", "sampling", "own")
     threads = dataclasses.replace(threads, **{name: put(getattr(threads, name), getattr(old, name)) for name in names})
     at = old.cursor
     return threads.where(
@@ -125,53 +151,49 @@ def hand_on(threads: Threads, old: Threads, new: Bool[Array, "M"]) -> Threads:
     )
 
 
-def proceed(book: Book, thread: Int[Array, ""], row: UInt32[Array, "words"], position: Int[Array, ""]) -> Book:
+def go_on(
+    book: Book, thread: Int[Array, ""], row: UInt32[Array, "words"], position: Int[Array, ""], hand: bool = False
+) -> Book:
     """Let the line of `thread` go on as a new thread of the same line, which waits for its message.
 
-    It has the line's path, draws, budget, count, clock, and place in forks and groups. Its message must hold at least one token;
-    a token of the old thread that was sampled and not fed will not be. A full thread table ends the problem.
+    It has the line's path, draws, budget, count, clock, place in forks and groups, and outstanding children. It must be fed at
+    least one token. A full thread table ends the problem.
 
     Args:
-        thread: a thread that is ready, or waits for children that are all finished (in `joined`).
+        thread: a thread that is ready, or joins.
         row: what the new thread sees beside itself and its live siblings: threads that the old one saw, the old one, lines
             that it has waited for. The old thread's slots are freed when nobody sees them.
         position: of the first token of the new thread.
+        hand: a token of the old thread that was sampled and not fed is the first of the new one; otherwise nobody is fed it.
     """
     number, old = books.numbers(book), book.thread(thread)
     full = book.used >= number.shape[0]
     mine, new = number == thread, (number == book.used) & ~full
     threads = hand_on(book.threads, old, new).where(new, segment=old.line.segment + 1, position=position)
-    # An open fork goes over to the new thread; one that is being joined stays where it was forked.
-    moved = books.children(book, thread) & ((old.wait.pending > 0) | (threads.status == OPENED))
-    moved = books.family(book, thread) & jnp.any(moved)
-    threads = threads.where(moved, parent=book.used)
-    threads = threads.where(moved & (threads.bond.group == thread), group=book.used)
-    threads = threads.where((threads.bond.scope == thread) & jnp.any(moved), scope=book.used)
-    ended = dict(status=FINISHED, stop=int(Stop.CONTINUED), released=True, unfed=False, left=0)
+    if hand:
+        threads = threads.where(new, handed=old.drawn.unfed, token=old.drawn.token)
+    threads = threads.where(books.outstanding(book, thread) | books.opened(book, thread), parent=book.used)
+    ended = dict(status=FINISHED, stop=int(Stop.CONTINUED), released=True, unfed=False, handed=False, left=0)
     threads = threads.where(mine, **ended)
-    live = (
-        (old.bond.group != NOBODY)
-        & (book.threads.bond.group == old.bond.group)
-        & (book.threads.line.ordinal != old.line.ordinal)
-    )
+    live = books.mates(book, thread)
     me = books.one_bit(book.used, book.sees.shape[1])
     # Of live threads those too that have ended, for whom it says nothing: events of one clock must commute.
     sees = jnp.where(live[:, None], book.sees | me, book.sees)
-    sees = jnp.where(new[:, None], row | me | books.bits(book, live), sees)
+    sees = jnp.where(new[:, None], row | me | books.bits(live, me.shape[0]), sees)
     next_book = book.replace(threads=threads, sees=sees, used=book.used + 1)
     return books.choose(full, book, next_book).halt(full, Stop.THREADS_FULL)
 
 
 def splittable(book: Book, thread: Int[Array, ""]) -> Bool[Array, ""]:
-    """Whether `thread` may be split: it is not live, and nobody else who has not ended looks on."""
-    others = unfinished(book) & (books.numbers(book) != thread)
-    return (book.threads.bond.group[thread] == NOBODY) & ~books.has(books.union(book.sees, others), thread)
+    """Whether `thread` may be split: it is not live, and nobody else who has not ended, or may not have, looks on."""
+    others = (books.unfinished(book) & (books.numbers(book) != thread)) | books.outstanding(book, thread)
+    return (book.threads.pace.group[thread] == NOBODY) & ~books.has(books.union(book.sees, others), thread)
 
 
 def split(
     book: Book, thread: Int[Array, ""], start: Int[Array, ""], row: UInt32[Array, "words"], position: Int[Array, ""]
 ) -> Book:
-    """Cut a thread in two and let its line go on as a third, see `proceed`; nothing where it is not `splittable`.
+    """Cut a thread in two and let its line go on as a third, see `go_on`; nothing where it is not `splittable`.
 
     The tokens from entry `start` of its log on become thread number `book.used`, which has ended and sees the rest. Who saw
     the whole sees both. They keep clock, index and place in the log, and the line goes on later than all of them. The loop
@@ -180,7 +202,7 @@ def split(
     Args:
         thread: whose event it is.
         start: at least 1, less than the length of its log.
-        row: what the line sees from now on: of the two parts one, both or none, and what `proceed` allows.
+        row: what the line sees from now on: of the two parts one, both or none, and what `go_on` allows.
         position: of the next token.
     """
     old, number, words = book.thread(thread), books.numbers(book), book.sees.shape[1]
@@ -188,22 +210,20 @@ def split(
     tail, whole = number == book.used, books.has(book.sees, thread) & (number != thread)
     ended = dict(status=FINISHED, stop=int(Stop.SPLIT), released=True, clock=old.cursor.clock)
     threads = cut.threads.where(tail, **ended, split_at=start, length=old.cursor.length - start)
-    # The next fork begins behind the tail, which has taken a number of a child.
-    fork = old.wait.fork + (old.wait.fork == old.line.opened)
-    threads = threads.where(number == thread, length=start, fork=fork)
+    threads = threads.where(number == thread, length=start)
     sees = jnp.where(tail[:, None], book.sees[thread], cut.sees)
     sees = jnp.where((tail | whole)[:, None], sees | books.one_bit(book.used, words), sees)
-    done = proceed(cut.replace(threads=threads, sees=sees), thread, row, position)
+    done = go_on(cut.replace(threads=threads, sees=sees), thread, row, position)
     allowed, room = splittable(book, thread), book.used < number.shape[0]
     return books.choose(allowed & room, done, book).halt(allowed & ~room, Stop.THREADS_FULL)
 
 
-def heir(book: Book, thread: Int[Array, ""]) -> Int[Array, ""]:
-    """The thread as which `thread` went on in this event; itself if it did not."""
-    threads = book.threads
-    same = (threads.line.parent == threads.line.parent[thread]) & (threads.line.ordinal == threads.line.ordinal[thread])
-    later = same & (threads.line.segment == threads.line.segment[thread] + 1) & (books.numbers(book) < book.used)
-    return jnp.where(threads.stop[thread] == Stop.CONTINUED, jnp.argmax(later).astype(jnp.int32), thread)
+def successor(book: Book, thread: Int[Array, ""]) -> Int[Array, ""]:
+    """The last thread of the line of `thread`: itself if it did not go on as another."""
+    line = book.threads.line
+    same = (line.parent == line.parent[thread]) & (line.ordinal == line.ordinal[thread])
+    same &= (books.numbers(book) < book.used) & (book.threads.stop != Stop.SPLIT)
+    return jnp.argmax(jnp.where(same, line.segment, -1)).astype(jnp.int32)
 
 
 def free_runs(book: Book) -> Book:
@@ -213,10 +233,9 @@ def free_runs(book: Book) -> Book:
     """
     threads = book.threads
     visible = books.has(books.union(book.sees, ~threads.bond.released), books.numbers(book))
-    split_off = visible & (threads.stop == Stop.SPLIT)
-    visible = visible | jnp.any(
-        split_off[None, :] & (threads.line.parent[None, :] == books.numbers(book)[:, None]), axis=1
-    )
+    if book.protocol.needs.splits:
+        split_off = visible & (threads.stop == Stop.SPLIT)
+        visible = visible | (books.by_parent(book, split_off.astype(jnp.int32)) > 0)
     dead = threads.bond.released & ~visible
     owner = book.run_owner
-    return book.replace(run_owner=jnp.where((owner >= 0) & dead[owner], books.NOBODY, owner))
+    return book.replace(run_owner=jnp.where((owner >= 0) & dead[owner], NOBODY, owner))

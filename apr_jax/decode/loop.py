@@ -17,18 +17,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from apr_jax import sharding
 from apr_jax.decode import book as books
-from apr_jax.decode import messages, pool, schedule, transitions
+from apr_jax.decode import messages, pool, schedule, signals, transitions
 from apr_jax.decode.book import NOBODY, Book
 from apr_jax.decode.protocol import Drawn, Protocol
 from apr_jax.decode.sampling import sample
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.state import LogArrays, State, leaving, refill, retire, room
 from apr_jax.decode.threads import Cursor, LastDrawn
-from apr_jax.decode.transitions import BUDGET, DRAINED, NOT_FINITE
+from apr_jax.decode.transitions import DRAINED, NOT_FINITE, SPENT
 from apr_jax.model import transformer
 from apr_jax.record import Source, Stop
 
@@ -89,7 +89,7 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, kin
         offset = jnp.arange(chunk, dtype=jnp.int32)[None, :]
         position, clock = threads.cursor.position[:, None] + offset, threads.cursor.clock[:, None] + 1 + offset
         slots = pool.write(state.slots, tiles, places, clock)
-        view = pool.look(placed, slots, tiles, clock, sizes, program.protocol.needs.together > 0)
+        view = pool.look(placed, slots, tiles, clock, sizes)
     attend = pool.attention(view, tiles, places, sizes.block, program.kernel)
     placed_tokens = places.slot < sizes.slots  # the rest are none
     real = jnp.where(placed_tokens, tokens, -1)
@@ -102,13 +102,11 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, kin
         parameters = threads.sampling.temperature, threads.sampling.top_k, threads.sampling.top_p
         token, logprob, behaviour = sharding.by_rows(sample, logits, _uniform(threads), *parameters)
     with jax.named_scope("record"):
-        drawn = Drawn(token, logprob, behaviour)
-        shared = jax.tree.map(lambda field: field[at], state.books.shared)
-        own, token, event = jax.vmap(program.protocol.observe)(shared, threads.own, drawn)
-        log = record(state.log, tiles, places, (tokens, position, clock), threads, token, drawn)
+        drawn = Drawn(token, logprob, behaviour, signals.measure(program.protocol.needs.signals, logits))
         draws = places.drawn < sizes.log
         finite &= ~draws | jnp.isfinite(logprob)
-        seen = Seen(own, token, jnp.where(draws, event, 0), draws, finite)
+        bulk, seen = observe(program, state, tiles, threads, drawn, draws, finite)
+        log = record(state.log, tiles, places, (tokens, position, clock), threads, seen.token, drawn)
         new_threads = advance(program, placed, tiles, places, threads, seen)
     counters = dataclasses.replace(
         state.counters,
@@ -119,7 +117,7 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, kin
         sampled=state.counters.sampled + jnp.sum(draws, dtype=jnp.int32),
     )
     return state.replace(
-        pool=memory, slots=slots, log=log, books=placed.replace(threads=new_threads), counters=counters
+        pool=memory, slots=slots, log=log, books=placed.replace(threads=new_threads), bulk=bulk, counters=counters
     )
 
 
@@ -162,9 +160,11 @@ def record(log: LogArrays, tiles, places, fed, threads, token: Int[Array, "B"], 
     fed = log.fed.at[row, :, places.entry].set(jnp.stack([places.index, position, clock], axis=-1), mode="drop")
     depth = jnp.broadcast_to(threads.cursor.critical_path[:, None], tokens.shape)
     nothing = jnp.full_like(tokens, -1)
-    said = jnp.stack([tokens, jnp.full_like(tokens, Source.FED), nothing, depth, nothing], axis=-1)
-    # The unfed sampled token was recorded when it was sampled.
-    entry = jnp.where(places.message < 0, nowhere, places.entry)
+    leads = places.message < 0
+    source = jnp.where(leads, int(Source.HANDED), int(Source.FED))
+    said = jnp.stack([tokens, source, nothing, depth, nothing], axis=-1)
+    # An unfed sampled token was recorded when it was sampled.
+    entry = jnp.where(leads & threads.drawn.unfed[:, None], nowhere, places.entry)
     last = jnp.take_along_axis(places.entry, jnp.maximum(tiles.count - 1, 0)[:, None], axis=1)[:, 0]
     source = jnp.where(token == drawn.token, int(Source.SAMPLED), int(Source.REWRITTEN))
     new = jnp.stack([token, source, last, threads.cursor.critical_path + 1, drawn.token], axis=-1)
@@ -185,6 +185,7 @@ class Seen:
         event: of the protocol, 0 for none.
         draws: a token was sampled at all.
         finite: neither the tile's hidden states nor its logits hold NaN or infinity.
+        logprob, signals: of the row that a token was, or could have been, sampled from.
     """
 
     own: Any
@@ -192,6 +193,23 @@ class Seen:
     event: Int[Array, "B"]
     draws: Bool[Array, "B"]
     finite: Bool[Array, "B"]
+    logprob: Float[Array, "B"]
+    signals: Float[Array, "B n"]
+
+
+def observe(
+    program: Program, state: State, tiles, threads: books.Threads, drawn: Drawn, draws: Bool[Array, "B"], finite
+) -> tuple[Any, Seen]:
+    """Show the protocol what was drawn; returns the bulk state of all lines, too."""
+    protocol, at = program.protocol, jnp.minimum(tiles.problem, program.sizes.problems - 1)
+    row = jnp.where(draws, tiles.problem, program.sizes.problems)
+    lines_of = jax.tree.map(lambda kept: kept[at, threads.line.first], state.bulk)
+    kept, own = jax.vmap(protocol.watch)(lines_of, threads.own, drawn)
+    put = lambda old, new: old.at[row, threads.line.first].set(new.astype(old.dtype), mode="drop")
+    bulk = jax.tree.map(put, state.bulk, kept)
+    shared = jax.tree.map(lambda field: field[at], state.books.shared)
+    own, token, event = jax.vmap(protocol.observe)(shared, own, drawn)
+    return bulk, Seen(own, token, jnp.where(draws, event, 0), draws, finite, drawn.logprob, drawn.signals)
 
 
 def advance(program: Program, placed: Book, tiles, places, old: books.Threads, seen: Seen) -> books.Threads:
@@ -199,20 +217,21 @@ def advance(program: Program, placed: Book, tiles, places, old: books.Threads, s
     sizes = program.sizes
     good = places.slot[:, 0] < sizes.slots
     row = jnp.where(good, tiles.problem, sizes.problems)
-    unfed = old.drawn.unfed.astype(jnp.int32)
-    said = tiles.count - unfed
+    lead = schedule.leading(old)
+    said = tiles.count - lead
+    appended = tiles.count - old.drawn.unfed.astype(jnp.int32)  # a handed token is new in the log
     token, draws = seen.token, seen.draws
     sampled = draws.astype(jnp.int32)
     generated = old.cursor.generated + sampled
     last = jnp.maximum(tiles.count - 1, 0)[:, None]
     pick = lambda values: jnp.take_along_axis(values, last, axis=1)[:, 0]
-    last_message = jnp.where(said > 0, pick(places.entry), -1)
+    last_message = jnp.where(appended > 0, pick(places.entry), -1)
     entry = jnp.where(draws, places.drawn, last_message)
     threads = placed.threads
     put = lambda column, new: column.at[row, tiles.thread].set(new.astype(column.dtype), mode="drop")
     cursor = Cursor(
         fed=old.cursor.fed + tiles.count,
-        length=old.cursor.length + said + sampled,
+        length=old.cursor.length + appended + sampled,
         position=old.cursor.position + tiles.count,
         clock=old.cursor.clock + tiles.count,
         generated=generated,
@@ -227,6 +246,9 @@ def advance(program: Program, placed: Book, tiles, places, old: books.Threads, s
         token=jnp.where(draws, token, old.drawn.token),
         entry=jnp.where(draws, places.drawn, old.drawn.entry),
         unfed=draws,
+        handed=jnp.zeros_like(draws),
+        logprob=seen.logprob,
+        signals=seen.signals,
     )
     inbox = dataclasses.replace(
         threads.inbox,
@@ -244,8 +266,8 @@ def advance(program: Program, placed: Book, tiles, places, old: books.Threads, s
     )
 
     noted = lambda name: transitions.event(program.protocol, name)
-    event = jnp.where(draws & (seen.event == 0) & (generated >= old.sampling.budget), noted(BUDGET), seen.event)
-    dry = good & ~old.samples & (old.inbox.left + unfed == tiles.count)
+    event = jnp.where(draws & (seen.event == 0) & (generated >= old.sampling.budget), noted(SPENT), seen.event)
+    dry = good & ~old.samples & (schedule.waiting(old) == tiles.count)
     event = jnp.where(dry, noted(DRAINED), event)
     event = jnp.where(good & ~seen.finite, noted(NOT_FINITE), event)
     return dataclasses.replace(threads, event=put(threads.event, event))
@@ -302,7 +324,7 @@ def run_slice(program: Program, params: Any, state: State, steps: Int[Array, ""]
         return (
             runnable(s)
             & (schedule.waiting(s.books.threads) > sizes.feed_threshold)
-            & (s.books.threads.bond.scope == NOBODY)
+            & (s.books.threads.pace.scope == NOBODY)
         )
 
     def feed(s):

@@ -53,7 +53,7 @@ def compose(
 
 
 def read(book: Book, log_tokens, templates, tiles: Tiles, places: Places, sizes: Sizes) -> Int[Array, "B C"]:
-    """The tokens that the tiles feed: the unfed sampled token, or what stands at that place of the waiting message.
+    """The tokens that the tiles feed: an unfed or handed token, or what stands at that place of the waiting message.
 
     Args:
         log_tokens: Int [P, T], the token of every log entry.

@@ -110,34 +110,42 @@ def resign(slots: Slots, log_clock: Int[Array, "P T"], books: Book, sizes: Sizes
 
 
 def visible(
-    words: UInt32[Array, "... words"],
-    thread: Int[Array, "..."],
-    clock: Int[Array, "..."],
+    words: UInt32[Array, "X Y words"],
+    thread: Int[Array, "X Y"],
+    clock: Int[Array, "X Y"],
     slots: Slots,
+    run: int = 1,
     together: bool = False,
-) -> Bool[Array, "... N"]:
+) -> Bool[Array, "X Y N"]:
     """Which slots a row may see: those of threads its thread sees with an earlier clock, its own up to and with itself.
 
+    All that depends on the owner is found once for a run of slots, so that the work for a slot does not grow with the threads.
+
     Args:
-        words: row of the visibility matrix of each row's thread, axes [X, Y, words].
-        thread, clock: of each row, [X, Y].
+        words: row of the visibility matrix of each row's thread.
+        thread, clock: of each row.
         slots: of the row's problem, [X, N].
+        run: slots in a row that have one owner, from the first on; behind them may be slots of one that nobody sees any more.
         together: those with the same clock too. Only a live sibling can have written one, in this step.
     """
-    owner = slots.owner[:, None, :]
-    bits = jnp.zeros((*thread.shape, owner.shape[-1]), jnp.uint32)
-    for word in range(words.shape[-1]):
-        shifted = words[:, :, word, None] >> (owner % 32).astype(jnp.uint32)
-        bits = jnp.where(owner // 32 == word, shifted, bits)
-    own = owner == thread[:, :, None]
-    earlier = slots.clock[:, None, :] < clock[:, :, None] + (own | together).astype(clock.dtype)
-    return (bits & 1).astype(bool) & (owner != NOBODY) & earlier
+    owner = slots.owner.reshape(slots.owner.shape[0], 1, -1, run)  # [X, 1, runs, run]
+    first = jnp.maximum(owner[..., 0], 0)  # [X, 1, runs]
+    word = words
+    if words.shape[-1] > 1:
+        place = jnp.broadcast_to(first // 32, (*thread.shape, first.shape[-1]))
+        word = jnp.take_along_axis(words, place, axis=2)
+    sees = ((word >> (first % 32).astype(jnp.uint32)) & 1).astype(bool)  # [X, Y, runs]
+    own = first == thread[:, :, None]
+    limit = clock[:, :, None] + (own | together).astype(clock.dtype)
+    written = (owner == owner[..., :1]) & (owner != NOBODY)
+    mask = sees[..., None] & written & (slots.clock.reshape(owner.shape) < limit[..., None])
+    return mask.reshape(*thread.shape, -1)
 
 
-def look(
-    books: Book, slots: Slots, tiles: Tiles, clock: Int[Array, "B C"], sizes: Sizes, together: bool = False
-) -> View:
-    """The view of the rows of a step, after their slots were signed; `together`: see `visible`."""
+def look(books: Book, slots: Slots, tiles: Tiles, clock: Int[Array, "B C"], sizes: Sizes) -> View:
+    """The view of the rows of a step, after their slots were signed."""
+    needs = books.protocol.needs
+    together, run = needs.together > 0, 1 if needs.splits else sizes.run  # who was split shares a run with its tail
     used = (books.run_owner != NOBODY) & books.active[:, None]
     highest = jnp.max(jnp.where(used, jnp.arange(sizes.runs) + 1, 0))
     blocks = -(-(highest * sizes.run) // sizes.block)
@@ -154,7 +162,7 @@ def look(
 
     def one(i, mask):
         piece = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * sizes.block, sizes.block, axis=1), slots)
-        part = visible(words, thread, clock, piece, together) & busy[:, :, None]
+        part = visible(words, thread, clock, piece, run, together) & busy[:, :, None]
         return jax.lax.dynamic_update_slice_in_dim(mask, part, i * sizes.block, axis=2)
 
     # Block by block, so that slots behind the fill mark cost nothing.

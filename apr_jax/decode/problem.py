@@ -2,11 +2,12 @@
 
 import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from apr_jax.decode.needs import Needs
 from apr_jax.decode.sizes import Sizes
 
 _INT32, _FLOAT32 = np.iinfo(np.int32), np.finfo(np.float32)
@@ -26,6 +27,8 @@ class Problem:
         max_tokens: tokens that each thread may generate.
         child_max_tokens: the same for all threads but the root, 0: max_tokens.
         arguments: Int [n], what the protocol is told of this problem; n is its `needs.arguments`.
+        parts: stretches of the prompt by name, from and to, those at least that the protocol needs (the question inside its
+            template, say, which messages quote).
     """
 
     id: int
@@ -37,6 +40,7 @@ class Problem:
     max_tokens: int = 512
     child_max_tokens: int = 0
     arguments: Sequence[int] = ()
+    parts: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
 
 def whole(name: str, value: Any, least: int = _INT32.min, most: int = _INT32.max) -> int:
@@ -81,8 +85,8 @@ def check_sampling(given: Any, where: str = "") -> None:
         whole(f"{where}{name}", getattr(given, name), least)
 
 
-def check(problem: Problem, vocabulary: int, sizes: Sizes, arguments: int = 0) -> None:
-    """Refuse a problem that cannot be decoded as it is; `arguments`: as many as the protocol needs.
+def check(problem: Problem, vocabulary: int, sizes: Sizes, needs: Needs = Needs()) -> None:  # noqa: B008 - frozen
+    """Refuse a problem that cannot be decoded as it is; `needs`: of the protocol.
 
     Raises:
         ValueError: with the field, its value and what is allowed.
@@ -103,7 +107,12 @@ def check(problem: Problem, vocabulary: int, sizes: Sizes, arguments: int = 0) -
     if prompt.min() < 0 or prompt.max() >= vocabulary:
         raise ValueError(f"{name}: token ids {prompt.min()} .. {prompt.max()}; allowed are 0 .. {vocabulary - 1}")
     check_sampling(problem, f"{name}: ")
-    if len(problem.arguments) != arguments:
-        raise ValueError(f"{name}: {len(problem.arguments)} arguments; the protocol needs {arguments}")
+    if len(problem.arguments) != needs.arguments:
+        raise ValueError(f"{name}: {len(problem.arguments)} arguments; the protocol needs {needs.arguments}")
+    if missing := set(needs.parts) - set(problem.parts):
+        raise ValueError(f"{name}: the prompt has no part {', '.join(sorted(missing))}; name it in parts")
+    for part, (begin, end) in problem.parts.items():
+        if not 0 <= begin <= end <= len(prompt):
+            raise ValueError(f"{name}: part {part} is {begin} .. {end}; it must lie in the prompt, 0 .. {len(prompt)}")
     for argument in problem.arguments:
         whole(f"{name}: arguments", argument)

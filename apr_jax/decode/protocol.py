@@ -10,39 +10,23 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from apr_jax.decode.book import Book, pytree
-
-Handler = Callable[[Book, Int[Array, ""]], Book]
+from apr_jax.decode.needs import Needs
 
 
 @dataclasses.dataclass(frozen=True)
-class Needs:
-    """What a protocol needs of the engine. What it does not need costs nothing.
+class ForAll:
+    """A handler that is given all threads at once that have the event in a step, as a mask."""
 
-    Attributes:
-        threads: threads that every problem opens at least, the root included; a protocol that may fork needs room for a child.
-        live: threads may see others that still run.
-        together: 0, or live siblings see each other's tokens of the same clock too, and a fork has so many at most (Hogwild).
-        races: an event of one thread may end another, see `apr_jax.decode.races`.
-        splits: threads may be cut in two, see `apr_jax.decode.lines.split`.
-        recorded: the protocol's own state goes into the transcript.
-        arguments: numbers that each problem gives to the protocol (`Problem.arguments`), kept as `book.arguments`.
-    """
+    apply: Callable[[Book, Bool[Array, "M"]], Book]
 
-    threads: int = 1
-    live: bool = False
-    together: int = 0
-    races: bool = False
-    splits: bool = False
-    recorded: bool = False
-    arguments: int = 0
+    def __call__(self, book: Book, mask: Bool[Array, "M"]) -> Book:
+        return self.apply(book, mask)
 
-    @property
-    def groups(self) -> bool:
-        """Whether threads must keep step with others."""
-        return self.live or self.races
+
+Handler = Callable[[Book, Int[Array, ""]], Book] | ForAll
 
 
 @pytree
@@ -53,11 +37,13 @@ class Drawn:
         token: its id.
         logprob: its log-probability under the model, nats.
         behaviour_logprob: the same under the distribution that it was drawn from.
+        signals: those that the protocol needs, of the row that it was drawn from.
     """
 
     token: Int[Array, ""]
     logprob: Float[Array, ""]
     behaviour_logprob: Float[Array, ""]
+    signals: Float[Array, "n"]
 
 
 class Protocol(abc.ABC):
@@ -66,7 +52,8 @@ class Protocol(abc.ABC):
     Attributes:
         needs: what the engine must be compiled for.
         templates: tokens that messages may quote, one table for all; at least one.
-        handlers: what the events of `observe` do, in order.
+        handlers: what the events of `observe` do, in order. Each may write its own thread and children of it that have not started,
+            so that the events of one step commute.
     """
 
     needs: Needs = Needs()
@@ -74,11 +61,15 @@ class Protocol(abc.ABC):
     handlers: tuple[Handler, ...] = ()
 
     def own_state(self) -> Any:
-        """The state that each thread has of its own when it is opened: a tree of small arrays, kept as `book.threads.own`.
+        """The state that the root has of its own when it is opened: a tree of small arrays, kept as `book.threads.own`.
 
-        It goes over to the thread that continues a line. What a child takes over from its parent, the protocol writes.
+        It goes over to the thread that continues a line.
         """
         return ()
+
+    def fresh(self, shared: Any, parent: Any) -> Any:
+        """The state of its own that a child begins with, from the problem's and its parent's: by default that of a root."""
+        return self.own_state()
 
     def shared_state(self) -> Any:
         """The state that the threads of a problem share, when it begins: a tree of small arrays, kept as `book.shared`.
@@ -86,6 +77,18 @@ class Protocol(abc.ABC):
         `observe` reads it. Events of one step must commute, so only `joined` and `decided` may write it.
         """
         return ()
+
+    def bulk_state(self) -> Any:
+        """What is kept of every line outside the book, because handlers should not copy it: a tree of arrays of any size.
+
+        The threads of a line share it. It is not cleared: a new line finds what an earlier one left there, and must tell by its own
+        state (a count, say) how much of it is its own.
+        """
+        return ()
+
+    def watch(self, bulk: Any, own: Any, drawn: "Drawn") -> tuple[Any, Any]:
+        """Bring the line's bulk state, and with it the thread's own, up to date with what was drawn; before `observe`."""
+        return bulk, own
 
     @abc.abstractmethod
     def begin(self, book: Book) -> Book:
@@ -108,8 +111,12 @@ class Protocol(abc.ABC):
         return book
 
     def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
-        """All children that `thread` waited for are finished: give it something to feed, or finish it."""
+        """All lines that `thread` waited for (`books.awaited`) have ended: give it something to feed, or close it."""
         return book
+
+    def suffices(self, book: Book, thread: Int[Array, ""]) -> Bool[Array, ""]:
+        """Whether the ends so far, that of `thread` the last, decide its race; asked by clock, in races with `enough`."""
+        return jnp.bool(False)
 
     def decided(self, book: Book, thread: Int[Array, ""]) -> Book:
         """An event of `thread` that was deferred may be acted on. Only asked of protocols that race."""

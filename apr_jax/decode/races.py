@@ -1,15 +1,15 @@
-"""Decisions by clock: what one thread of a group may do to another, whenever the scheduler ran which.
+"""Decisions by clock: what one thread of a race may do to another, whenever the scheduler ran which.
 
-A group is the children of one fork with all their descendants, if something that one of them does may end another:
+A race is children of one fork, with their descendants, if something that one of them does may end another:
 
-    first    the parent waits for the first child to end; the others are killed
-    shared   the children may sample so many tokens together; when they have, those that run are ended where they stand
-    decided  an event of the protocol that touches siblings (kills one, say)
+    ends     as soon as enough of them have ended the others are killed, or nobody waits for them any more
+    budget   the members may sample so many tokens together; when they have, those that run are ended where they stand
+    events   of the protocol that touch other members (kill one, say)
 
-In the outermost group that a thread stands in, its *scope*, a row of clock c runs only when no thread of the scope still has a row
-below c to feed. So when a decision falls due at clock c, and everybody of the scope is past c, everything up to c has happened and
-nothing beyond: it is taken then. Of several the least clock is first, then the outer group, then the child that was opened first;
-the budget of a group comes after the decisions of its members.
+In the outermost race or live group that a thread stands in, its *scope*, a row of clock c runs only when no thread of the scope
+still has a row below c to feed. So when a decision falls due at clock c, and everybody of the scope is past c, everything up to c
+has happened and nothing beyond: it is taken then. Of several the least clock is first, then the outer race, then the child that was
+opened first; the budget of a race comes after the decisions of its members.
 
 A thread whose end or event awaits a decision is DECIDING; its clock is that of the row that sampled the event. A protocol that uses
 any of this says `races = True`. Everything is written for one problem. Axes: M threads.
@@ -19,124 +19,138 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from apr_jax.decode import book as books
-from apr_jax.decode import lines
-from apr_jax.decode.book import DECIDING, FINISHED, NOBODY, READY, WAITING, Book
+from apr_jax.decode import ends, lines, schedule
+from apr_jax.decode.book import Book
+from apr_jax.decode.threads import DECIDING, NOBODY, READY
 from apr_jax.record import Stop
 
 # What is decided; 0 is nothing.
-WIN, EXHAUST, EVENT = range(1, 4)
+END, BUDGET, EVENT = range(1, 4)
+_MOST = jnp.iinfo(jnp.int32).max
 
 
-def start(book: Book, parent: Int[Array, ""], first: bool = False, shared: Int[Array, ""] | int = 0) -> Book:
-    """Make a group of the children that `parent` has just committed.
+def start(
+    book: Book,
+    members: Bool[Array, "M"],
+    *,
+    enough: Int[Array, ""] | int = 0,
+    kills: Bool[Array, ""] | bool = True,
+    budget: Int[Array, ""] | int = 0,
+) -> Book:
+    """Make a race of children that were forked just now, none of whom is in another.
 
     Args:
-        first: the first of them to end is the only one: the others are killed.
-        shared: tokens that they and all below them may sample together, settled at whole clocks; 0 is any number.
+        enough: so many ends decide it, or fewer if the protocol's `suffices` says so; 0: ends do not.
+        kills: the others are killed then; otherwise they run on, and a parent that has waited since the fork does so no longer.
+        budget: tokens that they and all below them may sample together, settled at whole clocks; 0 is any number.
     """
-    scope = books.outermost(book, parent)
-    born = books.children(book, parent) & lines.unfinished(book)
-    return book.update(born, scope=scope).update(parent, first_wins=first, shared_budget=shared)
+    pace, first = book.threads.pace, jnp.argmax(books.eldest(book, members)).astype(jnp.int32)
+    book = book.update(members, race=first, scope=jnp.where(pace.scope == NOBODY, first, pace.scope))
+    return book.update(first, enough=enough, kills=kills, shared_budget=budget)
 
 
 def defer(book: Book, thread: Int[Array, ""]) -> Book:
     """Let an event of `thread` wait: the protocol's `decided` is called when it may be acted on.
 
-    That may touch the thread's siblings and what is below them, nobody else.
+    That may touch the other members of its race and what is below them, the problem's shared state, and nobody else.
     """
     return book.update(thread, status=DECIDING)
 
 
-def due(book: Book) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """What is to be decided now, once all events are handled: WIN, EXHAUST, EVENT or 0, and the thread concerned.
+def flushing(book: Book) -> Bool[Array, "M"]:
+    """Threads whose end is decided, and who only feed their last token."""
+    return (book.threads.status == READY) & (book.threads.stop != Stop.RUNNING)
 
-    That is the thread whose event waited, or the parent whose children have used their budget up.
+
+def rivals(book: Book, thread: Int[Array, ""]) -> Bool[Array, "M"]:
+    """The other members of the race of `thread` that have not ended."""
+    race = book.threads.pace.race
+    others = (race == race[thread]) & (race != NOBODY) & (books.numbers(book) != thread)
+    return others & books.unfinished(book)
+
+
+def due(book: Book) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """What is to be decided now, once all events are handled: END, BUDGET, EVENT or 0, and the thread concerned.
+
+    That is the thread whose end or event waited, or the first thread of the race whose budget is used up.
     """
     threads, number = book.threads, books.numbers(book)
-    sampled, latest = _below(book)
-    exhausted = (threads.status == WAITING) & (threads.wait.shared_budget > 0) & (sampled >= threads.wait.shared_budget)
+    least = schedule.least_clock(threads, (threads.status == READY) & (schedule.waiting(threads) > 0))
+    exhausted, latest = _exhausted(book)
+    # Twice all threads: their own events, then the budgets of the races that they are the first of.
     clock = jnp.concatenate([threads.cursor.clock, latest])
-    parent = jnp.concatenate([threads.line.parent, number])
-    scope = jnp.concatenate([threads.bond.scope, jnp.where(threads.bond.scope == NOBODY, number, threads.bond.scope)])
-    eldest = jnp.concatenate([threads.line.ordinal, jnp.full_like(number, jnp.iinfo(jnp.int32).max)])
-
-    runs = (threads.status == READY) & (threads.inbox.left + threads.drawn.unfed > 0)
-    behind = (
-        runs[None, :]
-        & (threads.bond.scope[None, :] == scope[:, None])
-        & (threads.cursor.clock[None, :] < clock[:, None])
-    )
-    held = jnp.any(behind, axis=1) & (scope != NOBODY)
-    left = jnp.concatenate([threads.status == DECIDING, exhausted]) & ~held
+    left = jnp.concatenate([threads.status == DECIDING, exhausted]) & ~(jnp.tile(least, 2) < clock)
     any_left = jnp.any(left) & book.active & (book.stop == Stop.RUNNING)
-    for key in (clock, threads.line.nesting[jnp.maximum(parent, 0)], eldest):
-        left = left & (key == jnp.min(jnp.where(left, key, jnp.iinfo(jnp.int32).max)))
+    eldest = jnp.concatenate([threads.line.ordinal, jnp.full_like(number, _MOST)])
+    keys = (clock, jnp.tile(threads.line.nesting, 2), eldest, *(jnp.tile(word, 2) for word in threads.line.key.T))
+    for key in keys:
+        left = left & (key == jnp.min(jnp.where(left, key, key.dtype.type(jnp.iinfo(key.dtype).max))))
     place = jnp.argmax(left).astype(jnp.int32)
     thread = place % number.shape[0]
-    ends = threads.stop[thread] != Stop.RUNNING
-    kind = jnp.where(place >= number.shape[0], EXHAUST, jnp.where(ends, WIN, EVENT))
-    return jnp.where(any_left, kind, 0), thread
+    kind = jnp.where(threads.stop[thread] != Stop.RUNNING, END, EVENT)
+    return jnp.where(any_left, jnp.where(place >= number.shape[0], BUDGET, kind), 0), thread
 
 
-def _below(book: Book) -> tuple[Int[Array, "M"], Int[Array, "M"]]:
-    """Of the fork that each thread has open or waits for: the tokens sampled in it and below, and the largest clock there."""
-    threads = book.threads
+def _exhausted(book: Book) -> tuple[Bool[Array, "M"], Int[Array, "M"]]:
+    """For the first thread of every race: whether its budget is used up, and the largest clock of its members and below."""
+    threads, count = book.threads, book.threads.status.shape[0]
     own = jnp.where(threads.stop == Stop.CONTINUED, 0, threads.cursor.generated)  # the next of the line counts on
-    child = threads.line.parent[None, :] == books.numbers(book)[:, None]
-    waited = child & (threads.line.ordinal[None, :] >= threads.wait.fork[:, None])
+    above = jnp.where(threads.line.parent == NOBODY, count, threads.line.parent)
 
-    def gather(children, sampled, latest):
-        sampled = jnp.sum(jnp.where(children, (own + sampled)[None, :], 0), axis=1, dtype=jnp.int32)
-        return sampled, jnp.max(jnp.where(children, jnp.maximum(threads.cursor.clock, latest)[None, :], 0), axis=1)
+    def climb(_, below):
+        sampled, latest = below
+        latest = jnp.maximum(threads.cursor.clock, latest.at[above].max(latest, mode="drop"))
+        return own + books.by_parent(book, sampled), latest
 
-    nothing = jnp.zeros_like(own)
-    below = jax.lax.fori_loop(0, jnp.max(threads.line.nesting), lambda _, b: gather(child, *b), (nothing, nothing))
-    return gather(waited, *below)
-
-
-def win(book: Book, thread: Int[Array, ""]) -> Book:
-    """The first to end: its siblings are killed, and it ends."""
-    threads = book.threads
-    parent = threads.line.parent[thread]
-    rivals = books.children(book, parent) & lines.unfinished(book) & (books.numbers(book) != thread)
-    over = book.update(parent, first_wins=False, shared_budget=0).update(thread, status=READY)
-    return books.leave(lines.kill(over, rivals), thread, threads.stop[thread])
+    sampled, latest = jax.lax.fori_loop(0, jnp.max(threads.line.nesting), climb, (own, threads.cursor.clock))
+    race = jnp.where(threads.pace.race == NOBODY, count, threads.pace.race)
+    gather = lambda values, start: jnp.full(count, start).at[race]
+    used = gather(sampled, 0).add(sampled, mode="drop")
+    furthest = gather(latest, 0).max(latest, mode="drop")
+    going = gather(own, 0).add(books.unfinished(book), mode="drop") > 0
+    budget = threads.pace.shared_budget
+    return (budget > 0) & going & (used >= budget), furthest
 
 
-def exhaust(book: Book, parent: Int[Array, ""]) -> Book:
-    """The children of `parent` have used their budget up: they are ended where they stand, or killed if they raced to be first.
+def arrive(book: Book, thread: Int[Array, ""], suffices: Callable) -> Book:
+    """The end of a thread is decided: it is one of those that decide the race, or comes too late for that.
 
-    What is below them is killed. A child that had ended, and only feeds its last token, is let be.
+    Args:
+        suffices: of the protocol.
     """
-    threads, number = book.threads, books.numbers(book)
-    _, latest = _below(book)
-    clock, mine = latest[parent], number == parent
-    members = books.children(book, parent)
+    race = book.threads.pace.race[thread]
+    left = book.threads.pace.enough[race]
+    over = (left == 1) | ((left > 1) & suffices(book, thread))
+    book = book.update(race, enough=jnp.where(over, 0, jnp.maximum(left - 1, 0)))
+    others = rivals(book, thread) & ~flushing(book)
+    killed = lines.kill(book.update(race, shared_budget=0), others)
+    # A parent that waits since the fork waits no longer; one that came to wait later may not have come to it yet.
+    since_fork = books.lines_of(book, others & ~book.threads.bond.beside)
+    let_go = book.update(since_fork, awaited=False, beside=True)
+    decided = books.choose(book.threads.pace.kills[race], killed, let_go)
+    return ends.leave(books.choose(over, decided, book), thread, book.threads.stop[thread])
+
+
+def exhaust(book: Book, first: Int[Array, ""]) -> Book:
+    """The members of a race have used their budget up: they are ended where they stand, or killed if ends were to kill them.
+
+    What is below them is killed. A member that had ended, and only feeds its last token, is let be. Who waits for those that are
+    ended waits for all members.
+    """
+    threads, clock = book.threads, _exhausted(book)[1][first]
+    members = books.last_of_lines(book, threads.pace.race == first)
     longest = jnp.max(jnp.where(members, threads.cursor.critical_path, 0))
-    killed = members & lines.unfinished(book) & threads.wait.first_wins[parent]
-    cut = members & lines.unfinished(book) & (threads.stop == Stop.RUNNING) & ~killed
+    running = members & books.unfinished(book) & ~flushing(book)
+    killed = running & (threads.pace.enough[first] > 0) & threads.pace.kills[first]
+    cut = running & ~killed
     below = lines.with_descendants(book, cut) & ~cut
-    book = book.update(
-        mine,
-        first_wins=False,
-        shared_budget=0,
-        clock=jnp.maximum(threads.cursor.clock, clock),
-        critical_path=jnp.maximum(threads.cursor.critical_path, longest),
-    )
-    book = lines.kill(book, below | killed)
-    threads = book.threads
-    flush = cut & threads.bond.stitched & threads.drawn.unfed
-    threads = threads.where(
-        cut, stop=int(Stop.SHARED), left=0, pending=0, clock=jnp.maximum(threads.cursor.clock, clock)
-    )
-    threads = threads.where(flush, status=READY, samples=False)
-    ended = cut & ~flush
-    threads = threads.where(ended, status=FINISHED, released=~threads.bond.stitched, unfed=False)
-    threads = threads.where(mine, pending=threads.wait.pending - jnp.sum(ended))
-    return book.replace(threads=threads)
+    book = lines.kill(book.update(first, enough=0, shared_budget=0), below | killed)
+    later = jnp.maximum(book.threads.cursor.clock, clock)
+    book = book.update(cut | killed, left=0, handed=False, clock=later, critical_path=longest)
+    return ends.leave(book, cut, jnp.int32(Stop.SHARED))
 
 
 def event(book: Book, thread: Int[Array, ""], decided: Callable) -> Book:

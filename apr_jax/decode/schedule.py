@@ -4,6 +4,7 @@ A step works on B *tiles* of C tokens, each tile a stretch of one thread: [A, 1]
 Axes: P problems, M threads, W lanes, B tiles, C tokens of a tile, R runs, N slots, T log entries.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -50,7 +51,7 @@ class Places:
     Attributes:
         index: index of each token in its thread.
         slot: its slot in the pool.
-        message: its place in the thread's waiting message; -1 for the unfed sampled token.
+        message: its place in the thread's waiting message; -1 for an unfed sampled token, or one that was handed.
         entry: its entry in the log.
         drawn: the entry of the token that will be sampled.
     """
@@ -62,9 +63,14 @@ class Places:
     drawn: Int[Array, "B"]
 
 
-def waiting(threads: Threads) -> Int[Array, "P M"]:
-    """Tokens that each thread has yet to feed, the unfed sampled one included."""
-    return threads.inbox.left + threads.drawn.unfed.astype(jnp.int32)
+def leading(threads: Threads) -> Int[Array, "*P M"]:
+    """Tokens that each thread feeds before its message: 1 for an unfed sampled one or one that it was handed, else 0."""
+    return (threads.drawn.unfed | threads.drawn.handed).astype(jnp.int32)
+
+
+def waiting(threads: Threads) -> Int[Array, "*P M"]:
+    """Tokens that each thread has yet to feed."""
+    return threads.inbox.left + leading(threads)
 
 
 def runnable(books: Book, groups: bool, together: bool = False) -> Bool[Array, "P M"]:
@@ -80,39 +86,59 @@ def runnable(books: Book, groups: bool, together: bool = False) -> Bool[Array, "
     ready = (threads.status == READY) & (waiting(threads) > 0) & running[:, None]
     if not groups:
         return ready
-    rivals = ready[:, None, :] & (threads.bond.scope[:, :, None] == threads.bond.scope[:, None, :])  # [P, M, M]
-    behind = jnp.any(rivals & (threads.cursor.clock[:, None, :] < threads.cursor.clock[:, :, None]), axis=2)
-    ready &= ~(behind & (threads.bond.scope != NOBODY))
+    ready &= threads.cursor.clock <= jax.vmap(least_clock)(threads, ready)
     if together:
-        live = ready & (threads.bond.group != NOBODY)
-        oldest = jnp.take_along_axis(threads.bond.group, jnp.argmax(live, axis=1)[:, None], axis=1)
-        ready &= (threads.bond.group == oldest) | ~jnp.any(live, axis=1, keepdims=True)
+        group = threads.pace.group
+        live = ready & (group != NOBODY)
+        oldest = jnp.take_along_axis(group, jnp.argmax(live, axis=1)[:, None], axis=1)
+        ready &= (group == oldest) | ~jnp.any(live, axis=1, keepdims=True)
     return ready
+
+
+def least_clock(threads: Threads, runs: Bool[Array, "M"]) -> Int[Array, "M"]:
+    """Of the threads that run, the least clock in the scope of each thread; the largest number where there is none."""
+    scope = threads.pace.scope
+    least = by_group(scope, threads.cursor.clock, runs, jnp.iinfo(jnp.int32).max, "min")
+    return jnp.where(scope == NOBODY, jnp.iinfo(jnp.int32).max, least)
+
+
+def by_group(
+    group: Int[Array, "M"], values: Int[Array, "M"], chosen: Bool[Array, "M"], start: int, how: str
+) -> Int[Array, "M"]:
+    """For each thread the sum (`how` is "add"), the minimum or the maximum ("min", "max") over the chosen ones of its group."""
+    count = group.shape[0]
+    place = jnp.where(chosen & (group != NOBODY), group, count)
+    found = getattr(jnp.full(count, start, values.dtype).at[place], how)(values, mode="drop")
+    return found[jnp.maximum(group, 0)]
 
 
 def crowded(threads: Threads, most: int) -> Bool[Array, "P"]:
     """Problems with a live group of more unfinished threads than may go together."""
-    going = (threads.status == READY) | (threads.status == DECIDING)
-    going &= threads.bond.group != NOBODY
-    mates = going[:, None, :] & (threads.bond.group[:, :, None] == threads.bond.group[:, None, :])
-    return jnp.any(jnp.sum(mates, axis=2) > most, axis=1)
+
+    def one(threads):
+        going = (threads.status == READY) | (threads.status == DECIDING)
+        group = threads.pace.group
+        mates = by_group(group, jnp.ones_like(group), going, 0, "add")
+        return jnp.any((group != NOBODY) & (mates > most))
+
+    return jax.vmap(one)(threads)
 
 
 def critical_path_seen(threads: Threads) -> Int[Array, "P M"]:
     """The largest count that each thread sees of its live siblings in this step: of tokens with a clock below the one it feeds.
 
-    Since the least clock goes first, a sibling is at the same clock (and has fed it or not) or has ended.
+    It says so of those that may run, who are all at the least clock of their scope: a sibling that has fed that clock already is
+    seen up to the token before, one that has not, or has ended, whole.
     """
-    siblings = (threads.bond.group[:, :, None] == threads.bond.group[:, None, :]) & (threads.bond.group != NOBODY)[
-        :, None, :
-    ]
-    ahead = (
-        threads.cursor.clock[:, None, :] > threads.cursor.clock[:, :, None]
-    )  # it has fed the clock that this thread is to feed
-    told = jnp.where(
-        ahead, threads.cursor.critical_path_before[:, None, :], threads.cursor.critical_path_fed[:, None, :]
-    )
-    return jnp.max(jnp.where(siblings, told, 0), axis=2)
+
+    def one(threads):
+        cursor, group = threads.cursor, threads.pace.group
+        least = least_clock(threads, (threads.status == READY) & (waiting(threads) > 0))
+        told = jnp.where(cursor.clock > least, cursor.critical_path_before, cursor.critical_path_fed)
+        seen = by_group(group, told, group != NOBODY, 0, "max")
+        return jnp.where(group == NOBODY, 0, seen)
+
+    return jax.vmap(one)(threads)
 
 
 def choose(books: Book, ready: Bool[Array, "P M"], lanes: int, tiles: int, chunk: int) -> Tiles:
@@ -161,6 +187,7 @@ def place(books: Book, tiles: Tiles, chunk: int, sizes: Sizes) -> tuple[Book, Pl
     at = jnp.minimum(tiles.problem, problems - 1)
     step = jnp.arange(chunk, dtype=jnp.int32)[None, :]
     fed, length = threads.cursor.fed[at, tiles.thread], threads.cursor.length[at, tiles.thread]
+    lead = leading(threads)[at, tiles.thread]  # of these, an unfed token is in the log already, a handed one is not
     unfed = threads.drawn.unfed[at, tiles.thread].astype(jnp.int32)
     appended = jnp.maximum(tiles.count - unfed, 0) + tiles.draws.astype(jnp.int32)
 
@@ -183,11 +210,11 @@ def place(books: Book, tiles: Tiles, chunk: int, sizes: Sizes) -> tuple[Book, Pl
         lambda k: kth_free[at[:, None], jnp.minimum(first[:, None] + k, most - 1)],
     )  # fmt: skip
     base = books.log_used[at] + log_first
-    message = step - unfed[:, None]
+    message = step - lead[:, None]
     numbered_log = lambda k: base[:, None] + k
     log_run = threads.cursor.log_page[at, tiles.thread]
-    entry = locate(length[:, None] + message, length, sizes.log_run, log_run, numbered_log)
-    entry = jnp.where(message < 0, threads.drawn.entry[at, tiles.thread][:, None], entry)
+    entry = locate(length[:, None] + step - unfed[:, None], length, sizes.log_run, log_run, numbered_log)
+    entry = jnp.where(step < unfed[:, None], threads.drawn.entry[at, tiles.thread][:, None], entry)
     drawn = locate((length + appended - 1)[:, None], length, sizes.log_run, log_run, numbered_log)[:, 0]
 
     used = good[:, None] & (step < tiles.count[:, None])

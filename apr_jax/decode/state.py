@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from apr_jax.decode import book as books
 from apr_jax.decode.book import Book, Request, pytree
+from apr_jax.decode.needs import Needs
 from apr_jax.decode.pool import Slots, Stored, empty
 from apr_jax.decode.problem import Problem
 from apr_jax.decode.protocol import Protocol
@@ -54,24 +55,29 @@ class Queue:
     temperature: Float[Array, "Q"]
     top_k: Int[Array, "Q"]
     top_p: Float[Array, "Q"]
+    parts: Int[Array, "Q n 2"]
     arguments: Int[Array, "Q n"]
     next: Int[Array, ""]
     count: Int[Array, ""]
 
     @classmethod
-    def of(cls, problems: Sequence[Problem], sizes: Sizes, shards: int, arguments: int) -> "Queue":
+    def of(cls, problems: Sequence[Problem], sizes: Sizes, shards: int, needs: Needs) -> "Queue":
         """The queues of all shards, arrays of NumPy with a leading axis of shards, over which the problems are dealt in turn."""
         blank = lambda *shape, dtype=np.int32: np.zeros((shards, sizes.queue, *shape), dtype)
         same = ("sample", "max_tokens", "child_max_tokens", "temperature", "top_k", "top_p", "arguments")
         arrays = {name: blank() for name in ("prompt_length", "problem", *same)}
         arrays |= {name: blank(dtype=np.float32) for name in ("temperature", "top_p")}
-        arrays |= {"prompt": blank(sizes.prompt), "arguments": blank(arguments)}
+        arrays |= {"prompt": blank(sizes.prompt), "arguments": blank(needs.arguments)}
+        arrays["parts"] = blank(len(needs.parts), 2)
         for number, problem in enumerate(problems):
             where, length = (number % shards, number // shards), len(problem.prompt)
             arrays["prompt"][where][:length] = problem.prompt
             arrays["prompt_length"][where], arrays["problem"][where] = length, problem.id
             for name in same:
                 arrays[name][where] = getattr(problem, name)
+            for place, name in enumerate(needs.parts):
+                begin, end = problem.parts[name]
+                arrays["parts"][where][place] = begin, end - begin
         count = np.array([len(range(shard, len(problems), shards)) for shard in range(shards)], np.int32)
         return cls(**arrays, next=np.zeros(shards, np.int32), count=count)
 
@@ -132,6 +138,7 @@ class State:
         slots: who wrote each slot.
         log: the logs of the problems in flight.
         books: their books, vmapped over P.
+        bulk: what the protocol keeps of each line beside them, a tree of arrays [P, M, ...]; in the row of the line's first thread.
         queue, outbox, counters: see there.
         seed: UInt32 [2], the key that problem keys are folded from.
     """
@@ -140,6 +147,7 @@ class State:
     slots: Slots
     log: LogArrays
     books: Book
+    bulk: Any
     queue: Queue
     outbox: Outbox
     counters: Counters
@@ -170,18 +178,24 @@ def _empty_log(rows: int, entries: int, wide: jnp.dtype) -> LogArrays:
 
 
 def create(
-    sizes: Sizes, layers: int, kv_heads: int, head_dim: int, dtype: Any, seed: Array, protocol: Protocol | None = None
+    sizes: Sizes,
+    layers: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: Any,
+    seed: Array,
+    protocol: books.Owner = books.Nobodys(),  # noqa: B008 - frozen
 ) -> State:
     """An empty state of one shard; jit it with `out_shardings` to have it born in its place.
 
     Args:
-        protocol: whose state the books hold; None for one that has none.
+        protocol: whose state it is.
     """
     p = sizes.problems
     wide = jnp.promote_types(dtype, jnp.float32)
-    blank = _blank(sizes, protocol) if protocol else books.empty(sizes)
+    blank, bulk = books.empty(sizes, protocol), protocol.bulk_state()
     stack = lambda count: jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), blank)
-    recorded = protocol is not None and protocol.needs.recorded
+    recorded = protocol.needs.recorded
     zero = jnp.zeros((), jnp.int32)
     queue_ints = jnp.zeros(sizes.queue, jnp.int32)
     return State(
@@ -189,6 +203,7 @@ def create(
         slots=Slots(jnp.full((p, sizes.slots), books.NOBODY, jnp.int32), jnp.zeros((p, sizes.slots), jnp.int32)),
         log=_empty_log(p, sizes.log, wide),
         books=stack(p),
+        bulk=jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x), (p, sizes.threads, *jnp.shape(x))), bulk),
         queue=Queue(
             prompt=jnp.zeros((sizes.queue, sizes.prompt), jnp.int32),
             **{
@@ -196,6 +211,7 @@ def create(
                 for name in ("prompt_length", "problem", "sample", "max_tokens", "child_max_tokens", "top_k")
             },
             **{name: jnp.zeros(sizes.queue, jnp.float32) for name in ("temperature", "top_p")},
+            parts=jnp.zeros((sizes.queue, *blank.parts.shape), jnp.int32),
             arguments=jnp.zeros((sizes.queue, len(blank.arguments)), jnp.int32),
             next=zero,
             count=zero,
@@ -204,10 +220,6 @@ def create(
         counters=Counters(*(zero for _ in dataclasses.fields(Counters))),
         seed=seed,
     )
-
-
-def _blank(sizes: Sizes, protocol: Protocol) -> Book:
-    return books.empty(sizes, protocol.own_state(), protocol.shared_state(), protocol.needs.arguments)
 
 
 def leaving(state: State) -> Bool[Array, "P"]:
@@ -251,7 +263,7 @@ def refill(state: State, protocol: Protocol, sizes: Sizes) -> State:
     row = jnp.minimum(number, sizes.queue - 1)
 
     def begin(row, enters, old):
-        blank = _blank(sizes, protocol)
+        blank = books.empty(sizes, protocol)
         problem, sample = queue.problem[row], queue.sample[row]
         book = blank.replace(
             prompt=queue.prompt[row],
@@ -259,6 +271,7 @@ def refill(state: State, protocol: Protocol, sizes: Sizes) -> State:
             problem=problem,
             sample=sample,
             request=Request(*(getattr(queue, field.name)[row] for field in dataclasses.fields(Request))),
+            parts=queue.parts[row],
             arguments=queue.arguments[row],
             key=books.fold(books.fold(state.seed, problem), sample),
             active=jnp.ones((), bool),

@@ -27,14 +27,16 @@ def masked(mask: Bool[Array, "M"], old: Array, new: Any) -> Array:
 
 @pytree
 class Lineage:
-    """Where a thread comes from. Written at its birth, but `opened`, and `parent` where the parent continues as another thread.
+    """Where a thread comes from. Written at its birth, but `opened`, and `parent` where the parent goes on as another thread.
 
     Attributes:
         parent: thread number, NOBODY for the root.
-        ordinal: its place among all children that its parent ever opened.
+        ordinal: its place among all children that its line's parent ever opened.
         segment: how many threads of its line came before it.
+        first: the first thread of its line.
         nesting: forks above it.
         opened: children it ever opened.
+        follows: the thread whose reasoning it took over, where that is not its parent; NOBODY otherwise.
         split_at: of a thread that was split off: where it begins in its parent's log.
         key, draw_key: UInt32 [M, 2], of its path and of its draws.
     """
@@ -42,45 +44,59 @@ class Lineage:
     parent: Int[Array, "M"] = NOBODY
     ordinal: Int[Array, "M"] = 0
     segment: Int[Array, "M"] = 0
+    first: Int[Array, "M"] = 0
     nesting: Int[Array, "M"] = 0
     opened: Int[Array, "M"] = 0
+    follows: Int[Array, "M"] = NOBODY
     split_at: Int[Array, "M"] = 0
     key: UInt32[Array, "M 2"] = dataclasses.field(default_factory=lambda: np.zeros(2, np.uint32))
     draw_key: UInt32[Array, "M 2"] = dataclasses.field(default_factory=lambda: np.zeros(2, np.uint32))
 
 
 @pytree
-class Wait:
-    """What a thread waits for. Written by forks, joins and the ends of children.
+class Bond:
+    """How a line stands to its parent, the same for all threads of the line. Written by forks, waits, joins and decisions.
+
+    A child is opened, then started; from then on it is *outstanding* until its parent joins it.
 
     Attributes:
-        fork: ordinal of the first child of the fork that is open or waited for.
-        pending: children waited for that have not ended.
-        first_wins: the first child to end is the only one: the others are killed.
-        shared_budget: tokens that the children may sample together, with all below them; 0 is any number.
+        awaited: its parent waits for it.
+        beside: its parent wrote while it ran.
+        joined: its parent has joined it.
+        flushes: its last token is fed at its end, because its parent will see it.
+        held: its slots are kept until the protocol releases it.
+        released: nobody will go on from it; its slots are freed when no unreleased thread can see it.
     """
 
-    fork: Int[Array, "M"] = 0
-    pending: Int[Array, "M"] = 0
-    first_wins: Bool[Array, "M"] = False
-    shared_budget: Int[Array, "M"] = 0
+    awaited: Bool[Array, "M"] = False
+    beside: Bool[Array, "M"] = False
+    joined: Bool[Array, "M"] = False
+    flushes: Bool[Array, "M"] = False
+    held: Bool[Array, "M"] = False
+    released: Bool[Array, "M"] = False
 
 
 @pytree
-class Bond:
-    """How a thread is bound to others. Written by forks and joins.
+class Pace:
+    """Whom a thread must keep pace with. Written by forks and decisions. A group's number is that of its first thread.
 
     Attributes:
-        group: number of the parent whose live children it and its siblings are, NOBODY if it is not live.
-        scope: number of the parent of the outermost group, live or racing, that it stands in; NOBODY if there is none.
-        stitched: its parent will see it: its last token is fed at its end, and its slots are held until the join.
-        released: no join will read it any more; its slots are freed when no unreleased thread can see it.
+        group: the live group it is a member of, NOBODY if it is not live.
+        race: the race it is a member of, NOBODY if an event of another cannot end it.
+        scope: the outermost group or race that it or a thread above it is a member of, NOBODY if there is none.
+        enough: of the first thread of a race: ends that decide it, 0 if ends do not.
+        kills: of the first thread of a race: those that have not ended when it is decided are killed; otherwise nobody waits for
+            them any more.
+        shared_budget: of the first thread of a race: tokens that its members may sample together, with all below them; 0 is any
+            number.
     """
 
     group: Int[Array, "M"] = NOBODY
+    race: Int[Array, "M"] = NOBODY
     scope: Int[Array, "M"] = NOBODY
-    stitched: Bool[Array, "M"] = False
-    released: Bool[Array, "M"] = False
+    enough: Int[Array, "M"] = 0
+    kills: Bool[Array, "M"] = False
+    shared_budget: Int[Array, "M"] = 0
 
 
 @pytree
@@ -114,17 +130,23 @@ class Cursor:
 
 @pytree
 class LastDrawn:
-    """The token that a thread sampled last. Written by every step in which it samples.
+    """The token that a thread sampled last, or was handed. Written by every step in which it samples.
 
     Attributes:
         token: its id.
         entry: its log entry.
         unfed: it has not been fed.
+        handed: it is a copy of another thread's unfed token, and comes before the message in the inbox.
+        logprob: its log-probability under the model, nats.
+        signals: of the last row that the thread computed, whether it sampled then or not; see `apr_jax.decode.signals`.
     """
 
     token: Int[Array, "M"] = 0
     entry: Int[Array, "M"] = 0
     unfed: Bool[Array, "M"] = False
+    handed: Bool[Array, "M"] = False
+    logprob: Float[Array, "M"] = np.float32(0)
+    signals: Float[Array, "M n"] = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 @pytree
@@ -165,7 +187,7 @@ class Threads:
     Attributes:
         status: EMPTY, OPENED (its message is still being written), READY, WAITING, FINISHED or DECIDING (its event or its
             end awaits a decision, see `apr_jax.decode.races`).
-        stop: a `Stop`.
+        stop: a `Stop`; of a thread that has closed and not finished, why it will end.
         event: what the last step brought it, see `apr_jax.decode.transitions`; 0 for nothing.
         samples: it samples when its inbox is empty; otherwise it only reports that it is drained.
         own: the state that the protocol keeps of each thread, a tree of arrays with a leading axis M.
@@ -176,8 +198,8 @@ class Threads:
     event: Int[Array, "M"] = 0
     samples: Bool[Array, "M"] = False
     line: Lineage = dataclasses.field(default_factory=Lineage)
-    wait: Wait = dataclasses.field(default_factory=Wait)
     bond: Bond = dataclasses.field(default_factory=Bond)
+    pace: Pace = dataclasses.field(default_factory=Pace)
     cursor: Cursor = dataclasses.field(default_factory=Cursor)
     drawn: LastDrawn = dataclasses.field(default_factory=LastDrawn)
     inbox: Inbox = dataclasses.field(default_factory=Inbox)
@@ -207,12 +229,13 @@ def _parts() -> dict[str, str]:
 _PART_OF = _parts()
 
 
-def empty(count: int, own: Any) -> Threads:
-    """A table without threads; `own`: the protocol's state of a new one."""
+def empty(count: int, own: Any, signals: int = 0) -> Threads:
+    """A table without threads; `own`: the protocol's state of a new one; `signals`: how many the protocol reads."""
 
     def column(value):
         whole = isinstance(value, int) and not isinstance(value, bool)
         value = jnp.asarray(value, jnp.int32 if whole else None)
         return jnp.broadcast_to(value, (count, *value.shape))
 
-    return jax.tree.map(column, Threads(own=own))
+    drawn = LastDrawn(signals=np.zeros(signals, np.float32))
+    return jax.tree.map(column, Threads(own=own, drawn=drawn))

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from apr_jax.decode import book as books
-from apr_jax.decode import lines, races, schedule
+from apr_jax.decode import ends, lines, races, schedule
 from apr_jax.decode.book import READY, WAITING, Book
-from apr_jax.decode.protocol import Protocol
+from apr_jax.decode.protocol import ForAll, Protocol
 from apr_jax.record import Stop
 
-DRAINED, NOT_FINITE, BUDGET = "drained", "not finite", "budget"
+DRAINED, NOT_FINITE, SPENT = "drained", "not finite", "budget"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Transition:
     Attributes:
         name: what it is called.
         ready: whom it concerns now; from the books of all problems.
-        apply: what it does; for one problem and one thread.
+        apply: what it does; for one problem and one thread, or if it is a `ForAll` for all that are ready at once.
     """
 
     name: str
     ready: Callable[[Book], Bool[Array, "P M"]]
-    apply: Callable[[Book, Int[Array, ""]], Book]
+    apply: Callable[[Book, Int[Array, ""]], Book] | ForAll
 
 
 def transitions(protocol: Protocol) -> tuple[Transition, ...]:
@@ -44,24 +44,32 @@ def transitions(protocol: Protocol) -> tuple[Transition, ...]:
     """
     by_step = {
         **{f"event {number}": handler for number, handler in enumerate(protocol.handlers, start=1)},
-        DRAINED: lambda book, thread: lines.drain(book, thread, protocol.drained),
-        NOT_FINITE: _break,
-        BUDGET: lambda book, thread: books.close(book, thread, jnp.int32(Stop.LENGTH)),
+        DRAINED: protocol.drained,
+        NOT_FINITE: ForAll(_break),
+        SPENT: ForAll(lambda book, mask: ends.close(book, mask, jnp.int32(Stop.LENGTH))),
     }
-    noted = tuple(
-        Transition(name, lambda held, number=number: held.threads.event == number, apply)
-        for number, (name, apply) in enumerate(by_step.items(), start=1)
+    drained = 1 + list(by_step).index(DRAINED)
+    closed = lambda held: (held.threads.event == drained) & (held.threads.stop != Stop.RUNNING)
+    flushed = Transition("flushed", closed, ForAll(lambda book, mask: ends.finish(book, mask, book.threads.stop)))
+
+    def has(number: int) -> Callable:
+        return lambda held: (held.threads.event == number) & ~((number == drained) & closed(held))
+
+    noted = tuple(Transition(name, has(number), apply) for number, (name, apply) in enumerate(by_step.items(), start=1))
+    joins = (
+        Transition("join", lambda held: _joinable(held, False), lambda book, at: lines.join(book, at, protocol.joined)),
+        Transition("end", lambda held: _joinable(held, True), lines.end),
     )
-    join = Transition("join", _joinable, lambda book, thread: lines.resume(protocol.joined(book, thread), thread))
     decisions = {
-        races.WIN: ("first to end", races.win),
-        races.EXHAUST: ("shared budget", races.exhaust),
+        races.END: ("decisive end", lambda book, thread: races.arrive(book, thread, protocol.suffices)),
+        races.BUDGET: ("shared budget", races.exhaust),
         races.EVENT: ("deferred event", lambda book, thread: races.event(book, thread, protocol.decided)),
     }
     by_clock = (
         Transition(name, lambda held, kind=kind: _due(held, kind), apply) for kind, (name, apply) in decisions.items()
     )
-    return (*noted, join, *(by_clock if protocol.needs.races else ()))
+    beside, racing = protocol.needs.beside, protocol.needs.races
+    return (*noted, flushed, *joins[: 1 + beside], *(by_clock if racing else ()))
 
 
 def event(protocol: Protocol, name: str) -> int:
@@ -69,14 +77,19 @@ def event(protocol: Protocol, name: str) -> int:
     return 1 + [transition.name for transition in transitions(protocol)].index(name)
 
 
-def _break(book: Book, thread: Int[Array, ""]) -> Book:
+def _break(book: Book, mask: Bool[Array, "M"]) -> Book:
     """The problem ends: what the other threads still do would be an answer of a model that is not sound."""
-    return books.finish(book, thread, jnp.int32(Stop.NOT_FINITE)).halt(jnp.bool(True), Stop.NOT_FINITE)
+    return ends.finish(book, mask, jnp.int32(Stop.NOT_FINITE)).halt(jnp.bool(True), Stop.NOT_FINITE)
 
 
-def _joinable(held: Book) -> Bool[Array, "P M"]:
+def _joinable(held: Book, closed: bool) -> Bool[Array, "P M"]:
+    """Threads that wait and have nobody left to wait for; `closed`: those that will end then."""
     live = held.active & (held.stop == Stop.RUNNING)
-    return (held.threads.status == WAITING) & (held.threads.wait.pending == 0) & live[:, None]
+    waits = (held.threads.status == WAITING) & ((held.threads.stop != Stop.RUNNING) == closed) & live[:, None]
+    running = jax.vmap(
+        lambda book: books.by_parent(book, (book.threads.bond.awaited & books.unfinished(book)).astype(jnp.int32))
+    )
+    return waits & (running(held) == 0)
 
 
 def _due(held: Book, kind: int) -> Bool[Array, "P M"]:
@@ -92,26 +105,32 @@ def decides(protocol: Protocol, held: Book) -> Bool[Array, ""]:
 def settle(protocol: Protocol, held: Book) -> Book:
     """Apply transitions, one a problem at a time, until none is ready. Never touches the pool."""
     table = transitions(protocol)
-    budget, together = event(protocol, BUDGET), protocol.needs.together
+    spent_event, together = event(protocol, SPENT), protocol.needs.together
     number = jnp.arange(held.threads.status.shape[1])[None, :]
+    for_all = jnp.array([False, *(isinstance(transition.apply, ForAll) for transition in table)])
 
-    def first(held: Book) -> tuple[Int[Array, "P"], Int[Array, "P"]]:
-        """Of each problem the first transition that is ready, its place from 1 on or 0, and the thread that it concerns."""
+    def first(held: Book) -> tuple[Int[Array, "P"], Bool[Array, "P M"]]:
+        """Of each problem the first transition that is ready, its place from 1 on or 0, and the threads that it is applied to."""
         ready = jnp.stack([transition.ready(held) for transition in table], axis=1)  # [P, K, M]
-        place = jnp.argmax(ready.reshape(ready.shape[0], -1), axis=1).astype(jnp.int32)
-        return jnp.where(jnp.any(ready, axis=(1, 2)), 1 + place // ready.shape[2], 0), place % ready.shape[2]
+        any_ready = jnp.any(ready, axis=2)
+        place = jnp.argmax(any_ready, axis=1).astype(jnp.int32)
+        mask = jnp.take_along_axis(ready, place[:, None, None], axis=1)[:, 0]
+        kind = jnp.where(jnp.any(any_ready, axis=1), 1 + place, 0)
+        alone = mask & (number == jnp.argmax(mask, axis=1)[:, None])
+        return kind, jnp.where(for_all[kind][:, None], mask, alone)
 
     def once(carry):
-        held, kind, thread = carry
-        noted = (number == thread[:, None]) & (kind > 0)[:, None]
+        held, kind, mask = carry
+        thread = jnp.argmax(mask, axis=1).astype(jnp.int32)
+        noted = mask & (kind > 0)[:, None]
         held = held.replace(threads=dataclasses.replace(held.threads, event=jnp.where(noted, 0, held.threads.event)))
         for place, transition in enumerate(table, start=1):
-            held = _apply(transition.apply, kind == place, held, thread)
+            held = _apply(transition.apply, kind == place, held, thread, mask)
         if together:
             held = held.halt(schedule.crowded(held.threads, together), Stop.LANES_FULL)
-        last = jax.vmap(lines.heir)(held, thread)
-        spent = (kind > 0) & (kind != budget) & _spent(held, last)
-        events = jnp.where(spent[:, None] & (number == last[:, None]), budget, held.threads.event)
+        last = jax.vmap(lines.successor)(held, thread)
+        spent = (kind > 0) & ~for_all[kind] & _spent(held, last)
+        events = jnp.where(spent[:, None] & (number == last[:, None]), spent_event, held.threads.event)
         held = held.replace(threads=dataclasses.replace(held.threads, event=events))
         held = jax.vmap(lines.free_runs)(held)
         return held, *first(held)
@@ -126,11 +145,14 @@ def _spent(held: Book, thread: Int[Array, "P"]) -> Bool[Array, "P"]:
     return runs & (row.cursor.generated >= row.sampling.budget)
 
 
-def _apply(apply: Callable, mask: Bool[Array, "P"], held: Book, thread: Int[Array, "P"]) -> Book:
-    """Apply a transition to the masked problems; costs nothing where there are none."""
+def _apply(
+    apply: Callable | ForAll, chosen: Bool[Array, "P"], held: Book, thread: Int[Array, "P"], mask: Bool[Array, "P M"]
+) -> Book:
+    """Apply a transition to the chosen problems; costs nothing where there are none."""
+    whom = mask if isinstance(apply, ForAll) else thread
 
     def run(held):
-        new = jax.vmap(apply)(held, thread)
-        return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, held)
+        new = jax.vmap(apply)(held, whom)
+        return jax.tree.map(lambda a, b: jnp.where(chosen.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, held)
 
-    return jax.lax.cond(jnp.any(mask), run, lambda held: held, held)
+    return jax.lax.cond(jnp.any(chosen), run, lambda held: held, held)

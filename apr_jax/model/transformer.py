@@ -258,9 +258,9 @@ class Attention(nnx.Module):
         heads = (*x.shape[:-1], -1, self.config.head_dim)
         if self.fused:
             cuts = self.config.heads, self.config.heads + self.config.kv_heads
-            q, k, v = jnp.split(_product(x, self.qkv.get_value(), wide=True).reshape(heads), cuts, axis=-2)
+            q, k, v = jnp.split(_product(x, _value(self.qkv), wide=True).reshape(heads), cuts, axis=-2)
         else:
-            q, k, v = (_product(x, w.get_value()).reshape(heads) for w in (self.q, self.k, self.v))
+            q, k, v = (_product(x, _value(w)).reshape(heads) for w in (self.q, self.k, self.v))
         if self.config.bias != "none":
             q, k, v = (y + b[...].astype(y.dtype) for y, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
         if self.config.qk_norm:
@@ -268,7 +268,7 @@ class Attention(nnx.Module):
         q, k, v = rotate(q, rope).astype(x.dtype), rotate(k, rope).astype(x.dtype), v.astype(x.dtype)
         out, memory = attend(q, k, v, memory)
         merged = out.reshape(*x.shape[:-1], -1)
-        out = _product(merged, self.out.get_value())
+        out = _product(merged, _value(self.out))
         return (out + self.out_bias[...].astype(out.dtype) if self.config.bias == "qkvo" else out), memory
 
 
@@ -286,10 +286,10 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         if self.fused:
-            gate, up = jnp.split(_product(x, self.gate_up.get_value(), wide=True), 2, axis=-1)
+            gate, up = jnp.split(_product(x, _value(self.gate_up), wide=True), 2, axis=-1)
         else:
-            gate, up = _product(x, self.gate.get_value()), _product(x, self.up.get_value())
-        return _product((jax.nn.silu(gate) * up).astype(x.dtype), self.down.get_value())
+            gate, up = _product(x, _value(self.gate)), _product(x, _value(self.up))
+        return _product((jax.nn.silu(gate) * up).astype(x.dtype), _value(self.down))
 
 
 class Block(nnx.Module):
@@ -322,7 +322,7 @@ class Transformer(nnx.Module):
         self, tokens: Int[Array, "*B"], positions: Int[Array, "*B"], attend: Attend, memory: tuple, remat: bool
     ) -> tuple[Float[Array, "*B D"], tuple]:
         dtype = jnp.float64 if self.norm.scale[...].dtype == jnp.float64 else self.config.dtype
-        x = jnp.where(tokens[..., None] < 0, 0, look_up(self.embed.get_value(), tokens)).astype(dtype)
+        x = jnp.where(tokens[..., None] < 0, 0, look_up(_value(self.embed), tokens)).astype(dtype)
         rope = rope_angles(positions, self.config, x.dtype)
         # XLA:CPU would work cosines and sines out again in every layer, were they not behind a barrier.
         rope = jax.lax.optimization_barrier(rope) if self.fused else rope
@@ -338,9 +338,9 @@ class Transformer(nnx.Module):
         wide = jnp.promote_types(x.dtype, jnp.float32)
         # The embedding is multiplied as it lies: transposing it first would copy it in every step on XLA:CPU.
         weight, axis = (self.embed, 1) if self.config.tied else (self.head, 0)
-        if hasattr(weight.get_value(), "multiply"):
-            return weight.get_value().multiply(x, wide=True)
-        x, table, scale = factors(x, weight.get_value())
+        if hasattr(_value(weight), "multiply"):
+            return _value(weight).multiply(x, wide=True)
+        x, table, scale = factors(x, _value(weight))
         sides = (((1,), (axis,)), ((), ()))
         rows = jax.lax.dot_general(
             x.reshape(-1, x.shape[-1]), table.astype(x.dtype), sides, preferred_element_type=wide
@@ -382,6 +382,11 @@ def _product(x: Float[Array, "*B n"], w: Any, wide: bool = False) -> Float[Array
     out = jnp.dot(x.reshape(-1, x.shape[-1]), matrix.astype(x.dtype), preferred_element_type=dtype)
     out = out if scale is None else (out * scale).astype(out.dtype)
     return out.reshape(*x.shape[:-1], matrix.shape[1])
+
+
+def _value(variable: nnx.Variable) -> Any:
+    """What a variable holds, be it an array or not (`variable[...]` would index it); flax 0.12.0 has no `get_value`."""
+    return variable.get_value() if hasattr(variable, "get_value") else variable.value
 
 
 def _zeros(shape: tuple[int, ...], config: ModelConfig) -> nnx.Param:

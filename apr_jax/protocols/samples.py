@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from apr_jax.decode import book as books
-from apr_jax.decode import messages
+from apr_jax.decode import ends, messages
 from apr_jax.decode.book import Book
-from apr_jax.decode.protocol import Drawn, Needs, Protocol, is_one_of
+from apr_jax.decode.forks import fork
+from apr_jax.decode.needs import Needs
+from apr_jax.decode.protocol import Drawn, ForAll, Protocol, is_one_of
 from apr_jax.protocols import verbs
 from apr_jax.record import Stop
 
@@ -28,7 +30,7 @@ class Samples(Protocol):
     count: int
     end: int
 
-    handlers = (verbs.end,)
+    handlers = (ForAll(verbs.end),)
 
     def __post_init__(self):
         if self.count < 1:
@@ -56,7 +58,7 @@ class Samples(Protocol):
         book = messages.compose(
             book, books.numbers(book), count * books.PROMPT, count * 0, count * (book.prompt_length - 1), count, born
         )
-        return books.commit(book, thread, shares=True)
+        return fork(book, thread, born, context=thread)
 
     def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
-        return books.finish(book, thread, jnp.int32(Stop.END))
+        return ends.close(book, thread, jnp.int32(Stop.END))

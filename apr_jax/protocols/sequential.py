@@ -8,7 +8,7 @@ from jaxtyping import Array, Int
 
 from apr_jax.decode import book as books
 from apr_jax.decode.book import Book
-from apr_jax.decode.protocol import Drawn, Protocol, is_one_of
+from apr_jax.decode.protocol import Drawn, ForAll, Protocol, is_one_of
 from apr_jax.protocols import verbs
 
 
@@ -18,7 +18,7 @@ class Sequential(Protocol):
 
     end: int
 
-    handlers = (verbs.end,)
+    handlers = (ForAll(verbs.end),)
 
     def begin(self, book: Book) -> Book:
         book = books.open_root(book, samples=True)

@@ -24,9 +24,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from apr_jax.decode import book as books
-from apr_jax.decode import lines
+from apr_jax.decode import ends, lines
 from apr_jax.decode.book import Book, pytree
-from apr_jax.decode.protocol import Drawn, Handler, Needs, Protocol, is_one_of
+from apr_jax.decode.forks import fork
+from apr_jax.decode.needs import Needs
+from apr_jax.decode.protocol import Drawn, Handler, Protocol, is_one_of
 from apr_jax.protocols import verbs
 from apr_jax.record import Stop
 
@@ -118,7 +120,7 @@ class SpawnJoin(Protocol):
 
     def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
         """The parent's `<wait>` is fed: the children who share its context may start."""
-        return books.commit(book, thread, shares=True, live=self.live)
+        return fork(book, thread, books.opened(book, thread), context=thread, live=self.live)
 
     def _close_message(self, book: Book, thread: Int[Array, ""]) -> Book:
         """End the message of the child opened last: it stops before the control word just sampled."""
@@ -128,7 +130,7 @@ class SpawnJoin(Protocol):
     def _end(self, book: Book, thread: Int[Array, ""]) -> Book:
         malformed = jnp.any(books.opened(book, thread))
         book = book.update_own(books.numbers(book) == thread, joined_end=book.threads.cursor.length[thread] - 1)
-        return books.close(book, thread, jnp.where(malformed, int(Stop.MALFORMED), int(Stop.END)))
+        return ends.close(book, thread, jnp.where(malformed, int(Stop.MALFORMED), int(Stop.END)))
 
     def _spawn(self, book: Book, thread: Int[Array, ""]) -> Book:
         deep = book.threads.line.nesting[thread] >= self.max_depth
@@ -138,11 +140,11 @@ class SpawnJoin(Protocol):
         stitched = {
             "message": False,
             "stitch": True,
-            "reencode": book.threads.line.opened[thread] == book.threads.wait.fork[thread],
-        }
-        new = new.replace(threads=new.threads.where(is_child, stitched=stitched[self.returns]))
+            "reencode": ~jnp.any(books.opened(book, thread)),
+        }[self.returns]
+        new = new.update(is_child, flushes=stitched, held=stitched)
         new = new.update_own(is_child, asked=book.threads.cursor.length[thread])
-        return books.choose(deep, books.close(book, thread, jnp.int32(Stop.MALFORMED)), new)
+        return books.choose(deep, ends.close(book, thread, jnp.int32(Stop.MALFORMED)), new)
 
     def _wait(self, book: Book, thread: Int[Array, ""]) -> Book:
         book = self._close_message(book, thread)
@@ -159,10 +161,10 @@ class SpawnJoin(Protocol):
             valid=born,
         )
         if self.context == "isolated":
-            started = books.commit(started, thread, shares=False)
+            started = fork(started, thread, born)
         else:  # the children see the <wait>: it is fed before they start
             started = started.replace(threads=started.threads.where(number == thread, samples=False))
-        return books.choose(jnp.any(born), started, books.close(book, thread, jnp.int32(Stop.MALFORMED)))
+        return books.choose(jnp.any(born), started, ends.close(book, thread, jnp.int32(Stop.MALFORMED)))
 
     def _join(self, book: Book, thread: Int[Array, ""]) -> Book:
         """What a child returns begins behind the first `<join>` that it samples; the root returns nothing."""
@@ -171,15 +173,16 @@ class SpawnJoin(Protocol):
         return book.update_own((books.numbers(book) == thread) & first, joined=threads.cursor.length[thread])
 
     def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
-        number, born = books.numbers(book), books.children(book, thread)
+        number, born = books.numbers(book), books.awaited(book, thread)
         book = book.replace(threads=book.threads.where(number == thread, samples=True))
         threads, to = book.threads, number * 0 + thread
         if self.returns == "message":
             start, length = self.returned(book)
             pieces = dict(kind=(books.TEMPLATE, books.SPAN), start=(number * 0 + _RESULT, start), length=(1, length))
             return verbs.say(book, to, thread=number, valid=born, footer=_GO, **pieces)
-        again = born & ~threads.bond.stitched
-        book = lines.stitch(book, thread, born & threads.bond.stitched)
+        again = born & ~threads.bond.held
+        book = lines.stitch(book, thread, born & threads.bond.held)
+        book = ends.release(book, born)
         pieces = dict(kind=(books.SPAN,), start=(number * 0,), length=(threads.cursor.length,))
         return verbs.say(book, to, thread=number, valid=again, footer=_GO, **pieces)
 

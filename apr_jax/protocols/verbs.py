@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from apr_jax.decode import book as books
-from apr_jax.decode import messages
+from apr_jax.decode import ends, messages
 from apr_jax.decode.book import Book
 from apr_jax.record import Stop
 
@@ -61,6 +61,23 @@ def say(
     )
 
 
-def end(book: Book, thread: Int[Array, ""]) -> Book:
-    """Handler of an end token."""
-    return books.close(book, thread, jnp.int32(Stop.END))
+def end(book: Book, mask: Bool[Array, "M"]) -> Book:
+    """What an end token does, to all threads that sampled one; as a handler `ForAll(end)`."""
+    return ends.close(book, mask, jnp.int32(Stop.END))
+
+
+def say_last(book: Book, thread: Int[Array, ""], start: int, length: int, drop: bool = False) -> Book:
+    """Feed a thread a closing phrase, after which it does not sample: the protocol's `drained` is asked then, and may close it.
+
+    Args:
+        start, length: the phrase, in the template table; at least one token.
+        drop: the token that it sampled last is not fed.
+    """
+    number = books.numbers(book)
+    book = say(book, number, (books.TEMPLATE,), thread, (number * 0 + start,), (length,), number == thread)
+    return book.update(thread, samples=False, unfed=book.threads.drawn.unfed & (not drop))
+
+
+def part(book: Book, place: int) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """Start and length of a part of the prompt; `place`: of its name in the protocol's `needs.parts`."""
+    return book.parts[place, 0], book.parts[place, 1]

@@ -1,0 +1,39 @@
+"""What a protocol needs of the engine: one declared value, which the engine is compiled for."""
+
+import dataclasses
+
+from apr_jax.decode.signals import Signal
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What a protocol needs of the engine. What it does not need costs nothing.
+
+    Attributes:
+        threads: threads that every problem opens at least, the root included; a protocol that may fork needs room for a child.
+        beside: children may run while their parent writes, see `apr_jax.decode.forks`.
+        live: threads may see others that still run.
+        together: 0, or live siblings see each other's tokens of the same clock too, and a fork has so many at most (Hogwild).
+        races: an event of one thread may end another, see `apr_jax.decode.races`.
+        splits: threads may be cut in two, see `apr_jax.decode.lines.split`.
+        signals: numbers about every row, kept as `book.threads.drawn.signals`, see `apr_jax.decode.signals`.
+        parts: names of the parts of the prompt that every problem has (`Problem.parts`), kept as `book.parts` in this order.
+        arguments: numbers that each problem gives to the protocol (`Problem.arguments`), kept as `book.arguments`.
+        recorded: the protocol's own state goes into the transcript.
+    """
+
+    threads: int = 1
+    beside: bool = False
+    live: bool = False
+    together: int = 0
+    races: bool = False
+    splits: bool = False
+    signals: tuple[Signal, ...] = ()
+    parts: tuple[str, ...] = ()
+    arguments: int = 0
+    recorded: bool = False
+
+    @property
+    def groups(self) -> bool:
+        """Whether threads must keep pace with others."""
+        return self.live or self.races
