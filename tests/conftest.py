@@ -15,6 +15,7 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_enable_x64", True)
@@ -30,12 +31,31 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("patient")
 
 
+# What is kept beyond its process: programs that take long, and where.
+KEPT = {"jax_compilation_cache_dir": None, "jax_persistent_cache_min_compile_time_secs": 0.5}
+
+
 @pytest.fixture(autouse=True, scope="module")
 def let_programs_go():
     """A compiled program takes hundreds of memory mappings, of which Linux grants a process 65,530: beyond that it crashes."""
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """Programs that the tests of a module, and the processes that they start, have in common are compiled by the first one."""
+    before = {name: getattr(jax.config, name) for name in KEPT}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (KEPT | {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled"))}).items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 # ---- what was not run

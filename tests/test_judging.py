@@ -1,6 +1,5 @@
 """What was decoded outlives its judges, can be judged again, and is gone on with only where its files are those that made it."""
 
-import dataclasses
 import json
 import os
 import re
@@ -36,7 +35,7 @@ from apr_jax.tasks.language.mathematics import Mathematics
 from apr_jax.evaluate.config import EvaluateConfig
 
 FOLDER = {folder!r}
-SIZES = dict(problems=2, prompt=64, slots=256, log=256, queue=4, outbox=4, feed_tiles=2, feed_chunk=16, attention_block=256)
+SIZES = dict(problems=2, prompt=64, slots=256, log=256, queue=1, outbox=4, feed_tiles=2, feed_chunk=16, attention_block=256)
 
 @dataclasses.dataclass(frozen=True)
 class Twin(Samples):
@@ -75,7 +74,7 @@ def make():
 
 
 @pytest.fixture(scope="module")
-def decoded(tmp_path_factory):
+def decoded(tmp_path_factory, compiled_once):
     """A folder with an evaluation whose judge cannot even be imported, and what its summary says."""
     folder = tmp_path_factory.mktemp("judging")
     language_folder.write(folder, CONFIG, QUESTIONS)
@@ -203,7 +202,6 @@ def test_a_second_ctrl_c_keeps_what_is_finished(folder):
     """One problem a call of the program; the second is broken off."""
     config = settings.load(folder / "config.py")
     words, rollout = load(config.tokenizer), config.methods["first"].rollout
-    rollout = dataclasses.replace(rollout, sizes=dataclasses.replace(rollout.sizes, queue=1))
     questions = config.task.questions(0)
 
     def watch(progress):

@@ -1,7 +1,10 @@
 """An evaluation that Ctrl-C ended, and the same command again: what was finished is kept and the rest is decoded."""
 
+import contextlib
+import io
 import json
 import re
+import signal
 import subprocess
 import sys
 
@@ -59,12 +62,13 @@ def config():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A random model, questions, an evaluation that was never ended, and one that was."""
+def folder(tmp_path_factory, compiled_once):
+    """A random model, questions, an evaluation that was never ended, and one that was, as a user starts and ends it."""
     folder = tmp_path_factory.mktemp("resume")
     language_folder.write(folder, CONFIG, questions(7))
-    assert start(folder, "whole").returncode == 0
-    ended = start(folder, "ended", "--stop-at", SECOND)
+    assert run(folder, "whole")[0] == 0
+    command = [sys.executable, "-m", "experiments.evaluate", *arguments(folder, "ended", "--stop-at", SECOND)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=540)
     assert ended.returncode == 130, ended.stderr
     assert re.search(r"interrupted: [1-4] of 5 questions are finished; --resume True", ended.stderr)
     return folder
@@ -78,9 +82,16 @@ def arguments(folder, output, *options):
     return ["--config", str(folder / "config.py"), "--output", str(folder / output), *options]
 
 
-def start(folder, output, *options):
-    command = [sys.executable, "-m", "experiments.evaluate", *arguments(folder, output, *options)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=540)
+def run(folder, output, *options):
+    """The program in this process: its exit code, and what it says of errors."""
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # tests in the background of a script ignore Ctrl-C
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        try:
+            return evaluate.main(arguments(folder, output, *options)), errors.getvalue()
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def test_what_is_finished_is_written_and_the_rest_is_decoded(folder):
@@ -89,8 +100,8 @@ def test_what_is_finished_is_written_and_the_rest_is_decoded(folder):
     kept = {t.problem: t for t, _ in record.read(folder / "ended" / "rollouts" / "self_consistency.jsonl")}
     assert 0 < len(kept) < QUESTIONS
 
-    again = start(folder, "ended", "--resume", "True")
-    assert again.returncode == 0, again.stderr
+    code, errors = run(folder, "ended", "--resume", "True")
+    assert code == 0, errors
     found = {name: outcomes.read_summary(folder / name / "summary.json")["methods"] for name in ("ended", "whole")}
     for method in ("sequential", "self_consistency"):
         pairs = [record.read(folder / name / f"transcripts_{method}.jsonl") for name in ("ended", "whole")]
@@ -103,8 +114,8 @@ def test_what_is_finished_is_written_and_the_rest_is_decoded(folder):
     assert note["progress"]["problems"] == note["progress"]["finished"] == QUESTIONS
 
     # Another rule for the same samples: nothing is decoded, so no time is added.
-    once_more = start(folder, "ended", "--resume", "True", "--only", "best_of_n")
-    assert once_more.returncode == 0, once_more.stderr
+    code, errors = run(folder, "ended", "--resume", "True", "--only", "best_of_n")
+    assert code == 0, errors
     last = outcomes.read_summary(folder / "ended" / "summary.json")["methods"]["best_of_n"]
     assert last["wall_s"] == found["ended"]["self_consistency"]["wall_s"]
 
@@ -131,6 +142,6 @@ def test_what_belongs_to_another_evaluation_is_refused(folder, change, capsys):
 
 def test_without_resume_nothing_old_is_kept(folder):
     """What an earlier run left is not taken for what this one decodes, even if this one is ended."""
-    ended = start(folder, "ended", "--stop-at", SECOND)
-    assert ended.returncode == 130, ended.stderr
+    code, errors = run(folder, "ended", "--stop-at", SECOND)
+    assert code == 130, errors
     assert 0 < len(list(record.read(folder / "ended" / "rollouts" / "self_consistency.jsonl"))) < QUESTIONS
