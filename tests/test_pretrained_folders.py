@@ -158,19 +158,29 @@ def restored(path, dtypes):
     safetensors.numpy.save_file(tensors, path / "model.safetensors")
 
 
-def test_what_float64_is_read_as_is_said(tmp_path):
+@pytest.fixture
+def without_x64():
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", True)
+
+
+def test_what_float64_is_read_as_is_said(tmp_path, without_x64):
     model = random_model()
     save_pretrained(tmp_path, model)
     restored(tmp_path, {"": np.float64})
-    with jax.enable_x64(False):
-        with pytest.warns(UserWarning, match=r"20 of 20 tensors are stored in float64 and read as float32; .*x64"):
-            read = load_pretrained(tmp_path)
-        assert read.config.param_dtype == "float32"
-        assert_same(read, model)
-        with pytest.raises(ValueError, match="dtype is 'float64'; it must be one of float32, bfloat16"):
-            load_pretrained(tmp_path, dtype="float64")
-    with jax.enable_x64(True):
-        assert load_pretrained(tmp_path).params["embed"].dtype == jnp.float64
+    with pytest.warns(UserWarning, match=r"20 of 20 tensors are stored in float64 and read as float32; .*x64"):
+        read = load_pretrained(tmp_path)
+    assert read.config.param_dtype == "float32"
+    assert_same(read, model)
+    with pytest.raises(ValueError, match="dtype is 'float64'; it must be one of float32, bfloat16"):
+        load_pretrained(tmp_path, dtype="float64")
+
+
+def test_float64_is_read_as_it_is_where_there_is_float64(tmp_path):
+    save_pretrained(tmp_path, random_model())
+    restored(tmp_path, {"": np.float64})
+    assert load_pretrained(tmp_path).params["embed"].dtype == jnp.float64
 
 
 def test_what_is_rounded_to_the_dtype_of_the_embedding_is_said(tmp_path):
