@@ -12,7 +12,7 @@ PEERS := .venv-peers
 
 MINUTES ?= 1
 
-.PHONY: demo test complete fuzz lint format benchmark compare
+.PHONY: demo test complete fuzz simulate lint format benchmark compare
 demo: $(VENV)/ready
 	$(RUN) -m experiments.evaluate --config configs/demo.py $(ARGS)
 
@@ -38,6 +38,11 @@ complete: $(VENV)/ready
 # Random programs of threads for MINUTES; one case again: ARGS="--first CASE --cases 1" with minutes enough to compile.
 fuzz: $(VENV)/ready
 	PYTHONPATH=.:tests $(RUN) -m fuzz_programs --minutes $(MINUTES) $(ARGS)
+
+# Random programs through a simulator of the rules of threads, which knows no engine and no tensors.
+PROGRAMS ?= 1000
+simulate: $(VENV)/ready
+	PYTHONPATH=.:tests $(RUN) -m simulate --programs $(PROGRAMS) $(ARGS)
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
