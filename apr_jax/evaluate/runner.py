@@ -63,6 +63,8 @@ def with_bar(name: str, questions: int, before: int, work: Callable[..., Decoded
         "{task.fields[state]}",
     )
     console = rich.console.Console(stderr=True)
+    if console.is_jupyter:  # where a bar that moves wants a further package: its last state is enough
+        console = rich.console.Console(stderr=True, force_jupyter=False, force_terminal=False)
     with rich.progress.Progress(*columns, console=console) as bar, Interrupt() as interrupt:
         shown = bar.add_task(name, total=questions, completed=before, state="compiling")
 
