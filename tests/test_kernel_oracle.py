@@ -159,7 +159,7 @@ def test_programs_follow_from_their_own_tokens(path):
     dtype, kernel = PATHS[path]
     setting = fuzz_programs.SETTINGS["races"]
     engine = Engine(model(dtype, True), Programs(setting.live, setting.races), setting.sizes, kernel=kernel)
-    case = fuzz_programs.draw_case(0, 48, ("races",))
+    case = fuzz_programs.draw_case(0, 80, ("races",))
     bodies = [body for _, body in case.problems]
 
     def interpret(forward, problem, choose):

@@ -77,7 +77,7 @@ def test_one_compilation_for_all_mixes(caplog):
     def run(name: str, count: int) -> None:
         cases = [forking.random_case(rng, i, prompt=8) for i in range(count)]
         problems = [
-            Problem(**{field: getattr(case, field) for field in Problem.__dataclass_fields__}) for case in cases
+            Problem(**{field.name: getattr(case, field.name) for field in dataclasses.fields(case)}) for case in cases
         ]
         assert len(list(engine(name).decode(problems, seed=count, slice_steps=7))) == count
 

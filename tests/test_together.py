@@ -96,7 +96,7 @@ def test_a_group_runs_alone_and_the_oldest_first():
     """Threads 1 and 2 are live with each other, and so are 3 and 4; 5 is alone."""
     sizes = Sizes(problems=1, lanes=3, rows=3, threads=6, slots=128, run=16, log=128, attention_block=128)
     book, number = books.empty(sizes).replace(active=True, used=6), jnp.arange(6)
-    group = jnp.array([-1, 7, 7, 8, 8, -1])
+    group = jnp.array([-1, 1, 1, 3, 3, -1])
     book = book.replace(threads=book.threads.where(number > 0, status=books.READY, left=1, group=group, scope=group))
     for ended, ready in (((), [1, 2]), ((1,), [2]), ((1, 2), [3, 4]), ((1, 2, 3, 4), [5])):
         now = book.replace(threads=book.threads.where(jnp.isin(number, jnp.array(ended, int)), status=FINISHED))
