@@ -158,18 +158,21 @@ def by_rows(draw: Callable[..., Any], logits: jax.Array, *rows: jax.Array) -> An
     size = logits.shape[0]
     each = -(-size // count)
 
-    def mine(logits: jax.Array, number: jax.Array, *rows: jax.Array) -> Any:
+    # jax 0.7.2 cannot lower `axis_index` where the axis `data` is manual already: there an array that is cut numbers the devices.
+    # Not so on others, where XLA would cut all bookkeeping as this array is cut.
+    numbers = (jnp.arange(count),) if jax.__version_info__ < (0, 8) else ()
+
+    def mine(logits: jax.Array, *rows: jax.Array) -> Any:
+        number, rows = (rows[0][0], rows[1:]) if numbers else (jax.lax.axis_index("model"), rows)
         pad = lambda x: jnp.pad(x, ((0, count * each - size), *((0, 0),) * (x.ndim - 1)))
         logits = jax.lax.all_to_all(pad(logits), "model", split_axis=0, concat_axis=1, tiled=True)
-        start = number[0] * each
+        start = number * each
         drawn = draw(logits, *(jax.lax.dynamic_slice_in_dim(pad(row), start, each) for row in rows))
         return jax.tree.map(lambda x: jax.lax.all_gather(x, "model", tiled=True)[:size], drawn)
 
-    # Numbered by an array that is cut: jax 0.7.2 cannot lower `axis_index` where the axis `data` is manual already.
-    numbers = jnp.arange(count)
-    specs = (jax.P(None, "model"), jax.P("model"), *(jax.P(),) * len(rows))
+    specs = (jax.P(None, "model"), *(jax.P("model"),) * len(numbers), *(jax.P(),) * len(rows))
     rule = {"in_specs": specs, "out_specs": jax.P(), "axis_names": {"model"}, "check_vma": False}
-    return jax.shard_map(mine, **rule)(logits, numbers, *rows)
+    return jax.shard_map(mine, **rule)(logits, *numbers, *rows)
 
 
 def hold(pool: jax.Array, heads: int, axis: int = -1) -> jax.Array:

@@ -1,5 +1,6 @@
 """The compiled program works in place: the state is donated, the pool is never copied, and nothing compiles twice."""
 
+import dataclasses
 import functools
 
 import jax

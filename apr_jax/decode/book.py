@@ -315,8 +315,8 @@ def eldest(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:
 
 def by_parent(book: Book, values: Int[Array, "M"]) -> Int[Array, "M"]:
     """For every thread the sum of its children's values."""
-    parent, count = book.threads.line.parent, values.shape[0]
-    return jnp.zeros(count, values.dtype).at[jnp.where(parent == NOBODY, count, parent)].add(values, mode="drop")
+    children = book.threads.line.parent[None, :] == numbers(book)[:, None]
+    return jnp.sum(jnp.where(children, values[None, :], 0), axis=1, dtype=values.dtype)
 
 
 def mates(book: Book, thread: Int[Array, ""]) -> Bool[Array, "M"]:

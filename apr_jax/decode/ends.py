@@ -23,8 +23,8 @@ Reason = Int[Array, ""] | Int[Array, "M"]
 
 def close(book: Book, who: Who, stop: Reason) -> Book:
     """End threads. Children that they opened and never started are dropped; others they wait for."""
-    mask, parent = book.mask(who), jnp.maximum(book.threads.line.parent, 0)
-    mine = mask[parent] & (book.threads.line.parent != NOBODY)
+    mask, number = book.mask(who), books.numbers(book)
+    mine = jnp.any((book.threads.line.parent[:, None] == number[None, :]) & mask[None, :], axis=1)
     unstarted = mine & (book.threads.status == OPENED)
     book = book.update(unstarted, status=FINISHED, stop=int(Stop.DROPPED), released=True)
     if not book.protocol.needs.beside:
@@ -38,6 +38,8 @@ def close(book: Book, who: Who, stop: Reason) -> Book:
 def conclude(book: Book, who: Who, stop: Reason) -> Book:
     """End threads that wait for nobody; if ends decide the race that one of them is in, when that is decided."""
     mask, race = book.mask(who), book.threads.pace.race
+    if not book.protocol.needs.races:
+        return leave(book, mask, stop)
     contests = mask & (race != NOBODY) & (book.threads.pace.enough[jnp.maximum(race, 0)] > 0)
     return leave(book.update(contests, status=DECIDING, stop=stop), mask & ~contests, stop)
 

@@ -49,7 +49,7 @@ def fork(
     _require(book, live, waits)
     threads, number, goes_on = book.threads, books.numbers(book), waits is not True
     rows = _rows(book, context)
-    context = number * 0 + (NOBODY if context is None else context)
+    context = jnp.int32(NOBODY) if context is None else context
     shares, source = context != NOBODY, jnp.where(context == NOBODY, thread, context)
     cursor, waits = threads.cursor, born & waits
     first = jnp.argmax(books.eldest(book, born)).astype(jnp.int32)
@@ -67,7 +67,7 @@ def fork(
         scope=jnp.where(live & (scope == NOBODY), first, scope),
     )
     started |= dict(group=first) if live else {}
-    rows = book.sees | jnp.where(shares[:, None], rows, 0)
+    rows = book.sees | jnp.where(shares[..., None], rows, 0)
     rows = rows | books.bits(born, book.sees.shape[1]) if live else rows
     book = book.update(born, **started, **columns)
     book = book.replace(sees=jnp.where(born[:, None], rows, book.sees))
@@ -100,7 +100,7 @@ def _require(book: Book, live: bool, waits: Bool[Array, "M"] | bool) -> None:
 def _rows(book: Book, context: Int[Array, "*M"] | None) -> UInt32[Array, "*M words"]:
     """What contexts see; of those that have ended not the lines that they were live with, which may write on."""
     if context is None:
-        return jnp.zeros_like(book.sees[:1])
+        return jnp.zeros_like(book.sees[0])
     if not book.protocol.needs.live or context.ndim == 0:  # the forking thread's own, which is not live
         return book.sees[context]
     words = book.sees.shape[1]

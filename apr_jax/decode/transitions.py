@@ -107,17 +107,17 @@ def settle(protocol: Protocol, held: Book) -> Book:
     table = transitions(protocol)
     spent_event, together = event(protocol, SPENT), protocol.needs.together
     number = jnp.arange(held.threads.status.shape[1])[None, :]
-    for_all = jnp.array([False, *(isinstance(transition.apply, ForAll) for transition in table)])
+    whole = [place for place, transition in enumerate(table, start=1) if isinstance(transition.apply, ForAll)]
+    by_all = lambda kind: jnp.any(kind[:, None] == jnp.array(whole), axis=1)
 
     def first(held: Book) -> tuple[Int[Array, "P"], Bool[Array, "P M"]]:
         """Of each problem the first transition that is ready, its place from 1 on or 0, and the threads that it is applied to."""
         ready = jnp.stack([transition.ready(held) for transition in table], axis=1)  # [P, K, M]
-        any_ready = jnp.any(ready, axis=2)
-        place = jnp.argmax(any_ready, axis=1).astype(jnp.int32)
-        mask = jnp.take_along_axis(ready, place[:, None, None], axis=1)[:, 0]
-        kind = jnp.where(jnp.any(any_ready, axis=1), 1 + place, 0)
-        alone = mask & (number == jnp.argmax(mask, axis=1)[:, None])
-        return kind, jnp.where(for_all[kind][:, None], mask, alone)
+        place = jnp.argmax(ready.reshape(ready.shape[0], -1), axis=1).astype(jnp.int32)
+        kind = jnp.where(jnp.any(ready, axis=(1, 2)), 1 + place // ready.shape[2], 0)
+        mine = jnp.arange(1, 1 + len(table))[None, :] == kind[:, None]
+        alone = number == (place % ready.shape[2])[:, None]
+        return kind, jnp.any(ready & mine[:, :, None], axis=1) & (alone | by_all(kind)[:, None])
 
     def once(carry):
         held, kind, mask = carry
@@ -129,7 +129,7 @@ def settle(protocol: Protocol, held: Book) -> Book:
         if together:
             held = held.halt(schedule.crowded(held.threads, together), Stop.LANES_FULL)
         last = jax.vmap(lines.successor)(held, thread)
-        spent = (kind > 0) & ~for_all[kind] & _spent(held, last)
+        spent = (kind > 0) & ~by_all(kind) & _spent(held, last)
         events = jnp.where(spent[:, None] & (number == last[:, None]), spent_event, held.threads.event)
         held = held.replace(threads=dataclasses.replace(held.threads, event=events))
         held = jax.vmap(lines.free_runs)(held)
