@@ -67,7 +67,7 @@ def fork(
         scope=jnp.where(live & (scope == NOBODY), first, scope),
     )
     started |= dict(group=first) if live else {}
-    rows = book.sees | jnp.where(shares[..., None], rows, 0)
+    rows = book.sees | jnp.broadcast_to(jnp.where(shares[..., None], rows, 0), book.sees.shape)
     rows = rows | books.bits(born, book.sees.shape[1]) if live else rows
     book = book.update(born, **started, **columns)
     book = book.replace(sees=jnp.where(born[:, None], rows, book.sees))
