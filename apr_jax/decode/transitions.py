@@ -108,7 +108,7 @@ def settle(protocol: Protocol, held: Book) -> Book:
     spent_event, together = event(protocol, SPENT), protocol.needs.together
     number = jnp.arange(held.threads.status.shape[1])[None, :]
     whole = [place for place, transition in enumerate(table, start=1) if isinstance(transition.apply, ForAll)]
-    by_all = lambda kind: jnp.any(kind[:, None] == jnp.array(whole), axis=1)
+    by_all = lambda kind: jnp.any(kind[:, None] == jnp.array(whole)[None, :], axis=1)
 
     def first(held: Book) -> tuple[Int[Array, "P"], Bool[Array, "P M"]]:
         """Of each problem the first transition that is ready, its place from 1 on or 0, and the threads that it is applied to."""
