@@ -1,4 +1,4 @@
-"""The rules of threads in the simulator: random programs have no finding, and without a rule they soon do. `make simulate` runs more."""
+"""Random programs have no finding in the simulator of the rules, and without a rule they soon do; `make simulate` runs more."""
 
 import pytest
 import rich.console
