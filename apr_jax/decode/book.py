@@ -291,8 +291,8 @@ def last_of_lines(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:
 
 def lines_of(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:
     """All threads of the lines that the chosen threads belong to."""
-    first, count = book.threads.line.first, chosen.shape[0]
-    named = jnp.zeros_like(chosen).at[jnp.where(chosen, first, count)].set(True, mode="drop")
+    first = book.threads.line.first
+    named = tables.collect(first, chosen.astype(jnp.int32), "max") > 0
     return named[first] & (numbers(book) < book.used)
 
 
@@ -315,8 +315,7 @@ def eldest(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:
 
 def by_parent(book: Book, values: Int[Array, "M"]) -> Int[Array, "M"]:
     """For every thread the sum of its children's values."""
-    children = book.threads.line.parent[None, :] == numbers(book)[:, None]
-    return jnp.sum(jnp.where(children, values[None, :], 0), axis=1, dtype=values.dtype)
+    return tables.collect(book.threads.line.parent, values, "add")
 
 
 def mates(book: Book, thread: Int[Array, ""]) -> Bool[Array, "M"]:

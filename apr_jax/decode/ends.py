@@ -23,8 +23,8 @@ Reason = Int[Array, ""] | Int[Array, "M"]
 
 def close(book: Book, who: Who, stop: Reason) -> Book:
     """End threads. Children that they opened and never started are dropped; others they wait for."""
-    mask, number = book.mask(who), books.numbers(book)
-    mine = jnp.any((book.threads.line.parent[:, None] == number[None, :]) & mask[None, :], axis=1)
+    mask, parent = book.mask(who), book.threads.line.parent
+    mine = (parent != NOBODY) & mask[jnp.maximum(parent, 0)]
     unstarted = mine & (book.threads.status == OPENED)
     book = book.update(unstarted, status=FINISHED, stop=int(Stop.DROPPED), released=True)
     if not book.protocol.needs.beside:
@@ -71,4 +71,4 @@ def finish(book: Book, who: Who, stop: Reason) -> Book:
 
 def release(book: Book, who: Who) -> Book:
     """Say that nobody will go on from these lines any more: their slots are freed when no unreleased thread can see them."""
-    return book.update(book.mask(who), released=True)
+    return book.update(who, released=True)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int, UInt32
 from apr_jax.decode import book as books
 from apr_jax.decode import ends
 from apr_jax.decode.book import Book
-from apr_jax.decode.threads import FINISHED, NOBODY, OPENED, READY, WAITING, Threads
+from apr_jax.decode.threads import FINISHED, NOBODY, OPENED, READY, WAITING, Threads, collect
 from apr_jax.record import Stop
 
 
@@ -22,20 +22,20 @@ def joined_row(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> 
 
     What a line forgot stays forgotten, though a live sibling has seen it.
     """
-    row, words = book.sees[parent] | books.union(book.sees, chosen), book.sees.shape[1]
+    theirs, words = books.union(book.sees, chosen), book.sees.shape[1]
     if not book.protocol.needs.live:
-        return row
+        return book.sees[parent] | theirs
     threads, number, count = book.threads, books.numbers(book), chosen.shape[0]
     group = threads.pace.group
-    groups = jnp.zeros(count, bool).at[jnp.where(chosen & (group != NOBODY), group, count)].set(True, mode="drop")
+    groups = collect(group, chosen.astype(jnp.int32), "max") > 0
     live = (group != NOBODY) & groups[jnp.maximum(group, 0)]
     # The chosen thread of each one's line, if there is one, and whether that sees it.
     place = jnp.where(chosen, threads.line.ordinal, count)
     line = jnp.full(count, NOBODY).at[place].set(number, mode="drop")[threads.line.ordinal]
     line = jnp.where(threads.line.parent == parent, line, NOBODY)
-    sees = ((book.sees[line, number // 32] >> (number % 32).astype(jnp.uint32)) & 1).astype(bool)
+    sees = jax.vmap(books.has)(book.sees[line], number)
     forgotten = books.bits(live & ~((line != NOBODY) & sees), words)
-    return book.sees[parent] | (books.union(book.sees, chosen) & ~forgotten)
+    return book.sees[parent] | (theirs & ~forgotten)
 
 
 def stitch(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> Book:
@@ -55,7 +55,8 @@ def join(book: Book, parent: Int[Array, ""], joined: Callable) -> Book:
         joined: of the protocol. If `parent` forks or ends in it, or goes on as a new thread, that holds.
     """
     if book.protocol.needs.beside:
-        book, parent = _renew(book, parent)
+        book = _renew(book, parent)
+        parent = successor(book, parent)
     lines = _waited(book, parent)
     done = joined(_take(book, parent), parent)
     last = successor(done, parent)
@@ -91,8 +92,8 @@ def _take(book: Book, parent: Int[Array, ""]) -> Book:
     )
 
 
-def _renew(book: Book, parent: Int[Array, ""]) -> tuple[Book, Int[Array, ""]]:
-    """The book in which `parent` may write, and as which thread.
+def _renew(book: Book, parent: Int[Array, ""]) -> Book:
+    """The book in which the line of `parent` may write.
 
     What an outstanding child sees may not grow; and what was written beside a child, or after the line that it goes on from,
     cannot have seen it.
@@ -102,10 +103,8 @@ def _renew(book: Book, parent: Int[Array, ""]) -> tuple[Book, Int[Array, ""]]:
     looked_at = books.outstanding(book, parent) & ~threads.bond.awaited & sees
     older = threads.bond.beside | (threads.line.follows != NOBODY)
     late = books.awaited(book, parent) & older & threads.bond.held
-    renews = jnp.any(looked_at | late) & (book.used < sees.shape[0])
     new = go_on(book, parent, book.sees[parent], threads.cursor.position[parent], hand=True)
-    full = jnp.any(looked_at | late) & (book.used >= sees.shape[0])
-    return books.choose(renews, new, book).halt(full, Stop.THREADS_FULL), jnp.where(renews, book.used, parent)
+    return books.choose(jnp.any(looked_at | late), new, book)
 
 
 def with_descendants(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:
@@ -222,8 +221,7 @@ def split(
 def successor(book: Book, thread: Int[Array, ""]) -> Int[Array, ""]:
     """The last thread of the line of `thread`: itself if it did not go on as another."""
     line = book.threads.line
-    same = (line.parent == line.parent[thread]) & (line.ordinal == line.ordinal[thread])
-    same &= (books.numbers(book) < book.used) & (book.threads.stop != Stop.SPLIT)
+    same = (line.first == line.first[thread]) & (books.numbers(book) < book.used)
     return jnp.argmax(jnp.where(same, line.segment, -1)).astype(jnp.int32)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from apr_jax import sharding
 from apr_jax.decode import book as books
@@ -185,7 +185,7 @@ class Seen:
         event: of the protocol, 0 for none.
         draws: a token was sampled at all.
         finite: neither the tile's hidden states nor its logits hold NaN or infinity.
-        logprob, signals: of the row that a token was, or could have been, sampled from.
+        drawn: what was sampled, or would have been.
     """
 
     own: Any
@@ -193,8 +193,7 @@ class Seen:
     event: Int[Array, "B"]
     draws: Bool[Array, "B"]
     finite: Bool[Array, "B"]
-    logprob: Float[Array, "B"]
-    signals: Float[Array, "B n"]
+    drawn: Drawn
 
 
 def observe(
@@ -209,7 +208,7 @@ def observe(
     bulk = jax.tree.map(put, state.bulk, kept)
     shared = jax.tree.map(lambda field: field[at], state.books.shared)
     own, token, event = jax.vmap(protocol.observe)(shared, own, drawn)
-    return bulk, Seen(own, token, jnp.where(draws, event, 0), draws, finite, drawn.logprob, drawn.signals)
+    return bulk, Seen(own, token, jnp.where(draws, event, 0), draws, finite, drawn)
 
 
 def advance(program: Program, placed: Book, tiles, places, old: books.Threads, seen: Seen) -> books.Threads:
@@ -248,8 +247,8 @@ def advance(program: Program, placed: Book, tiles, places, old: books.Threads, s
         unfed=draws,
         handed=jnp.zeros_like(draws),
         drawn_at=jnp.where(draws, old.cursor.clock + tiles.count, old.drawn.drawn_at),
-        logprob=seen.logprob,
-        signals=seen.signals,
+        logprob=seen.drawn.logprob,
+        signals=seen.drawn.signals,
     )
     inbox = dataclasses.replace(
         threads.inbox,

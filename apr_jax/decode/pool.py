@@ -119,7 +119,7 @@ def visible(
 ) -> Bool[Array, "X Y N"]:
     """Which slots a row may see: those of threads its thread sees with an earlier clock, its own up to and with itself.
 
-    The work for a slot does not grow with the threads. Up to 32 of them it is a shift of one word.
+    All that depends on the owner is found once for a run, so that the work for a slot does not grow with the threads.
 
     Args:
         words: row of the visibility matrix of each row's thread.
@@ -128,17 +128,6 @@ def visible(
         run: slots in a row that have one owner, from the first on; behind them may be slots of one that nobody sees any more.
         together: those with the same clock too. Only a live sibling can have written one, in this step.
     """
-    if words.shape[-1] > 1:
-        return _visible_by_runs(words, thread, clock, slots, run, together)
-    owner = slots.owner[:, None, :]
-    sees = ((words >> (owner % 32).astype(jnp.uint32)) & 1).astype(bool)
-    own = owner == thread[:, :, None]
-    earlier = slots.clock[:, None, :] < clock[:, :, None] + (own | together).astype(clock.dtype)
-    return sees & (owner != NOBODY) & earlier
-
-
-def _visible_by_runs(words, thread, clock, slots: Slots, run: int, together: bool) -> Bool[Array, "X Y N"]:
-    """`visible` for any number of threads: all that depends on the owner of a slot is found once for a run."""
     owner = slots.owner.reshape(slots.owner.shape[0], 1, -1, run)  # [X, 1, runs, run]
     first = jnp.maximum(owner[..., 0], 0)  # [X, 1, runs]
     word = words

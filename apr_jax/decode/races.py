@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Int
 from apr_jax.decode import book as books
 from apr_jax.decode import ends, lines, schedule
 from apr_jax.decode.book import Book
-from apr_jax.decode.threads import DECIDING, NOBODY, READY
+from apr_jax.decode.threads import DECIDING, NOBODY, READY, collect
 from apr_jax.record import Stop
 
 # What is decided; 0 is nothing.
@@ -99,23 +99,18 @@ def _exhausted(book: Book) -> tuple[Bool[Array, "M"], Int[Array, "M"]]:
 
     Clocks of threads may be later than that: of one that waited for others before it ended, say.
     """
-    threads, count = book.threads, book.threads.status.shape[0]
+    threads, parent, race = book.threads, book.threads.line.parent, book.threads.pace.race
     own = jnp.where(threads.stop == Stop.CONTINUED, 0, threads.cursor.generated)  # the next of the line counts on
-    above = jnp.where(threads.line.parent == NOBODY, count, threads.line.parent)
 
     def climb(_, below):
         sampled, latest = below
-        latest = jnp.maximum(threads.drawn.drawn_at, latest.at[above].max(latest, mode="drop"))
-        return own + books.by_parent(book, sampled), latest
+        latest = jnp.maximum(latest, collect(parent, latest, "max"))
+        return own + collect(parent, sampled, "add"), latest
 
     sampled, latest = jax.lax.fori_loop(0, jnp.max(threads.line.nesting), climb, (own, threads.drawn.drawn_at))
-    race = jnp.where(threads.pace.race == NOBODY, count, threads.pace.race)
-    gather = lambda values, start: jnp.full(count, start).at[race]
-    used = gather(sampled, 0).add(sampled, mode="drop")
-    furthest = gather(latest, 0).max(latest, mode="drop")
-    going = gather(own, 0).add(books.unfinished(book), mode="drop") > 0
+    going = collect(race, books.unfinished(book).astype(jnp.int32), "max") > 0
     budget = threads.pace.shared_budget
-    return (budget > 0) & going & (used >= budget), furthest
+    return (budget > 0) & going & (collect(race, sampled, "add") >= budget), collect(race, latest, "max")
 
 
 def arrive(book: Book, thread: Int[Array, ""], suffices: Callable) -> Book:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Int
 
 from apr_jax.decode.book import DECIDING, NOBODY, READY, Book, Threads, pytree
 from apr_jax.decode.sizes import Sizes
+from apr_jax.decode.threads import collect
 from apr_jax.record import Stop
 
 
@@ -106,10 +107,7 @@ def by_group(
     group: Int[Array, "M"], values: Int[Array, "M"], chosen: Bool[Array, "M"], start: int, how: str
 ) -> Int[Array, "M"]:
     """For each thread the sum (`how` is "add"), the minimum or the maximum ("min", "max") over the chosen ones of its group."""
-    count = group.shape[0]
-    place = jnp.where(chosen & (group != NOBODY), group, count)
-    found = getattr(jnp.full(count, start, values.dtype).at[place], how)(values, mode="drop")
-    return found[jnp.maximum(group, 0)]
+    return collect(jnp.where(chosen, group, NOBODY), values, how, start)[jnp.maximum(group, 0)]
 
 
 def crowded(threads: Threads, most: int) -> Bool[Array, "P"]:

@@ -25,6 +25,17 @@ def masked(mask: Bool[Array, "M"], old: Array, new: Any) -> Array:
     return jnp.where(mask.reshape(mask.shape + (1,) * (old.ndim - 1)), jnp.asarray(new).astype(old.dtype), old)
 
 
+def collect(names: Int[Array, "M"], values: Int[Array, "M"], how: str, start: int = 0) -> Int[Array, "M"]:
+    """For every number the sum ("add"), the least ("min") or the largest ("max") of the values of the threads that name it.
+
+    Args:
+        names: a number, or NOBODY, that each thread names.
+        start: what the sum begins with, and the least or the largest where nobody names a number.
+    """
+    place = jnp.where(names == NOBODY, names.shape[0], names)
+    return getattr(jnp.full(names.shape, start, values.dtype).at[place], how)(values, mode="drop")
+
+
 @pytree
 class Lineage:
     """Where a thread comes from. Written at its birth, but `opened`, and `parent` where the parent goes on as another thread.
