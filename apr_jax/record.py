@@ -38,8 +38,8 @@ class Stop(enum.IntEnum):
     MALFORMED = 3  # a fork that the format does not allow
     KILLED = 4  # it was dropped by a decision, or its problem ended first
     DROPPED = 5  # its message was begun but never committed by a wait
-    POOL_FULL = 6  # no run of key/value slots was left
-    LOG_FULL = 7  # no run of log entries was left
+    POOL_FULL = 6  # no page of key/value slots was left
+    LOG_FULL = 7  # no page of log entries was left
     THREADS_FULL = 8  # the thread table was full
     MESSAGES_FULL = 9  # the table of message pieces was full
     CONTINUED = 10  # its line of reasoning went on as the thread of the next segment

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Int, Key
 from apr_jax import sharding
 from apr_jax.decode import native
 from apr_jax.decode.book import pytree
-from apr_jax.decode.pool import View, read
+from apr_jax.decode.pool import View, attend
 from apr_jax.decode.sampling import sample
 from apr_jax.decode.sizes import Sizes
 from apr_jax.model import transformer
@@ -97,7 +97,7 @@ class BareLoop:
         on_cpu = jax.default_backend() == "cpu"
         model, self.layout, self.temperature = transformer.fuse(model) if on_cpu else model, layout, temperature
         self.dtype = jnp.promote_types(jax.tree.leaves(model.params)[0].dtype, model.config.dtype)
-        sizes = Sizes(slots=layout.slots, run=1, attention_block=layout.block)
+        sizes = Sizes(slots=layout.slots, page_size=1, attention_block=layout.block)
         self.kernel = native.choose(None, model.config, self.dtype, sizes, sharding.make_mesh())
         self.model = native.prepare(model, self.dtype) if self.kernel else model
         self.traces = 0
@@ -120,8 +120,8 @@ class BareLoop:
         seen = np.arange(layout.slots) <= np.arange(fed)[:, None]
         mask = jnp.broadcast_to(seen, (layout.problems, *seen.shape))
         position = jnp.broadcast_to(jnp.arange(fed), (layout.problems, fed))
-        attend = self._attend(mask, jnp.int32(0), fed)
-        _, pool = transformer.hidden(self.model.graph, params, prompts[:, :-1], position, attend, pool)
+        layer = self._attend(mask, jnp.int32(0), fed)
+        _, pool = transformer.hidden(self.model.graph, params, prompts[:, :-1], position, layer, pool)
         rows = layout.problems, layout.lanes
         sampled = jnp.zeros((*rows, layout.tokens), jnp.int32)
         return BareState(pool, jnp.broadcast_to(prompts[:, -1:], rows), sampled, jnp.int32(0), key)
@@ -131,22 +131,22 @@ class BareLoop:
         layout, zero = self.layout, jnp.zeros_like(place)
         view = View(mask, -(-(place + count) // layout.block))
 
-        def attend(q, k, v, memory):
+        def layer(q, k, v, cache):
             flat = (*k.shape[:2], -1)
             write = lambda old, new: jax.lax.dynamic_update_slice(
                 old, new.reshape(flat).astype(old.dtype), (zero, place, zero)
             )
-            keys, values = write(memory[0], k), write(memory[1], v)
-            return read(q, keys, values, view, layout.block, self.kernel), (keys, values)
+            keys, values = write(cache[0], k), write(cache[1], v)
+            return attend(q, keys, values, view, layout.block, self.kernel), (keys, values)
 
-        return attend
+        return layer
 
     def _step(self, params: Any, state: BareState) -> BareState:
         layout, graph = self.layout, self.model.graph
         rows = layout.problems, layout.lanes
-        attend = self._attend(layout.mask(state.step), layout.place(state.step), layout.lanes)
+        layer = self._attend(layout.mask(state.step), layout.place(state.step), layout.lanes)
         position = jnp.broadcast_to(layout.prompt - 1 + state.step, rows)
-        x, pool = transformer.hidden(graph, params, state.token, position, attend, state.pool)
+        x, pool = transformer.hidden(graph, params, state.token, position, layer, state.pool)
         logits = transformer.logits(graph, params, x.reshape(-1, x.shape[-1]))
         every = lambda value, dtype: jnp.full(logits.shape[0], value, dtype)
         uniform = jax.random.uniform(jax.random.fold_in(state.key, state.step), logits.shape[:1], jnp.float32)

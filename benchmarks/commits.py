@@ -4,11 +4,13 @@
     python -m benchmarks.commits --before v1 --models tiny --turns 9
 
 Both run in processes of their own on the same weights; every second turn goes backwards. What is printed and written to
-`commits.json` is the speed of this tree over the other's within each turn: its median, the least and the most.
+`commits.json` is the speed of this tree over the other's within each turn (its median, the least and the most), and `best`, the
+same for the shortest run of each: on short jobs single runs scatter by a quarter.
 """
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -33,6 +35,7 @@ class CommitsConfig:
     Attributes:
         before: the other commit, as git names it.
         models: of `weights.SHAPES`.
+        jobs: names of the jobs; empty: all, see `jobs`.
         turns: how often each does each job.
         cores: that each may use.
         dtype: of weights and activations.
@@ -42,6 +45,7 @@ class CommitsConfig:
 
     before: str
     models: tuple[str, ...] = ("tiny", "smollm2")
+    jobs: tuple[str, ...] = ()
     turns: int = 5
     cores: int = 2
     dtype: str = "bfloat16"
@@ -58,6 +62,18 @@ def jobs(model: str, share: float) -> dict[str, Workload]:
     return {"fork-join": fork, "fork-join, stitched": dataclasses.replace(fork, join="stitch"), **threads}
 
 
+def chosen(config: CommitsConfig, model: str) -> dict[str, Workload]:
+    """The jobs that the settings name.
+
+    Raises:
+        ValueError: a name that is none of them.
+    """
+    every = jobs(model, config.share)
+    if unknown := [name for name in config.jobs if name not in every]:
+        raise ValueError(f"jobs names {unknown[0]!r}; allowed are {', '.join(every)}")
+    return {name: work for name, work in every.items() if name in (config.jobs or every)}
+
+
 def compare(config: CommitsConfig, model: str, checkout: Path) -> dict[str, dict]:
     """Ratios of one model, by job."""
     output = Path(config.output)
@@ -71,17 +87,18 @@ def compare(config: CommitsConfig, model: str, checkout: Path) -> dict[str, dict
     for side in sides:
         side.load(folder, options)
     found = {}
-    for name, work in jobs(model, config.share).items():
+    for name, work in chosen(config, model).items():
         for side in sides:  # compiles
             side.run(work)
-        ratios = []
+        ratios, best = [], [math.inf, math.inf]
         for turn in range(config.turns):
             seconds = {}
             for place in (0, 1) if turn % 2 == 0 else (1, 0):
                 time.sleep(REST)
                 seconds[place] = sides[place].run(work).seconds
             ratios.append(seconds[0] / seconds[1])
-        found[name] = report.spread(ratios)
+            best = [min(least, seconds[place]) for place, least in enumerate(best)]
+        found[name] = report.spread(ratios) | {"best": best[0] / best[1]}
         print(f"{model}: {name}: {found[name]}", flush=True)
     for side in sides:
         side.close()

@@ -54,7 +54,7 @@ class LoopsConfig:
         repeats: turns that engine and bare loops take.
         block: slots that attention reads at a time.
         row_block: the same for the caches of single rows.
-        run: slots of a run of the engine's pool, and entries of one of its log.
+        page_size: slots of a page of the engine's pool, and entries of one of its log.
         fork_problems: problems of the run that forks.
         fork_tokens: tokens that a thread of it may generate.
         fork_block: slots that attention reads at a time in it.
@@ -73,7 +73,7 @@ class LoopsConfig:
     repeats: int = 5
     block: int = 256
     row_block: int = 64
-    run: int = 8
+    page_size: int = 8
     fork_problems: int = 64
     fork_tokens: int = 320
     fork_block: int = 256
@@ -118,8 +118,8 @@ def model_config(config: LoopsConfig) -> ModelConfig:
 
 
 def engine_sizes(config: LoopsConfig) -> Sizes:
-    run = config.run
-    entries = config.prompt + run + config.lanes * (-(-config.tokens // run) + 1) * run
+    page_size = config.page_size
+    entries = config.prompt + page_size + config.lanes * (-(-config.tokens // page_size) + 1) * page_size
     up = lambda multiple: -(-entries // multiple) * multiple  # noqa: E731
     return Sizes(
         problems=config.problems,
@@ -130,9 +130,9 @@ def engine_sizes(config: LoopsConfig) -> Sizes:
         feed_threshold=1,
         threads=config.lanes + 1,
         slots=up(config.block),
-        run=run,
-        log=up(run),
-        log_run=run,
+        page_size=page_size,
+        log=up(page_size),
+        log_page_size=page_size,
         queue=config.problems,
         outbox=config.problems,
         prompt=config.prompt,
@@ -240,7 +240,7 @@ def measure_forks(config: LoopsConfig, say: Callable[[str], None]) -> dict:
     protocol = SpawnJoin(**{name: words.id(f"<{name}>") for name in names})
     sizes = Sizes(
         problems=config.problems, lanes=config.lanes, rows=-(-config.problems * config.lanes // 2), feed_tiles=8,
-        feed_threshold=16, threads=24, slots=2560, run=config.run, log=3072, queue=config.fork_problems,
+        feed_threshold=16, threads=24, slots=2560, page_size=config.page_size, log=3072, queue=config.fork_problems,
         outbox=config.fork_problems, attention_block=config.fork_block,
     )  # fmt: skip
     setting = countdown.PRESETS["four"]

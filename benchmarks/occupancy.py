@@ -45,7 +45,7 @@ class OccupancyConfig:
         rows: A, rows of a decode step.
         lanes: W, rows that one problem may have in a step.
         in_flight: P, problems in flight; one measurement each.
-        run: slots of a run.
+        page_size: slots of a page.
         seed: of prompts and lengths.
         output: folder of `summary.json`.
     """
@@ -55,7 +55,7 @@ class OccupancyConfig:
     rows: int = 32
     lanes: int = 8
     in_flight: tuple[int, ...] = (8, 12, 16, 24)
-    run: int = 8
+    page_size: int = 8
     seed: int = 0
     output: str = "results/occupancy"
 
@@ -72,8 +72,10 @@ def up(count: int, multiple: int) -> int:
 def sizes(config: OccupancyConfig, in_flight: int, scripts: Sequence[Script], protocol: Scripted) -> Sizes:
     """Sizes that hold every problem."""
     longest = max(len(script.prompt) for script in scripts)
-    # What is written once, and what the join feeds again; a run more for each thread.
-    tokens = max(len(s.prompt) + s.tokens + sum(s.lengths) for s in scripts) + protocol.needs.threads * (config.run + 3)
+    # What is written once, and what the join feeds again; a page more for each thread.
+    tokens = max(len(s.prompt) + s.tokens + sum(s.lengths) for s in scripts) + protocol.needs.threads * (
+        config.page_size + 3
+    )
     return Sizes(
         problems=in_flight,
         lanes=config.lanes,
@@ -83,9 +85,9 @@ def sizes(config: OccupancyConfig, in_flight: int, scripts: Sequence[Script], pr
         feed_threshold=4,
         threads=protocol.needs.threads,
         slots=up(tokens, 128),
-        run=config.run,
+        page_size=config.page_size,
         log=up(tokens, 128),
-        log_run=config.run,
+        log_page_size=config.page_size,
         queue=config.problems,
         outbox=64,
         prompt=longest,

@@ -56,7 +56,7 @@ def engine(threads: int, tokens: int) -> Engine:
     """The engine whose table has so many threads."""
     slots = -(-(PROMPT + (SAMPLES + 1) * (tokens + 16)) // 512) * 512
     sizes = Sizes(
-        problems=PROBLEMS, lanes=SAMPLES, rows=PROBLEMS * SAMPLES, threads=threads, slots=slots, run=16, log=slots,
+        problems=PROBLEMS, lanes=SAMPLES, rows=PROBLEMS * SAMPLES, threads=threads, slots=slots, page_size=16, log=slots,
         queue=PROBLEMS, outbox=PROBLEMS, prompt=PROMPT,
     )  # fmt: skip
     return Engine(transformer.init(MODEL, jax.random.key(0)), Samples(SAMPLES, end=-1), sizes)

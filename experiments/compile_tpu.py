@@ -71,8 +71,8 @@ class CompileConfig:
     dtype: str = "bfloat16"
     data: int = 1
     sizes: Sizes = Sizes(
-        problems=8, lanes=8, rows=64, feed_tiles=4, feed_chunk=128, feed_threshold=8, threads=32, slots=8192, run=128,
-        log=8192, log_run=128, queue=64, prompt=512, outbox=8, attention_block=512,
+        problems=8, lanes=8, rows=64, feed_tiles=4, feed_chunk=128, feed_threshold=8, threads=32, slots=8192, page_size=128,
+        log=8192, log_page_size=128, queue=64, prompt=512, outbox=8, attention_block=512,
     )  # fmt: skip
     fill: int = 0
     options: tuple[str, ...] = ()

@@ -116,13 +116,13 @@ def models(path: Path) -> Mapping[tuple[str, bool], Model]:
 def log_probabilities(model: Model, tokens: Int[Array, "S"], int8_pool: bool) -> Float[Array, "S V"]:
     """Of the token after each, the keys and values of a row written to a pool and read from there."""
     config, count = model.config, tokens.shape[0]
-    sizes = Sizes(problems=1, lanes=1, rows=1, slots=count, run=1, attention_block=count, int8_pool=int8_pool)
+    sizes = Sizes(problems=1, lanes=1, rows=1, slots=count, page_size=1, attention_block=count, int8_pool=int8_pool)
     view = pool.View(jnp.tri(count, dtype=bool)[None], jnp.int32(1))
     row, slot = jnp.zeros((1, count), jnp.int32), jnp.arange(count)[None]
 
     def attend(q, k, v, stored):
         stored = tuple(pool.put(old, new, row, slot) for old, new in zip(stored, (k, v), strict=True))
-        return pool.walk(q, *stored, view, sizes.block), stored
+        return pool.blockwise_attention(q, *stored, view, sizes.block), stored
 
     blank = pool.empty(sizes, config.kv_heads, config.head_dim, jnp.dtype(config.dtype))
     x, _ = transformer.hidden(model.graph, model.params, tokens[None], slot, attend, ((blank, blank),) * config.layers)

@@ -67,11 +67,11 @@ class CountdownShow:
             text += "\n[yellow]this problem has no solution that uses every number once; the model will search in vain[/yellow]"
         return text
 
-    def draw(self, transcript: Transcript, words: TextCodec, console: Console, request: Problem) -> RenderableType:
-        return live.lines(transcript, words, console.width, "<goal>")
+    def draw(self, transcript: Transcript, codec: TextCodec, console: Console, request: Problem) -> RenderableType:
+        return live.lines(transcript, codec, console.width, "<goal>")
 
-    def finished(self, transcript: Transcript, words: TextCodec, console: Console, request: Problem) -> RenderableType:
-        return self.draw(transcript, words, console, request)
+    def finished(self, transcript: Transcript, codec: TextCodec, console: Console, request: Problem) -> RenderableType:
+        return self.draw(transcript, codec, console, request)
 
     def verdict(self, problem: countdown.Problem, transcript: Transcript, answers, rule: Selector) -> tuple[Text, bool]:
         """The equation and what the verifier says of it."""
@@ -120,11 +120,11 @@ class LanguageShow:
     def heading(self, question: Question) -> Text:
         return Text(question.text, "bold")
 
-    def draw(self, transcript: Transcript, words: TextCodec, console: Console, request: Problem) -> RenderableType:
-        return live.columns(transcript, words, console, len(request.prompt))
+    def draw(self, transcript: Transcript, codec: TextCodec, console: Console, request: Problem) -> RenderableType:
+        return live.columns(transcript, codec, console, len(request.prompt))
 
-    def finished(self, transcript: Transcript, words: TextCodec, console: Console, request: Problem) -> RenderableType:
-        return live.whole(transcript, words, len(request.prompt))
+    def finished(self, transcript: Transcript, codec: TextCodec, console: Console, request: Problem) -> RenderableType:
+        return live.whole(transcript, codec, len(request.prompt))
 
     def verdict(self, question: Question, transcript: Transcript, answers, rule: Selector) -> tuple[Text, bool]:
         """The chosen answer; there is no judge of it."""
@@ -198,14 +198,14 @@ def prepare(args: argparse.Namespace) -> tuple[CountdownShow | LanguageShow, Met
     return show, dataclasses.replace(method, rollout=dataclasses.replace(method.rollout, checkpoint=path)), load(path)
 
 
-def solve(show, question, request: Problem, engine: Engine, method: MethodConfig, words, seed: int, console) -> bool:
+def solve(show, question, request: Problem, engine: Engine, method: MethodConfig, codec, seed: int, console) -> bool:
     """Decode one problem and show its threads; returns whether it was solved."""
     console.print(show.heading(question))
     start = time.monotonic()
-    drawn = lambda transcript: show.draw(transcript, words, console, request)
+    drawn = lambda transcript: show.draw(transcript, codec, console, request)
     transcript = live.watch(engine, request, seed, console, drawn)
-    console.print(show.finished(transcript, words, console, request))
-    answers = methods.read(show.task, [question], [transcript], words, method.rollout)[0]
+    console.print(show.finished(transcript, codec, console, request))
+    answers = methods.read(show.task, [question], [transcript], codec, method.rollout)[0]
     text, solved = show.verdict(question, transcript, answers, method.select)
     console.print(text)
     console.print(
@@ -219,16 +219,16 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     console = Console()
     try:
-        show, method, words = prepare(args)
+        show, method, codec = prepare(args)
         rollout = dataclasses.replace(method.rollout, sizes=small_sizes(method.rollout.sizes))
-        requests = methods.requests(show.task, show.questions, rollout, words)
+        requests = methods.requests(show.task, show.questions, rollout, codec)
         show.task = methods.put(show.task, rollout)
-        engine, words = methods.make_engine(rollout, words)
+        engine, codec = methods.make_engine(rollout, codec)
     except (ValueError, FileNotFoundError) as error:
         settings.fail(str(error))
     console.print(f"[dim]{report.title(args.method or show.default)}; compiling ...[/dim]")
     pairs = zip(show.questions, requests, strict=True)
-    solved = sum(solve(show, *pair, engine, method, words, args.seed, console) for pair in pairs)
+    solved = sum(solve(show, *pair, engine, method, codec, args.seed, console) for pair in pairs)
     if len(show.questions) > 1:
         console.print(f"solved {solved} of {len(show.questions)}")
     return 0 if solved == len(show.questions) else 1

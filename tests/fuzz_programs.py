@@ -64,61 +64,64 @@ class Setting:
 
 SETTINGS = {
     "one row": Setting(
-        Sizes(problems=1, lanes=1, rows=1, feed_tiles=1, feed_chunk=1, feed_threshold=0, run=1, log_run=1, **HOLD)
+        Sizes(problems=1, lanes=1, rows=1, feed_tiles=1, feed_chunk=1, feed_threshold=0, page_size=1, log_page_size=1, **HOLD)
     ),
     "scarce rows": Setting(
-        Sizes(problems=3, lanes=3, rows=5, feed_tiles=2, feed_chunk=8, feed_threshold=2, run=8, log_run=8, **HOLD)
+        Sizes(problems=3, lanes=3, rows=5, feed_tiles=2, feed_chunk=8, feed_threshold=2, page_size=8, log_page_size=8, **HOLD)
     ),
     "plenty": Setting(
-        Sizes(problems=4, lanes=8, rows=32, feed_tiles=8, feed_chunk=64, feed_threshold=8, run=16, log_run=16, **HOLD)
+        Sizes(problems=4, lanes=8, rows=32, feed_tiles=8, feed_chunk=64, feed_threshold=8, page_size=16, log_page_size=16, **HOLD)
     ),
     "small pool": Setting(
         Sizes(
-            problems=3, lanes=4, rows=12, feed_tiles=3, feed_chunk=8, feed_threshold=0, run=8, log_run=4,
+            problems=3, lanes=4, rows=12, feed_tiles=3, feed_chunk=8, feed_threshold=0, page_size=8, log_page_size=4,
             threads=48, slots=128, log=2048, attention_block=32, **COMMON,
         )
     ),
     "small tables": Setting(
         FewPieces(
-            problems=4, lanes=2, rows=8, feed_tiles=1, feed_chunk=8, feed_threshold=4, run=1, log_run=8,
+            problems=4, lanes=2, rows=8, feed_tiles=1, feed_chunk=8, feed_threshold=4, page_size=1, log_page_size=8,
             threads=9, slots=512, log=160, attention_block=128, **COMMON,
         )
     ),
     "not live": Setting(
-        Sizes(problems=2, lanes=6, rows=9, feed_tiles=4, feed_chunk=8, feed_threshold=100, run=4, log_run=1, **HOLD),
+        Sizes(problems=2, lanes=6, rows=9, feed_tiles=4, feed_chunk=8, feed_threshold=100, page_size=4, log_page_size=1, **HOLD),
         live=False,
     ),
     "races": Setting(
-        Sizes(problems=3, lanes=3, rows=4, feed_tiles=2, feed_chunk=8, feed_threshold=2, run=8, log_run=4, **HOLD), races=True
+        Sizes(problems=3, lanes=3, rows=4, feed_tiles=2, feed_chunk=8, feed_threshold=2, page_size=8, log_page_size=4, **HOLD),
+        races=True,
     ),
     "races, one row": Setting(
-        Sizes(problems=1, lanes=1, rows=1, feed_tiles=1, feed_chunk=2, feed_threshold=1, run=4, log_run=8, **HOLD), races=True
+        Sizes(problems=1, lanes=1, rows=1, feed_tiles=1, feed_chunk=2, feed_threshold=1, page_size=4, log_page_size=8, **HOLD),
+        races=True,
     ),
     "races, small tables": Setting(
         FewPieces(
-            problems=3, lanes=2, rows=5, feed_tiles=1, feed_chunk=8, feed_threshold=4, run=1, log_run=8,
+            problems=3, lanes=2, rows=5, feed_tiles=1, feed_chunk=8, feed_threshold=4, page_size=1, log_page_size=8,
             threads=9, slots=512, log=160, attention_block=128, **COMMON,
         ),
         races=True,
     ),
     "together": Setting(
-        Sizes(problems=3, lanes=8, rows=24, feed_tiles=2, feed_chunk=8, feed_threshold=2, run=8, log_run=4, **HOLD),
+        Sizes(problems=3, lanes=8, rows=24, feed_tiles=2, feed_chunk=8, feed_threshold=2, page_size=8, log_page_size=4, **HOLD),
         races=True, together=8,
     ),
     "beside": Setting(
-        Sizes(problems=3, lanes=3, rows=5, feed_tiles=2, feed_chunk=8, feed_threshold=2, run=8, log_run=4, **HOLD), beside=True
+        Sizes(problems=3, lanes=3, rows=5, feed_tiles=2, feed_chunk=8, feed_threshold=2, page_size=8, log_page_size=4, **HOLD),
+        beside=True,
     ),
     "beside, one row": Setting(
-        Sizes(problems=1, lanes=1, rows=1, feed_tiles=1, feed_chunk=4, feed_threshold=1, run=4, log_run=8, **HOLD),
+        Sizes(problems=1, lanes=1, rows=1, feed_tiles=1, feed_chunk=4, feed_threshold=1, page_size=4, log_page_size=8, **HOLD),
         live=False, beside=True,
     ),
     "beside, races": Setting(
-        Sizes(problems=3, lanes=8, rows=24, feed_tiles=2, feed_chunk=8, feed_threshold=2, run=8, log_run=4, **HOLD),
+        Sizes(problems=3, lanes=8, rows=24, feed_tiles=2, feed_chunk=8, feed_threshold=2, page_size=8, log_page_size=4, **HOLD),
         races=True, beside=True,
     ),
     "beside, races, small tables": Setting(
         FewPieces(
-            problems=3, lanes=2, rows=5, feed_tiles=1, feed_chunk=8, feed_threshold=4, run=1, log_run=8,
+            problems=3, lanes=2, rows=5, feed_tiles=1, feed_chunk=8, feed_threshold=4, page_size=1, log_page_size=8,
             threads=9, slots=512, log=160, attention_block=128, **COMMON,
         ),
         races=True, beside=True,

@@ -27,7 +27,7 @@ SEED, COUNT = 3, 24
 WORDS = forking.Words()
 PROTOCOL = SpawnJoin(**{name: getattr(WORDS, name) for name in ("spawn", "wait", "result", "join", "end", "go")})
 SIZES = Sizes(
-    problems=2, lanes=3, rows=4, feed_tiles=2, feed_chunk=4, feed_threshold=2, run=4, log_run=4, queue=4, outbox=3,
+    problems=2, lanes=3, rows=4, feed_tiles=2, feed_chunk=4, feed_threshold=2, page_size=4, log_page_size=4, queue=4, outbox=3,
     threads=40, slots=1024, log=1024, prompt=6,
 )  # fmt: skip
 

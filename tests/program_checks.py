@@ -35,14 +35,14 @@ def lacking(expected: Expected, sizes: Sizes) -> set[Stop]:
     entries = np.bincount(log.thread, minlength=len(expected.transcript.threads))
     needs = {
         Stop.THREADS_FULL: len(expected.transcript.threads) > sizes.threads,
-        Stop.LOG_FULL: _runs(entries, sizes.log_run).sum() > sizes.log_runs,
+        Stop.LOG_FULL: _pages(entries, sizes.log_page_size).sum() > sizes.log_pages,
         Stop.MESSAGES_FULL: expected.pieces > sizes.pieces,
     }
     return {stop for stop, lacks in needs.items() if lacks}
 
 
 def check_pool(transcript: Transcript, expected: Expected, sizes: Sizes) -> None:
-    """Assert that the runs held when the pool was full, and those that the next step could ask for, are more than there are."""
+    """Assert that the pages held when the pool was full, and those that the next step could ask for, are more than there are."""
     threads, right = transcript.threads, expected.transcript
     fed = _fed(transcript)
     finished = np.array([thread.stop not in (Stop.KILLED, Stop.RUNNING) for thread in threads])
@@ -59,9 +59,9 @@ def check_pool(transcript: Transcript, expected: Expected, sizes: Sizes) -> None
     parents = {thread.parent for i, thread in enumerate(threads) if not finished[i]}
     running = np.array([not finished[i] and i not in parents for i in range(len(threads))])
     step = np.minimum(left, sizes.feed_chunk)
-    wants = np.where(running, _runs(fed + step, sizes.run) - _runs(fed, sizes.run), 0)
-    total = _runs(fed, sizes.run)[held].sum() + wants.sum()
-    assert total > sizes.runs, f"problem {transcript.problem}: POOL_FULL at {total} of {sizes.runs} runs"
+    wants = np.where(running, _pages(fed + step, sizes.page_size) - _pages(fed, sizes.page_size), 0)
+    total = _pages(fed, sizes.page_size)[held].sum() + wants.sum()
+    assert total > sizes.pages, f"problem {transcript.problem}: POOL_FULL at {total} of {sizes.pages} runs"
 
 
 def check_beginning(transcript: Transcript, right: Transcript) -> None:
@@ -100,8 +100,8 @@ def _fed(transcript: Transcript) -> np.ndarray:
     return np.bincount(transcript.log.thread[transcript.log.clock >= 0], minlength=len(transcript.threads))
 
 
-def _runs(count: np.ndarray, run: int) -> np.ndarray:
-    return -(-count // run)
+def _pages(count: np.ndarray, page_size: int) -> np.ndarray:
+    return -(-count // page_size)
 
 
 def features(body: Body, expected: Expected) -> list[str]:

@@ -106,8 +106,8 @@ def test_causal_attention_equals_masked_attention(chunk):
 
     @jax.jit
     def chunked(q, k, v):
-        out, memory = packed_attend(*rows, chunk)(q, k, v, "untouched")
-        assert memory == "untouched"
+        out, cache = packed_attend(*rows, chunk)(q, k, v, "untouched")
+        assert cache == "untouched"
         return out
 
     @jax.jit

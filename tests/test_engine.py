@@ -40,19 +40,19 @@ VARIANTS = [
 HOLD = dict(threads=40, slots=1024, log=1024, prompt=6)
 SIZES = {
     "one row": Sizes(
-        problems=1, lanes=1, rows=1, feed_tiles=1, feed_chunk=1, feed_threshold=0, run=1, log_run=1, queue=64,
+        problems=1, lanes=1, rows=1, feed_tiles=1, feed_chunk=1, feed_threshold=0, page_size=1, log_page_size=1, queue=64,
         outbox=64, **HOLD,
     ),
     "scarce rows": Sizes(
-        problems=3, lanes=3, rows=4, feed_tiles=2, feed_chunk=4, feed_threshold=2, run=4, log_run=4, queue=64,
+        problems=3, lanes=3, rows=4, feed_tiles=2, feed_chunk=4, feed_threshold=2, page_size=4, log_page_size=4, queue=64,
         outbox=3, **HOLD,
     ),
     "plenty": Sizes(
-        problems=4, lanes=6, rows=24, feed_tiles=5, feed_chunk=8, feed_threshold=0, run=8, log_run=8, queue=16,
+        problems=4, lanes=6, rows=24, feed_tiles=5, feed_chunk=8, feed_threshold=0, page_size=8, log_page_size=8, queue=16,
         outbox=16, attention_block=256, **HOLD,
     ),
     "no feed steps": Sizes(
-        problems=2, lanes=4, rows=7, feed_tiles=1, feed_chunk=2, feed_threshold=100, run=1, log_run=8, queue=5,
+        problems=2, lanes=4, rows=7, feed_tiles=1, feed_chunk=2, feed_threshold=100, page_size=1, log_page_size=8, queue=5,
         outbox=64, attention_block=64, **HOLD,
     ),
 }  # fmt: skip
@@ -239,8 +239,8 @@ def fits(transcript: Transcript, sizes: Sizes) -> dict[Stop, bool]:
     slots = ((transcript.log.thread == threads) & (transcript.log.index >= 0)).sum(axis=1)
     return {
         Stop.THREADS_FULL: len(threads) <= sizes.threads,
-        Stop.POOL_FULL: (-(-slots // sizes.run)).sum() <= sizes.runs,
-        Stop.LOG_FULL: (-(-entries // sizes.log_run)).sum() <= sizes.log_runs,
+        Stop.POOL_FULL: (-(-slots // sizes.page_size)).sum() <= sizes.pages,
+        Stop.LOG_FULL: (-(-entries // sizes.log_page_size)).sum() <= sizes.log_pages,
     }
 
 
@@ -248,7 +248,7 @@ def fits(transcript: Transcript, sizes: Sizes) -> dict[Stop, bool]:
     ("stop", "small"),
     [
         (Stop.THREADS_FULL, dict(threads=8)),
-        (Stop.POOL_FULL, dict(slots=64, run=8, attention_block=64)),
+        (Stop.POOL_FULL, dict(slots=64, page_size=8, attention_block=64)),
         (Stop.LOG_FULL, dict(log=80)),
     ],
     ids=lambda value: value.name if isinstance(value, Stop) else "",

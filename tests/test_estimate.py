@@ -14,7 +14,7 @@ from apr_jax.protocols import Samples
 
 CONFIG = ModelConfig(vocabulary=16, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
 SIZES = Sizes(
-    problems=3, lanes=2, rows=5, feed_tiles=2, feed_chunk=4, threads=8, slots=1024, run=8, log=512, log_run=8, queue=4,
+    problems=3, lanes=2, rows=5, feed_tiles=2, feed_chunk=4, threads=8, slots=1024, page_size=8, log=512, log_page_size=8, queue=4,
     prompt=6, outbox=2, attention_block=256,
 )  # fmt: skip
 LARGE = dataclasses.replace(SIZES, problems=64, rows=64, slots=65536)
@@ -83,7 +83,7 @@ def test_the_largest_size_fits_and_the_next_does_not(name):
 def test_chosen_sizes_hold_the_worst_problem_and_fit():
     bounds = dict(prompt=6, tokens=40, threads=9, lanes=3)
     sizes = memory.choose_sizes(CONFIG, 4_000_000, **bounds)
-    assert sizes.slots >= 6 + 9 * (40 + sizes.run) and sizes.log >= 6 + 9 * 41
+    assert sizes.slots >= 6 + 9 * (40 + sizes.page_size) and sizes.log >= 6 + 9 * 41
     assert memory.estimate(CONFIG, sizes).total <= 4_000_000
     more = dataclasses.replace(sizes, problems=sizes.problems + 1, outbox=sizes.outbox + 2, rows=sizes.rows + 3)
     assert memory.estimate(CONFIG, more).total > 4_000_000

@@ -24,7 +24,7 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 UNTIED = dataclasses.replace(CONFIG, tied=False)
 SIZES = Sizes(
-    problems=2, lanes=1, rows=2, feed_tiles=2, feed_chunk=4, threads=1, slots=64, run=8, log=64, log_run=8, queue=4,
+    problems=2, lanes=1, rows=2, feed_tiles=2, feed_chunk=4, threads=1, slots=64, page_size=8, log=64, log_page_size=8, queue=4,
     prompt=9, outbox=4, attention_block=32,
 )  # fmt: skip
 # Axes that a channel's sum runs over, written once more.

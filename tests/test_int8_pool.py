@@ -30,7 +30,9 @@ def rounded(x: np.ndarray) -> np.ndarray:
 def filled(keys: np.ndarray, values: np.ndarray, dtype: str) -> tuple:
     """Pools [P, N, ..] to which the slots of all problems were written, in two steps and in no order."""
     problems, slots, heads, size = keys.shape
-    sizes = Sizes(problems=problems, lanes=1, rows=problems, slots=slots, run=1, attention_block=8, int8_pool=True)
+    sizes = Sizes(
+        problems=problems, lanes=1, rows=problems, slots=slots, page_size=1, attention_block=8, int8_pool=True
+    )
     order = np.random.default_rng(1).permutation(problems * slots).reshape(2, problems, -1)
     blank, out = pool.empty(sizes, heads, size, dtype), []
     for numbers in (keys, values):
@@ -66,7 +68,7 @@ def test_attention_is_that_of_the_rounded_keys_and_values(some, dtype, tolerance
     stored = filled(keys, values, dtype)
     assert all(s.values.dtype == jnp.int8 and s.values.shape == (problems, slots, kv * size) for s in stored)
     assert all(s.scale.shape == (problems, kv, slots) for s in stored)
-    found = jax.jit(pool.walk, static_argnums=4)(
+    found = jax.jit(pool.blockwise_attention, static_argnums=4)(
         jnp.asarray(q, dtype), *stored, view, 8, jnp.asarray(rows) if some else None
     )
     k, v = rounded(keys)[rows], rounded(values)[rows]
@@ -115,7 +117,7 @@ def test_schedule_does_not_matter():
     model, protocol = model_of(CONFIG), Samples(3, end=0)
     wide = dataclasses.replace(INT8, lanes=3, rows=6, threads=4, slots=128, log=128, attention_block=64)
     narrow = dataclasses.replace(
-        wide, problems=1, lanes=2, rows=2, feed_tiles=1, feed_chunk=3, run=4, attention_block=32
+        wide, problems=1, lanes=2, rows=2, feed_tiles=1, feed_chunk=3, page_size=4, attention_block=32
     )
     problems = [Problem(i, prompt, temperature=1.0, max_tokens=9) for i, prompt in enumerate(PROMPTS)]
     one, other = (

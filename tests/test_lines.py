@@ -61,13 +61,13 @@ def test_a_record_on_disk_keeps_the_segments(tmp_path):
 
 def two_children() -> books.Book:
     """A root that waits for two live children; each thread owns the run of its number."""
-    sizes = Sizes(problems=1, lanes=1, rows=1, threads=4, slots=128, run=16, log=128, attention_block=128)
+    sizes = Sizes(problems=1, lanes=1, rows=1, threads=4, slots=128, page_size=16, log=128, attention_block=128)
     book = books.open_root(books.empty(sizes), samples=True).replace(active=True)
     for _ in range(2):
         book = books.open_child(book, jnp.int32(0))
     root = jnp.int32(0)
     book = fork(book, root, books.opened(book, root), context=root, live=True)
-    return book.replace(run_owner=jnp.where(jnp.arange(sizes.runs) < 3, jnp.arange(sizes.runs), books.NOBODY))
+    return book.replace(page_owner=jnp.where(jnp.arange(sizes.pages) < 3, jnp.arange(sizes.pages), books.NOBODY))
 
 
 def rows(book: books.Book) -> list[list[int]]:
@@ -97,9 +97,9 @@ def test_a_new_thread_takes_the_place_of_the_old_one():
 def test_what_a_line_forgot_is_freed_when_nobody_sees_it():
     book = two_children()
     forgot = lines.go_on(book, jnp.int32(1), books.one_bit(jnp.int32(0), 1), jnp.int32(0))
-    assert lines.free_runs(forgot).run_owner[:3].tolist() == [0, 1, 2]  # the sibling still sees it
-    alone = lines.free_runs(lines.kill(forgot, jnp.arange(4) == 2))
-    assert alone.run_owner[:3].tolist() == [0, books.NOBODY, 2]  # the new thread sees its sibling
+    assert lines.free_pages(forgot).page_owner[:3].tolist() == [0, 1, 2]  # the sibling still sees it
+    alone = lines.free_pages(lines.kill(forgot, jnp.arange(4) == 2))
+    assert alone.page_owner[:3].tolist() == [0, books.NOBODY, 2]  # the new thread sees its sibling
 
 
 def test_an_open_fork_goes_over_and_a_full_table_ends_the_problem():

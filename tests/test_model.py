@@ -78,10 +78,10 @@ def plain_forward(config, params, tokens, positions, mask):
 @jax.jit
 def run(model, tokens, positions, mask):
     """Logits of rows [B, S] under one mask [S, S]."""
-    attend = lambda q, k, v, memory: (masked_attention(q, k, v, mask), memory + 1)
-    memory = tuple(range(model.config.layers))
-    x, memory = transformer.hidden(model.graph, model.params, tokens, positions, attend, memory)
-    assert memory == tuple(range(1, model.config.layers + 1))
+    attend = lambda q, k, v, cache: (masked_attention(q, k, v, mask), cache + 1)
+    cache = tuple(range(model.config.layers))
+    x, cache = transformer.hidden(model.graph, model.params, tokens, positions, attend, cache)
+    assert cache == tuple(range(1, model.config.layers + 1))
     return transformer.logits(model.graph, model.params, x)
 
 
@@ -103,7 +103,7 @@ def test_leading_axes_do_not_matter():
 
     @jax.jit
     def run(tokens):
-        attend = lambda q, k, v, memory: (q * jnp.sum(v, -2, keepdims=True), memory)
+        attend = lambda q, k, v, cache: (q * jnp.sum(v, -2, keepdims=True), cache)
         return transformer.hidden(model.graph, model.params, tokens, tokens, attend, (None, None))[0]
 
     want = run(jnp.arange(6))
@@ -135,7 +135,7 @@ def test_dtypes_and_gradients(dtype, param_dtype):
 
 def test_remat_changes_nothing():
     model = perturbed(CONFIG)
-    attend = lambda q, k, v, memory: (masked_attention(q, k, v, jnp.tri(6, dtype=bool)[None]), memory)
+    attend = lambda q, k, v, cache: (masked_attention(q, k, v, jnp.tri(6, dtype=bool)[None]), cache)
 
     def loss(params, remat):
         tokens = jnp.arange(6)[None]
@@ -182,7 +182,7 @@ def test_initialisation():
 
 def test_memory_must_have_one_item_per_layer():
     model = perturbed(CONFIG)
-    with pytest.raises(ValueError, match="memory has 1 items.*2"):
+    with pytest.raises(ValueError, match="cache has 1 items.*2"):
         transformer.hidden(model.graph, model.params, jnp.arange(2), jnp.arange(2), lambda q, k, v, m: (q, m), (None,))
 
 

@@ -200,7 +200,9 @@ def test_what_the_kernels_do_not_serve():
     assert native.obstacle(CONFIG, jnp.float32, sizes, mesh) is None
     assert "float64" in native.obstacle(CONFIG, jnp.float64, sizes, mesh)
     assert "head_dim = 8" in native.obstacle(dataclasses.replace(CONFIG, head_dim=8), jnp.float32, sizes, mesh)
-    assert "multiple of 8" in native.obstacle(CONFIG, jnp.float32, Sizes(slots=20, run=4, attention_block=20), mesh)
+    assert "multiple of 8" in native.obstacle(
+        CONFIG, jnp.float32, Sizes(slots=20, page_size=4, attention_block=20), mesh
+    )
     single = transformer.fuse(transformer.init(CONFIG, jax.random.key(0)))
     assert native.prepare(single, jnp.float32) is single
     assert not native.choose(False, CONFIG, jnp.float32, sizes, mesh)

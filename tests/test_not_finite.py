@@ -17,8 +17,8 @@ CONFIG = ModelConfig(
     vocabulary=16, width=32, layers=2, heads=2, kv_heads=1, head_dim=16, ffn=32, tied=False, dtype="float32"
 )
 # One place: the problem behind the broken one gets the very slots that it wrote.
-SIZES = Sizes(problems=1, lanes=3, rows=3, feed_tiles=1, feed_chunk=2, feed_threshold=1, threads=4, slots=64, run=4,
-              log=64, log_run=4, queue=4, prompt=9, outbox=4)  # fmt: skip
+SIZES = Sizes(problems=1, lanes=3, rows=3, feed_tiles=1, feed_chunk=2, feed_threshold=1, threads=4, slots=64, page_size=4,
+              log=64, log_page_size=4, queue=4, prompt=9, outbox=4)  # fmt: skip
 POISON = 7
 
 

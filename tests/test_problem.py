@@ -85,8 +85,16 @@ def test_the_coldest_temperatures_are_greedy(rows):
             dict(threads=4),
             "sizes.threads = 4: Samples opens 9 threads, so at least 9 are needed",
         ),
-        (Samples(count=8, end=1), dict(threads=9, slots=128, run=16), "sizes.slots = 128: .* at least 144 are needed"),
-        (Samples(count=8, end=1), dict(threads=9, log=128, log_run=16), "sizes.log = 128: .* at least 144 are needed"),
+        (
+            Samples(count=8, end=1),
+            dict(threads=9, slots=128, page_size=16),
+            "sizes.slots = 128: .* at least 144 are needed",
+        ),
+        (
+            Samples(count=8, end=1),
+            dict(threads=9, log=128, log_page_size=16),
+            "sizes.log = 128: .* at least 144 are needed",
+        ),
         (SpawnJoin(2, 3, 4, 5, 6, 7), dict(threads=1), "sizes.threads = 1: SpawnJoin opens 2 threads"),
         (Scripted(most=3), dict(threads=4), "sizes.threads = 4: Scripted opens 5 threads"),
     ],

@@ -26,7 +26,7 @@ from apr_jax.protocols import Samples
 from apr_jax.train.packing import pack
 
 CONFIG = ModelConfig(vocabulary=16, width=32, layers=2, heads=2, kv_heads=1, head_dim=16, ffn=32, dtype="float32")
-SIZES = Sizes(problems=2, lanes=2, rows=3, feed_tiles=1, feed_chunk=4, threads=4, slots=128, run=4, log=128, log_run=4,
+SIZES = Sizes(problems=2, lanes=2, rows=3, feed_tiles=1, feed_chunk=4, threads=4, slots=128, page_size=4, log=128, log_page_size=4,
               queue=4, prompt=8, outbox=2, attention_block=32)  # fmt: skip
 BANNED, INSTEAD = tuple(range(8)), 9  # half of all tokens, so that many are rewritten
 

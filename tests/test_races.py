@@ -65,7 +65,7 @@ def test_training_gives_the_rollout_again():
 
 def family(shares: bool = False, races_first: bool = False) -> books.Book:
     """A root that waits for three children, of which the first waits for one of its own; each owns the run of its number."""
-    sizes = Sizes(problems=1, lanes=1, rows=1, threads=8, slots=128, run=16, log=128, attention_block=128)
+    sizes = Sizes(problems=1, lanes=1, rows=1, threads=8, slots=128, page_size=16, log=128, attention_block=128)
     book = books.open_root(books.empty(sizes), samples=True).replace(active=True)
     for parent, count in ((0, 3), (1, 1)):
         for _ in range(count):
@@ -75,17 +75,17 @@ def family(shares: bool = False, races_first: bool = False) -> books.Book:
         book = fork(book, thread, born, context=thread if shares else None)
         if races_first and parent == 0:
             book = races.start(book, born, enough=1)
-    owners = jnp.where(jnp.arange(sizes.runs) <= 4, jnp.arange(sizes.runs), books.NOBODY)
-    return book.replace(run_owner=owners)
+    owners = jnp.where(jnp.arange(sizes.pages) <= 4, jnp.arange(sizes.pages), books.NOBODY)
+    return book.replace(page_owner=owners)
 
 
 def test_a_killed_line_falls_with_its_descendants_and_its_slots_are_free():
     book = family(shares=True)
     book = book.replace(threads=book.threads.where(jnp.arange(8) == 4, clock=9))
-    after = lines.free_runs(lines.kill(book, jnp.arange(8) == 1))
+    after = lines.free_pages(lines.kill(book, jnp.arange(8) == 1))
     stops = [Stop(int(stop)) for stop in after.threads.stop[:5]]
     assert stops == [Stop.RUNNING, Stop.KILLED, Stop.RUNNING, Stop.RUNNING, Stop.KILLED]
-    assert after.run_owner[:5].tolist() == [0, books.NOBODY, 2, 3, books.NOBODY]
+    assert after.page_owner[:5].tolist() == [0, books.NOBODY, 2, 3, books.NOBODY]
     assert np.flatnonzero(books.awaited(after, jnp.int32(0))).tolist() == [2, 3]
     assert after.threads.cursor.clock[1] == 9  # who waits for it is later than all that was written there
 
@@ -94,9 +94,9 @@ def test_slots_of_a_killed_thread_are_kept_while_somebody_looks_on():
     book = family(shares=True)
     sees = book.sees.at[2].set(book.sees[2] | book.sees[1])
     killed = lines.kill(book.replace(sees=sees), jnp.arange(8) == 1)
-    assert lines.free_runs(killed).run_owner[:5].tolist() == [0, 1, 2, 3, books.NOBODY]
+    assert lines.free_pages(killed).page_owner[:5].tolist() == [0, 1, 2, 3, books.NOBODY]
     both = lines.kill(killed, jnp.arange(8) == 2)
-    assert lines.free_runs(both).run_owner[:5].tolist() == [0, books.NOBODY, books.NOBODY, 3, books.NOBODY]
+    assert lines.free_pages(both).page_owner[:5].tolist() == [0, books.NOBODY, books.NOBODY, 3, books.NOBODY]
 
 
 def test_the_death_of_the_root_ends_the_problem():

@@ -25,8 +25,8 @@ def decoded(layers: int, stitch: bool, **sizes):
     problems = [
         protocol.problem(i, prompt, *script) for i, (prompt, script) in enumerate(zip(PROMPTS, SCRIPTS, strict=True))
     ]
-    defaults = {"problems": 2, "lanes": 2, "rows": 3, "threads": protocol.needs.threads, "slots": 128, "run": 4}
-    defaults |= {"log": 256, "log_run": 4, "queue": 3, "prompt": 16, "outbox": 3, "attention_block": 32}
+    defaults = {"problems": 2, "lanes": 2, "rows": 3, "threads": protocol.needs.threads, "slots": 128, "page_size": 4}
+    defaults |= {"log": 256, "log_page_size": 4, "queue": 3, "prompt": 16, "outbox": 3, "attention_block": 32}
     engine = Engine(model, protocol, Sizes(**(defaults | sizes)))
     found = {transcript.problem: transcript for transcript in engine.decode(problems)}
     assert engine.traces == 1
@@ -50,7 +50,7 @@ def grown(context, tokens, start=None):
     return [*context, *((int(token), start + i) for i, token in enumerate(tokens))]
 
 
-@pytest.mark.parametrize("sizes", [{}, {"feed_threshold": 0, "feed_chunk": 3}, {"lanes": 1, "rows": 2, "run": 1}])
+@pytest.mark.parametrize("sizes", [{}, {"feed_threshold": 0, "feed_chunk": 3}, {"lanes": 1, "rows": 2, "page_size": 1}])
 @pytest.mark.parametrize("stitch", [False, True])
 def test_threads_see_what_the_script_says(stitch, sizes):
     # With one layer keys and values do not depend on what was seen: a stitched context has a plain forward.

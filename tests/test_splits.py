@@ -51,8 +51,10 @@ def test_training_gives_the_rollout_again():
 # ---- one book
 
 
-RUN = 4
-SMALL = Sizes(problems=1, lanes=1, rows=1, threads=5, slots=64, run=RUN, log=64, log_run=RUN, attention_block=64)
+PAGE = 4
+SMALL = Sizes(
+    problems=1, lanes=1, rows=1, threads=5, slots=64, page_size=PAGE, log=64, log_page_size=PAGE, attention_block=64
+)
 
 
 def parent_and_child(ended: bool = True, live: bool = False) -> books.Book:
@@ -118,9 +120,9 @@ def test_slots_are_free_when_nobody_sees_any_token_of_a_run(row, freed):
     """The line sees the head, the tail (whose first tokens stand in the head's last run), both, or neither."""
     book = parent_and_child()
     after = lines.split(book, jnp.int32(0), jnp.int32(6), books.bits(jnp.isin(jnp.arange(5), jnp.array(row)), 1), 20)
-    after = after.replace(run_owner=after.run_owner.at[:3].set(jnp.array([0, 0, 2], jnp.int32)))
+    after = after.replace(page_owner=after.page_owner.at[:3].set(jnp.array([0, 0, 2], jnp.int32)))
     kept = [owner for owner in (0, 0, 2) if owner not in freed]
-    assert [int(owner) for owner in lines.free_runs(after).run_owner[:3] if owner >= 0] == kept
+    assert [int(owner) for owner in lines.free_pages(after).page_owner[:3] if owner >= 0] == kept
 
 
 @given(st.data())
@@ -131,10 +133,10 @@ def test_slots_and_runs_of_what_was_cut_off_get_its_number(data):
     start, unfed = data.draw(st.integers(1, order.count(0) - 1)), data.draw(st.booleans())
     owners, places, clocks = [], {0: [], 1: []}, np.cumsum(waits)
     for thread in order:
-        if len(places[thread]) % RUN == 0:
+        if len(places[thread]) % PAGE == 0:
             owners.append(thread)
-        base = max(run for run, owner in enumerate(owners) if owner == thread) * RUN
-        places[thread].append(base + len(places[thread]) % RUN)
+        base = max(run for run, owner in enumerate(owners) if owner == thread) * PAGE
+        places[thread].append(base + len(places[thread]) % PAGE)
     turn = {0: iter(places[0]), 1: iter(places[1])}
     place = [next(turn[thread]) for thread in order]
     owner, clock, log_clock = np.full(64, -1), np.zeros(64, int), np.full(64, -1)
@@ -143,18 +145,18 @@ def test_slots_and_runs_of_what_was_cut_off_get_its_number(data):
         owner[places[0][-1]] = log_clock[places[0][-1]] = -1
     pad = np.array(owners + [-1] * (SMALL.runs - len(owners)))
     first = np.array(
-        [RUN * owners[:run].count(thread) for run, thread in enumerate(owners)] + [0] * (len(pad) - len(owners))
+        [PAGE * owners[:run].count(thread) for run, thread in enumerate(owners)] + [0] * (len(pad) - len(owners))
     )
-    book = parent_and_child().replace(run_owner=pad, log_owner=pad, log_first=first)
+    book = parent_and_child().replace(page_owner=pad, log_owner=pad, log_first=first)
     book = book.replace(threads=book.threads.where(jnp.arange(5) == 0, clock=clocks[-1], length=order.count(0)))
     batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], forget(book, start=start))
     slots = pool.Slots(jnp.asarray(owner, jnp.int32)[None], jnp.asarray(clock, jnp.int32)[None])
-    slots, after = pool.resign(slots, jnp.asarray(log_clock)[None], batch, SMALL)
+    slots, after = pool.relabel(slots, jnp.asarray(log_clock)[None], batch, SMALL)
 
     expected = owner.copy()
     cut = [slot for slot in places[0][start:] if owner[slot] >= 0]
     expected[cut] = 2
     np.testing.assert_array_equal(slots.owner[0], expected)
     np.testing.assert_array_equal(slots.clock[0], clock)
-    whole = [2 if run * RUN in cut else thread for run, thread in enumerate(owners)]
-    np.testing.assert_array_equal(after.run_owner[0][: len(owners)], whole)
+    whole = [2 if run * PAGE in cut else thread for run, thread in enumerate(owners)]
+    np.testing.assert_array_equal(after.page_owner[0][: len(owners)], whole)

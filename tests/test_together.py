@@ -26,8 +26,8 @@ TIGHT = Sizes(
     feed_tiles=2,
     feed_chunk=4,
     feed_threshold=2,
-    run=4,
-    log_run=4,
+    page_size=4,
+    log_page_size=4,
     queue=64,
     outbox=3,
     **HOLD,
@@ -94,7 +94,7 @@ def test_only_live_threads_go_together():
 
 def test_a_group_runs_alone_and_the_oldest_first():
     """Threads 1 and 2 are live with each other, and so are 3 and 4; 5 is alone."""
-    sizes = Sizes(problems=1, lanes=3, rows=3, threads=6, slots=128, run=16, log=128, attention_block=128)
+    sizes = Sizes(problems=1, lanes=3, rows=3, threads=6, slots=128, page_size=16, log=128, attention_block=128)
     book, number = books.empty(sizes).replace(active=True, used=6), jnp.arange(6)
     group = jnp.array([-1, 1, 1, 3, 3, -1])
     book = book.replace(threads=book.threads.where(number > 0, status=books.READY, left=1, group=group, scope=group))

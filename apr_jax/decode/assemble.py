@@ -76,9 +76,9 @@ def _entries(book: states.Kept, thread: int, sizes: Sizes) -> np.ndarray:
     """Log entries of a thread in order; what was split off stands in its parent's log."""
     split_off = book.threads.stop[thread] == Stop.SPLIT
     writer, start = (book.threads.line.parent[thread], book.threads.line.split_at[thread]) if split_off else (thread, 0)
-    runs = np.flatnonzero(book.log_owner == writer)
-    runs = runs[np.argsort(book.log_first[runs])]
-    entries = (runs[:, None] * sizes.log_run + np.arange(sizes.log_run)).reshape(-1)
+    pages = np.flatnonzero(book.log_owner == writer)
+    pages = pages[np.argsort(book.log_first[pages])]
+    entries = (pages[:, None] * sizes.log_page_size + np.arange(sizes.log_page_size)).reshape(-1)
     return entries[start : start + book.threads.length[thread]]
 
 

@@ -1,7 +1,7 @@
 """The book of a problem: its threads, who sees whom, and the messages that wait to be fed.
 
 A book holds bookkeeping only, no keys and no values, so that protocols may rewrite it freely. Everything here is written
-for *one* problem and vmapped by the loop. Axes: M threads, Z pieces of messages, R runs.
+for *one* problem and vmapped by the loop. Axes: M threads, Z pieces of messages, R pages.
 """
 
 import dataclasses
@@ -106,9 +106,10 @@ class Book:
         sees: UInt32 [M, words]; bit b of row a: thread a may see thread b.
         used: threads opened so far.
         pieces, piece_count: the messages.
-        run_owner: Int [runs]; thread that owns a run of the pool, NOBODY if it is free.
-        log_owner, log_first: Int [log_runs]; thread that owns a run of the log and the place of the run's first entry in it.
-        log_used: log runs handed out.
+        page_owner: Int [pages]; thread that owns a page of the pool, NOBODY if it is free.
+        log_owner, log_first: Int [log_pages]; thread that owns a page of the log, and the place of the page's first entry in the
+            thread's log.
+        log_used: pages of the log handed out.
         prompt, prompt_length: the prompt.
         problem, sample: the caller's numbers.
         request: how the problem is to be sampled.
@@ -125,9 +126,9 @@ class Book:
     used: Int[Array, ""]
     pieces: Pieces
     piece_count: Int[Array, ""]
-    run_owner: Int[Array, "runs"]
-    log_owner: Int[Array, "log_runs"]
-    log_first: Int[Array, "log_runs"]
+    page_owner: Int[Array, "pages"]
+    log_owner: Int[Array, "log_pages"]
+    log_first: Int[Array, "log_pages"]
     log_used: Int[Array, ""]
     prompt: Int[Array, "prompt"]
     prompt_length: Int[Array, ""]
@@ -187,9 +188,9 @@ def empty(sizes: Sizes, protocol: Owner = Nobodys()) -> Book:  # noqa: B008 - fr
         used=ints(()),
         pieces=Pieces(*(ints(sizes.pieces) for _ in range(5))),
         piece_count=ints(()),
-        run_owner=ints(sizes.runs, NOBODY),
-        log_owner=ints(sizes.log_runs, NOBODY),
-        log_first=ints(sizes.log_runs),
+        page_owner=ints(sizes.pages, NOBODY),
+        log_owner=ints(sizes.log_pages, NOBODY),
+        log_first=ints(sizes.log_pages),
         log_used=ints(()),
         prompt=ints(sizes.prompt),
         prompt_length=ints(()),

@@ -197,7 +197,7 @@ def split(
 
     The tokens from entry `start` of its log on become thread number `book.used`, which has ended and sees the rest. Who saw
     the whole sees both. They keep clock, index and place in the log, and the line goes on later than all of them. The loop
-    signs their slots anew (`apr_jax.decode.pool.resign`) for a protocol that says `splits = True`.
+    signs their slots anew (`apr_jax.decode.pool.relabel`) for a protocol that says `splits = True`.
 
     Args:
         thread: whose event it is.
@@ -225,10 +225,11 @@ def successor(book: Book, thread: Int[Array, ""]) -> Int[Array, ""]:
     return jnp.argmax(jnp.where(same, line.segment, -1)).astype(jnp.int32)
 
 
-def free_runs(book: Book) -> Book:
-    """Give back the runs of threads that are released and that no unreleased thread sees.
+def free_pages(book: Book) -> Book:
+    """Give back the pages of threads that are released and that no unreleased thread sees.
 
-    A run that a split went through is its thread's, which keeps its runs as long as anybody sees what was split off.
+    A page that holds tokens of both sides of a split stays with the thread that was split, which therefore keeps its pages while
+    the tail is visible.
     """
     threads = book.threads
     visible = books.has(books.union(book.sees, ~threads.bond.released), books.numbers(book))
@@ -236,5 +237,5 @@ def free_runs(book: Book) -> Book:
         split_off = visible & (threads.stop == Stop.SPLIT)
         visible = visible | (books.by_parent(book, split_off.astype(jnp.int32)) > 0)
     dead = threads.bond.released & ~visible
-    owner = book.run_owner
-    return book.replace(run_owner=jnp.where((owner >= 0) & dead[owner], NOBODY, owner))
+    owner = book.page_owner
+    return book.replace(page_owner=jnp.where((owner >= 0) & dead[owner], NOBODY, owner))

@@ -60,8 +60,12 @@ def fit(protocol: Protocol, sizes: Sizes) -> None:
         ValueError: with the size, its value and the least that would do.
     """
     name, least, together = type(protocol).__name__, protocol.needs.threads, protocol.needs.together
-    holds = {"threads": (sizes.threads, 1), "slots": (sizes.runs, sizes.run), "log": (sizes.log_runs, sizes.log_run)}
-    for size, (most, unit) in holds.items():  # a thread has a run of slots and a run of the log at least
+    holds = {
+        "threads": (sizes.threads, 1),
+        "slots": (sizes.pages, sizes.page_size),
+        "log": (sizes.log_pages, sizes.log_page_size),
+    }
+    for size, (most, unit) in holds.items():  # a thread has a page of slots and a page of the log at least
         if most < least:
             raise ValueError(
                 f"sizes.{size} = {getattr(sizes, size)}: {name} opens {least} threads, so at least {least * unit} are needed"
@@ -89,11 +93,11 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, kin
         offset = jnp.arange(chunk, dtype=jnp.int32)[None, :]
         position, clock = threads.cursor.position[:, None] + offset, threads.cursor.clock[:, None] + 1 + offset
         slots = pool.write(state.slots, tiles, places, clock)
-        view = pool.look(placed, slots, tiles, clock, sizes)
+        view = pool.visibility(placed, slots, tiles, clock, sizes)
     attend = pool.attention(view, tiles, places, sizes.block, program.kernel)
     placed_tokens = places.slot < sizes.slots  # the rest are none
     real = jnp.where(placed_tokens, tokens, -1)
-    x, memory = transformer.hidden(program.graph, params, real, position, attend, state.pool)
+    x, cache = transformer.hidden(program.graph, params, real, position, attend, state.pool)
     with jax.named_scope("sample"):
         finite = jnp.all(jnp.isfinite(x) | ~placed_tokens[..., None], axis=(1, 2))
         last = jnp.maximum(tiles.count - 1, 0)
@@ -117,7 +121,7 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, kin
         sampled=state.counters.sampled + jnp.sum(draws, dtype=jnp.int32),
     )
     return state.replace(
-        pool=memory, slots=slots, log=log, books=placed.replace(threads=new_threads), bulk=bulk, counters=counters
+        pool=cache, slots=slots, log=log, books=placed.replace(threads=new_threads), bulk=bulk, counters=counters
     )
 
 
@@ -237,8 +241,8 @@ def advance(program: Program, placed: Book, tiles, places, old: books.Threads, s
         critical_path=old.cursor.critical_path + sampled,
         critical_path_fed=threads.cursor.critical_path[tiles.problem, tiles.thread],
         critical_path_before=old.cursor.critical_path_fed,
-        page=pick(places.slot) // sizes.run,
-        log_page=jnp.where(entry >= 0, entry // sizes.log_run, old.cursor.log_page),
+        page=pick(places.slot) // sizes.page_size,
+        log_page=jnp.where(entry >= 0, entry // sizes.log_page_size, old.cursor.log_page),
         predictor=pick(places.entry),
     )
     drawn = LastDrawn(
@@ -279,8 +283,8 @@ def handle(program: Program, state: State) -> State:
     if program.protocol.needs.splits:
         new = jnp.arange(held.threads.status.shape[1])[None, :] >= state.books.used[:, None]
         cut = jnp.any(new & (held.threads.stop == Stop.SPLIT))
-        resign = lambda: pool.resign(slots, state.log.fed[:, 2], held, program.sizes)
-        slots, held = jax.lax.cond(cut, resign, lambda: (slots, held))
+        relabel = lambda: pool.relabel(slots, state.log.fed[:, 2], held, program.sizes)
+        slots, held = jax.lax.cond(cut, relabel, lambda: (slots, held))
     return state.replace(books=held, slots=slots)
 
 

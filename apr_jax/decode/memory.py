@@ -1,4 +1,4 @@
-"""What a run costs in memory, told before anything is allocated, and sizes that fit.
+"""What a program costs in memory, told before anything is allocated, and sizes that fit.
 
 Parameters and state are counted exactly, from their shapes on the mesh. The workspace of a step is estimated by the largest arrays
 that it needs at once; `Engine.compile().memory_analysis()` tells what it really is, `experiments/compile_tpu.py` for a TPU.
@@ -25,7 +25,7 @@ STEPS = {
     "problems": "one more problem in flight (P)",
     "slots": "more slots of every problem (N), one attention block",
     "threads": "one more thread of every problem (M)",
-    "log": "more log entries of every problem (T), one run",
+    "log": "more log entries of every problem (T), one page",
     "outbox": "one more place in the outbox (O)",
     "queue": "one more place in the queue (Q)",
     "rows": "one more row of a decode step (A)",
@@ -112,7 +112,7 @@ def choose_sizes(
     lanes: int,
     problems: int = 64,
     mesh: sharding.Mesh | None = None,
-    run: int = 16,
+    page_size: int = 16,
     int8_pool: bool = False,
 ) -> Sizes:
     """Sizes under which no problem of these bounds is stopped for want of room, with as many in flight as fit.
@@ -126,18 +126,22 @@ def choose_sizes(
         threads: threads of a problem over its life.
         lanes: threads of a problem that compute at once; no fewer than `together` of the protocol.
         problems: the most that are wanted in flight per shard.
-        run: slots of a run; 8 to 16 suits CPU, 128 TPU.
+        page_size: slots of a page; 8 to 16 suits CPU, 128 TPU.
         int8_pool: keys and values in int8, see `Sizes`: about twice as many problems or slots.
 
     Raises:
         ValueError: not even one problem fits; the message has the arithmetic.
     """
     up = lambda count, step: math.ceil(count / step) * step
-    block = 32 * run if run < 128 else 512
-    # A thread wastes less than a run of slots, and less than a run of the log; its last token is not fed, but logged.
-    slots, log = up(prompt + threads * (tokens + run), block), up(prompt + threads * (tokens + 1 + run), run)
+    block = 32 * page_size if page_size < 128 else 512
+    # A thread wastes less than a page of slots, and less than a page of the log; its last token is not fed, but logged.
+    slots, log = (
+        up(prompt + threads * (tokens + page_size), block),
+        up(prompt + threads * (tokens + 1 + page_size), page_size),
+    )
     one = Sizes(
-        problems=1, lanes=lanes, rows=lanes, threads=threads, slots=slots, run=run, log=log, log_run=run, prompt=prompt,
+        problems=1, lanes=lanes, rows=lanes, threads=threads, slots=slots, page_size=page_size, log=log,
+        log_page_size=page_size, prompt=prompt,
         queue=4 * problems, outbox=2, attention_block=block, int8_pool=int8_pool,
     )  # fmt: skip
     require(config, one, memory, mesh)
@@ -239,7 +243,7 @@ def _workspace(config: ModelConfig, sizes: Sizes, model: int, width: int) -> int
 
 
 def _grown(sizes: Sizes, name: str) -> Sizes:
-    step = {"slots": sizes.block, "log": sizes.log_run}.get(name, 1)
+    step = {"slots": sizes.block, "log": sizes.log_page_size}.get(name, 1)
     lanes = {"lanes": sizes.lanes + 1} if name == "rows" and sizes.rows == sizes.problems * sizes.lanes else {}
     return dataclasses.replace(sizes, **{name: getattr(sizes, name) + step}, **lanes)
 

@@ -1,6 +1,6 @@
 """Messages: composed of pieces in the branch of events, read when they are fed, never copied in between.
 
-Axes: M threads, Z pieces, B tiles, C tokens of a tile, R runs, T log entries.
+Axes: M threads, Z pieces, B tiles, C tokens of a tile, R pages, T log entries.
 """
 
 import jax.numpy as jnp
@@ -80,7 +80,9 @@ def read(book: Book, log_tokens, templates, tiles: Tiles, places: Places, sizes:
 
 
 def find_entry(book: Book, at: Int[Array, "B"], thread: Int[Array, "B C"], ordinal: Int[Array, "B C"], sizes: Sizes):
-    """Log entry of the `ordinal`-th token of a thread: the run that owns it is found by comparison."""
+    """Log entry of the `ordinal`-th token of a thread: the page that holds it is found by comparison."""
     owner, first = book.log_owner[at][:, None, :], book.log_first[at][:, None, :]  # [B, 1, R]
-    holds = (owner == thread[:, :, None]) & (first == (ordinal // sizes.log_run * sizes.log_run)[:, :, None])
-    return jnp.argmax(holds, axis=2) * sizes.log_run + ordinal % sizes.log_run
+    holds = (owner == thread[:, :, None]) & (
+        first == (ordinal // sizes.log_page_size * sizes.log_page_size)[:, :, None]
+    )
+    return jnp.argmax(holds, axis=2) * sizes.log_page_size + ordinal % sizes.log_page_size

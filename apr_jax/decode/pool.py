@@ -45,7 +45,7 @@ class View:
 
     Attributes:
         mask: Bool [P, W, N] when decoding (one row a lane), [B, C, N] when feeding.
-        blocks: attention blocks to walk: up to the fill mark of the fullest problem.
+        blocks: blocks that attention reads: up to the fill mark of the fullest problem.
     """
 
     mask: Bool[Array, "..."]
@@ -88,10 +88,11 @@ def write(slots: Slots, tiles: Tiles, places: Places, clock: Int[Array, "B C"]) 
     )
 
 
-def resign(slots: Slots, log_clock: Int[Array, "P T"], books: Book, sizes: Sizes) -> tuple[Slots, Book]:
-    """Sign slots, and runs of nothing else, of tokens that were split off with the number of their new owner.
+def relabel(slots: Slots, log_clock: Int[Array, "P T"], books: Book, sizes: Sizes) -> tuple[Slots, Book]:
+    """After `lines.split`: write the number of their new owner on the slots of the tokens that were split off.
 
-    The first of them is found in the log; what else their thread wrote from its clock on was split off with it.
+    The first of these tokens is found in the log; all that their thread wrote from the clock of that token on was split off. A page
+    changes its owner only if all its tokens were split off.
 
     Args:
         log_clock: clock of every entry, -1 if it was not fed.
@@ -103,10 +104,10 @@ def resign(slots: Slots, log_clock: Int[Array, "P T"], books: Book, sizes: Sizes
     theirs = slots.owner[:, None, :] == threads.line.parent[:, :, None]  # [P, M, N]
     moves = written[:, :, None] & theirs & (slots.clock[:, None, :] >= first[:, :, None])
     owner = jnp.where(jnp.any(moves, axis=1), jnp.argmax(moves, axis=1).astype(jnp.int32), slots.owner)
-    # Clocks grow along a run: it moves if its first slot does.
-    moved = jnp.any(moves, axis=1)[:, :: sizes.run] & (books.run_owner != NOBODY)
-    runs = jnp.where(moved, owner[:, :: sizes.run], books.run_owner)
-    return Slots(owner, slots.clock), books.replace(run_owner=runs)
+    # Clocks grow along a page: it moves if its first slot does.
+    moved = jnp.any(moves, axis=1)[:, :: sizes.page_size] & (books.page_owner != NOBODY)
+    pages = jnp.where(moved, owner[:, :: sizes.page_size], books.page_owner)
+    return Slots(owner, slots.clock), books.replace(page_owner=pages)
 
 
 def visible(
@@ -114,27 +115,28 @@ def visible(
     thread: Int[Array, "X Y"],
     clock: Int[Array, "X Y"],
     slots: Slots,
-    run: int = 1,
+    page_size: int = 1,
     together: bool = False,
 ) -> Bool[Array, "X Y N"]:
     """Which slots a row may see: those of threads its thread sees with an earlier clock, its own up to and with itself.
 
-    All that depends on the owner is found once for a run, so that the work for a slot does not grow with the threads.
+    All that depends on the owner is found once for a page, so that the work for a slot does not grow with the threads.
 
     Args:
         words: row of the visibility matrix of each row's thread.
         thread, clock: of each row.
         slots: of the row's problem, [X, N].
-        run: slots in a row that have one owner, from the first on; behind them may be slots of one that nobody sees any more.
+        page_size: slots of a page. They have one owner, from the first on; behind its slots may stand those of an earlier owner,
+            whom nobody sees any more.
         together: those with the same clock too. Only a live sibling can have written one, in this step.
     """
-    owner = slots.owner.reshape(slots.owner.shape[0], 1, -1, run)  # [X, 1, runs, run]
-    first = jnp.maximum(owner[..., 0], 0)  # [X, 1, runs]
+    owner = slots.owner.reshape(slots.owner.shape[0], 1, -1, page_size)  # [X, 1, pages, page_size]
+    first = jnp.maximum(owner[..., 0], 0)  # [X, 1, pages]
     word = words
     if words.shape[-1] > 1:
         place = jnp.broadcast_to(first // 32, (*thread.shape, first.shape[-1]))
         word = jnp.take_along_axis(words, place, axis=2)
-    sees = ((word >> (first % 32).astype(jnp.uint32)) & 1).astype(bool)  # [X, Y, runs]
+    sees = ((word >> (first % 32).astype(jnp.uint32)) & 1).astype(bool)  # [X, Y, pages]
     own = first == thread[:, :, None]
     limit = clock[:, :, None] + (own | together).astype(clock.dtype)
     written = (owner == owner[..., :1]) & (owner != NOBODY)
@@ -142,13 +144,14 @@ def visible(
     return mask.reshape(*thread.shape, -1)
 
 
-def look(books: Book, slots: Slots, tiles: Tiles, clock: Int[Array, "B C"], sizes: Sizes) -> View:
+def visibility(books: Book, slots: Slots, tiles: Tiles, clock: Int[Array, "B C"], sizes: Sizes) -> View:
     """The view of the rows of a step, after their slots were signed."""
     needs = books.protocol.needs
-    together, run = needs.together > 0, 1 if needs.splits else sizes.run  # who was split shares a run with its tail
-    used = (books.run_owner != NOBODY) & books.active[:, None]
-    highest = jnp.max(jnp.where(used, jnp.arange(sizes.runs) + 1, 0))
-    blocks = -(-(highest * sizes.run) // sizes.block)
+    together = needs.together > 0
+    page_size = 1 if needs.splits else sizes.page_size  # a page may hold tokens of both sides of a split
+    used = (books.page_owner != NOBODY) & books.active[:, None]
+    highest = jnp.max(jnp.where(used, jnp.arange(sizes.pages) + 1, 0))
+    blocks = -(-(highest * sizes.page_size) // sizes.block)
     if clock.shape[1] == 1:
         lanes = jnp.arange(books.active.shape[0])[:, None]
         words, thread, busy = books.sees[lanes, tiles.lane_thread], tiles.lane_thread, tiles.lane_busy
@@ -162,7 +165,7 @@ def look(books: Book, slots: Slots, tiles: Tiles, clock: Int[Array, "B C"], size
 
     def one(i, mask):
         piece = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * sizes.block, sizes.block, axis=1), slots)
-        part = visible(words, thread, clock, piece, run, together) & busy[:, :, None]
+        part = visible(words, thread, clock, piece, page_size, together) & busy[:, :, None]
         return jax.lax.dynamic_update_slice_in_dim(mask, part, i * sizes.block, axis=2)
 
     # Block by block, so that slots behind the fill mark cost nothing.
@@ -171,29 +174,29 @@ def look(books: Book, slots: Slots, tiles: Tiles, clock: Int[Array, "B C"], size
 
 
 def attention(view: View, tiles: Tiles, places: Places, block: int, kernel: bool) -> Callable:
-    """The `attend` function of a step (see `apr_jax.model.transformer.hidden`); a layer's memory is its (keys, values).
+    """The `attend` function of a step (see `apr_jax.model.transformer.hidden`); a layer's cache is its (keys, values).
 
     Args:
-        kernel: see `read`.
+        kernel: see `attend`.
     """
     row = jnp.broadcast_to(tiles.problem[:, None], places.slot.shape)
 
-    def attend(q, k, v, memory):
-        keys, values = (put(stored, new, row, places.slot) for stored, new in zip(memory, (k, v), strict=True))
+    def layer(q, k, v, cache):
+        keys, values = (put(stored, new, row, places.slot) for stored, new in zip(cache, (k, v), strict=True))
         if q.shape[1] == 1:
             problems, lanes = tiles.lane_busy.shape
             spread = jnp.zeros((problems, lanes, *q.shape[2:]), q.dtype)
             spread = spread.at[tiles.problem, tiles.lane].set(q[:, 0], mode="drop")
-            out = read(spread, keys, values, view, block, kernel)
+            out = attend(spread, keys, values, view, block, kernel)
             out = out.at[tiles.problem, tiles.lane].get(mode="fill", fill_value=0)[:, None]
         else:
-            out = read(q, keys, values, view, block, kernel, tiles.problem)
+            out = attend(q, keys, values, view, block, kernel, tiles.problem)
         return out, (keys, values)
 
-    return attend
+    return layer
 
 
-def read(
+def attend(
     q: Float[Array, "X Y H h"],
     keys: Stored,
     values: Stored,
@@ -206,17 +209,17 @@ def read(
 
     Args:
         q: rows of X problems, not scaled.
-        kernel: by `apr_jax.decode.native` instead of `walk`.
+        kernel: by `apr_jax.decode.native` instead of `blockwise_attention`.
         problem: of each of the X, P for one that is idle; None if they are all P in order.
     """
     if kernel:
         every = jnp.arange(keys.shape[0], dtype=jnp.int32)
         return native.attend(q, keys, values, every if problem is None else problem, view.mask, view.blocks * block)
     at = None if problem is None else jnp.minimum(problem, keys.shape[0] - 1)
-    return walk(q, keys, values, view, block, at)
+    return blockwise_attention(q, keys, values, view, block, at)
 
 
-def walk(
+def blockwise_attention(
     q: Float[Array, "X Y H h"],
     keys: Stored,
     values: Stored,

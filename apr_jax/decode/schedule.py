@@ -1,8 +1,10 @@
 """Which threads compute in a step, and where what they feed goes.
 
 A step works on B *tiles* of C tokens, each tile a stretch of one thread: [A, 1] when decoding, [G, C] when feeding.
-Axes: P problems, M threads, W lanes, B tiles, C tokens of a tile, R runs, N slots, T log entries.
+Axes: P problems, M threads, W lanes, B tiles, C tokens of a tile, R pages, N slots, T log entries.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -162,14 +164,14 @@ def choose(books: Book, ready: Bool[Array, "P M"], lanes: int, tiles: int, chunk
 
 
 def allot(
-    tiles: Tiles, start: Int[Array, "B"], count: Int[Array, "B"], run: int
+    tiles: Tiles, start: Int[Array, "B"], count: Int[Array, "B"], page_size: int
 ) -> tuple[Int[Array, "B"], Int[Array, "B"], Int[Array, "P"]]:
-    """How many new runs each tile needs to go from `start` to `start + count`, and which of its problem's it gets.
+    """How many new pages each tile needs to go from `start` to `start + count`, and which of its problem's it gets.
 
     Returns:
-        new runs of the tile, number of the first of them among the new runs of the problem, new runs of the problem.
+        new pages of the tile, number of the first of them among the new pages of the problem, new pages of the problem.
     """
-    need = -(-(start + count) // run) - (-(-start // run))
+    need = -(-(start + count) // page_size) - (-(-start // page_size))
     by_lane = tiles.to_lanes(need)
     before = jnp.cumsum(by_lane, axis=1) - by_lane
     return need, tiles.at(before), jnp.sum(by_lane, axis=1)
@@ -189,31 +191,34 @@ def place(books: Book, tiles: Tiles, chunk: int, sizes: Sizes) -> tuple[Book, Pl
     unfed = threads.drawn.unfed[at, tiles.thread].astype(jnp.int32)
     appended = jnp.maximum(tiles.count - unfed, 0) + tiles.draws.astype(jnp.int32)
 
-    new_runs, new_log_runs = -(-chunk // sizes.run), -(-(chunk + 1) // sizes.log_run)  # of one tile, at most
-    most = min(sizes.lanes, tiles.busy.shape[0]) * new_runs
-    need, first, wanted = allot(tiles, fed, tiles.count, sizes.run)
-    free = jnp.cumsum(books.run_owner == NOBODY, axis=1)  # [P, R]
+    new_pages, new_log_pages = (
+        -(-chunk // sizes.page_size),
+        -(-(chunk + 1) // sizes.log_page_size),
+    )  # of one tile, at most
+    most = min(sizes.lanes, tiles.busy.shape[0]) * new_pages
+    need, first, wanted = allot(tiles, fed, tiles.count, sizes.page_size)
+    free = jnp.cumsum(books.page_owner == NOBODY, axis=1)  # [P, R]
     kth_free = jnp.argmax(free[:, None, :] > jnp.arange(most)[None, :, None], axis=2).astype(jnp.int32)  # [P, most]
     no_slots = wanted > free[:, -1]
 
-    log_need, log_first, log_wanted = allot(tiles, length, appended, sizes.log_run)
-    no_log = books.log_used + log_wanted > sizes.log_runs
+    log_need, log_first, log_wanted = allot(tiles, length, appended, sizes.log_page_size)
+    no_log = books.log_used + log_wanted > sizes.log_pages
     books = books.halt(no_slots, Stop.POOL_FULL).halt(no_log, Stop.LOG_FULL)
     halted = (no_slots | no_log)[at]
     good = tiles.busy & ~halted
 
     ordinal = fed[:, None] + step
     slot = locate(
-        ordinal, fed, sizes.run, threads.cursor.page[at, tiles.thread],
+        ordinal, fed, sizes.page_size, threads.cursor.page[at, tiles.thread],
         lambda k: kth_free[at[:, None], jnp.minimum(first[:, None] + k, most - 1)],
     )  # fmt: skip
     base = books.log_used[at] + log_first
     message = step - lead[:, None]
     numbered_log = lambda k: base[:, None] + k
-    log_run = threads.cursor.log_page[at, tiles.thread]
-    entry = locate(length[:, None] + step - unfed[:, None], length, sizes.log_run, log_run, numbered_log)
+    log_page = threads.cursor.log_page[at, tiles.thread]
+    entry = locate(length[:, None] + step - unfed[:, None], length, sizes.log_page_size, log_page, numbered_log)
     entry = jnp.where(step < unfed[:, None], threads.drawn.entry[at, tiles.thread][:, None], entry)
-    drawn = locate((length + appended - 1)[:, None], length, sizes.log_run, log_run, numbered_log)[:, 0]
+    drawn = locate((length + appended - 1)[:, None], length, sizes.log_page_size, log_page, numbered_log)[:, 0]
 
     used = good[:, None] & (step < tiles.count[:, None])
     places = Places(
@@ -223,21 +228,30 @@ def place(books: Book, tiles: Tiles, chunk: int, sizes: Sizes) -> tuple[Book, Pl
         entry=jnp.where(used, entry, sizes.log),
         drawn=jnp.where(good & tiles.draws, drawn, sizes.log),
     )
-    table = books.run_owner
-    for k in range(new_runs):
-        new = jnp.where(good & (k < need), kth_free[at, jnp.minimum(first + k, most - 1)], sizes.runs)
+    table = books.page_owner
+    for k in range(new_pages):
+        new = jnp.where(good & (k < need), kth_free[at, jnp.minimum(first + k, most - 1)], sizes.pages)
         table = table.at[tiles.problem, new].set(tiles.thread, mode="drop")
     log_owner, log_begin = books.log_owner, books.log_first
-    for k in range(new_log_runs):
-        new = jnp.where(good & (k < log_need), base + k, sizes.log_runs)
-        begin = (-(-length // sizes.log_run) + k) * sizes.log_run
+    for k in range(new_log_pages):
+        new = jnp.where(good & (k < log_need), base + k, sizes.log_pages)
+        begin = (-(-length // sizes.log_page_size) + k) * sizes.log_page_size
         log_owner = log_owner.at[tiles.problem, new].set(tiles.thread, mode="drop")
         log_begin = log_begin.at[tiles.problem, new].set(begin, mode="drop")
     log_used = books.log_used + jnp.sum(tiles.to_lanes(jnp.where(good, log_need, 0)), axis=1)
-    return books.replace(run_owner=table, log_owner=log_owner, log_first=log_begin, log_used=log_used), places
+    return books.replace(page_owner=table, log_owner=log_owner, log_first=log_begin, log_used=log_used), places
 
 
-def locate(ordinal, begin, run, current, numbered):
-    """Place of the token with that ordinal: in the current run, or in the k-th new one."""
-    new = ordinal // run - (begin[:, None] - 1) // run  # 0: the run that holds the last token; k: k-th new run
-    return jnp.where(new > 0, numbered(new - 1), current[:, None]) * run + ordinal % run
+def locate(
+    ordinal: Int[Array, "B C"], begin: Int[Array, "B"], page_size: int, current: Int[Array, "B"], numbered: Callable
+) -> Int[Array, "B C"]:
+    """Slot or log entry of each token of a thread.
+
+    Args:
+        ordinal: of the token among those of its thread.
+        begin: tokens that the thread had before this step.
+        current: the page that holds the last of them.
+        numbered: from the number of a new page of the tile, [B, C], to the page.
+    """
+    new = ordinal // page_size - (begin[:, None] - 1) // page_size  # 0: the current page; k: the k-th new one
+    return jnp.where(new > 0, numbered(new - 1), current[:, None]) * page_size + ordinal % page_size

@@ -1,4 +1,4 @@
-"""Static sizes of a run: everything the compiled program depends on beside the model and the protocol.
+"""Static sizes: everything the compiled program depends on beside the model and the protocol.
 
 What each costs in memory: `apr_jax.decode.memory`.
 """
@@ -8,7 +8,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Static sizes (per shard); a run compiles once for each value.
+    """Static sizes (per shard); the program compiles once for each value.
 
     Attributes:
         problems: P, problems in flight.
@@ -19,9 +19,9 @@ class Sizes:
         feed_threshold: a thread with more waiting tokens than this is served by feed steps, any other by decode steps.
         threads: M, threads of a problem over its life.
         slots: N, key/value slots of a problem.
-        run: R, slots of a run; a run belongs to one thread.
+        page_size: slots of a page; a page belongs to one thread.
         log: T, log entries of a problem.
-        log_run: entries of a log run; a log run belongs to one thread.
+        log_page_size: entries of a page of the log, which belongs to one thread.
         queue: Q, problems that one call of the compiled program may be given.
         prompt: longest prompt, tokens.
         outbox: O, finished problems kept on the device until the host fetches them.
@@ -38,9 +38,9 @@ class Sizes:
     feed_threshold: int = 4
     threads: int = 32
     slots: int = 2048
-    run: int = 16
+    page_size: int = 16
     log: int = 4096
-    log_run: int = 16
+    log_page_size: int = 16
     queue: int = 64
     prompt: int = 64
     outbox: int = 64
@@ -60,7 +60,7 @@ class Sizes:
                 f"sizes.rows = {self.rows}: more than problems x lanes = {self.problems} x {self.lanes} = "
                 f"{self.problems * self.lanes} rows can never be busy; lower rows or raise lanes"
             )
-        for whole, part in (("slots", "run"), ("log", "log_run")):
+        for whole, part in (("slots", "page_size"), ("log", "log_page_size")):
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(
                     f"sizes.{whole} = {getattr(self, whole)}: must be a multiple of sizes.{part} = {getattr(self, part)}"
@@ -76,14 +76,14 @@ class Sizes:
         return min(self.attention_block, self.slots)
 
     @property
-    def runs(self) -> int:
-        """Runs of a pool."""
-        return self.slots // self.run
+    def pages(self) -> int:
+        """Pages of a pool."""
+        return self.slots // self.page_size
 
     @property
-    def log_runs(self) -> int:
-        """Runs of a log."""
-        return self.log // self.log_run
+    def log_pages(self) -> int:
+        """Pages of a log."""
+        return self.log // self.log_page_size
 
     @property
     def words(self) -> int:

@@ -99,8 +99,8 @@ class Kept:
     threads: KeptThreads
     sees: UInt32[Array, "M words"]
     used: Int[Array, ""]
-    log_owner: Int[Array, "log_runs"]
-    log_first: Int[Array, "log_runs"]
+    log_owner: Int[Array, "log_pages"]
+    log_first: Int[Array, "log_pages"]
     problem: Int[Array, ""]
     sample: Int[Array, ""]
     stop: Int[Array, ""]

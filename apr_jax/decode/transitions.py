@@ -132,7 +132,7 @@ def settle(protocol: Protocol, held: Book) -> Book:
         spent = (kind > 0) & ~by_all(kind) & _spent(held, last)
         events = jnp.where(spent[:, None] & (number == last[:, None]), spent_event, held.threads.event)
         held = held.replace(threads=dataclasses.replace(held.threads, event=events))
-        held = jax.vmap(lines.free_runs)(held)
+        held = jax.vmap(lines.free_pages)(held)
         return held, *first(held)
 
     return jax.lax.while_loop(lambda carry: jnp.any(carry[1] > 0), once, (held, *first(held)))[0]

@@ -82,12 +82,12 @@ class Kept:
         return Kept({**earlier.finished, **self.finished}, progress, max(self.traces, earlier.traces), machines)
 
 
-def write(folder: Path, name: str, asked: Asked, kept: Kept, about: Sequence[Mapping], words: TextCodec) -> None:
+def write(folder: Path, name: str, asked: Asked, kept: Kept, about: Sequence[Mapping], codec: TextCodec) -> None:
     """Save the finished part of a rollout.
 
     Args:
         about: what `Task.about` says of each question.
-        words: the tokenizer that reads the transcripts.
+        codec: the tokenizer that reads the transcripts.
     """
     folder.mkdir(parents=True, exist_ok=True)
     numbers = sorted(kept.finished)
@@ -97,7 +97,7 @@ def write(folder: Path, name: str, asked: Asked, kept: Kept, about: Sequence[Map
     machines = [dataclasses.asdict(one) for one in kept.machines]
     note = {"asked": settings.to_dict(asked), "traces": kept.traces, "progress": progress, "machines": machines}
     with tempfile.TemporaryDirectory(dir=folder) as new:  # what was kept before stays until all of it is there
-        record.write(Path(new) / f"{name}.jsonl", [kept.finished[n] for n in numbers], words.decode, facts)
+        record.write(Path(new) / f"{name}.jsonl", [kept.finished[n] for n in numbers], codec.decode, facts)
         (Path(new) / f"{name}.json").write_text(json.dumps(note, indent=2) + "\n")
         discard(folder, name)
         for end in ("jsonl", "npz", "json"):

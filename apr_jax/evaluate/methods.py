@@ -84,7 +84,7 @@ class Rollout:
 
     Attributes:
         transcripts, answers: in the order of the questions; answers are judged.
-        words: the tokenizer with the method's control words.
+        codec: the tokenizer with the method's control words.
         progress: of the run, at its end.
         traces: how often the program was traced.
         machines: what decoded it.
@@ -93,7 +93,7 @@ class Rollout:
 
     transcripts: list[Transcript]
     answers: list[list[Answer]]
-    words: TextCodec
+    codec: TextCodec
     progress: Progress
     traces: int
     machines: tuple[Machine, ...] = ()
@@ -109,17 +109,17 @@ class Result:
     rollout: Rollout
 
 
-def make_engine(config: RolloutConfig, words: TextCodec) -> tuple[Engine, TextCodec]:
+def make_engine(config: RolloutConfig, codec: TextCodec) -> tuple[Engine, TextCodec]:
     """The engine of a rollout, and its tokenizer with the control words that the method adds.
 
     Raises:
         FileNotFoundError, ValueError: the checkpoint cannot be read, or its vocabulary is smaller than the tokenizer's.
     """
     model = load_model(config.checkpoint)
-    check_fits(words, model.config.vocabulary, f"checkpoint {config.checkpoint}")
+    check_fits(codec, model.config.vocabulary, f"checkpoint {config.checkpoint}")
     if config.method.add:
-        model, words = with_control_words(model, words, list(config.method.words), gain=config.method.gain)
-    return Engine(model, config.method.protocol(words), config.sizes), words
+        model, codec = with_control_words(model, codec, list(config.method.words), gain=config.method.gain)
+    return Engine(model, config.method.protocol(codec), config.sizes), codec
 
 
 def put(task: Task, config: RolloutConfig) -> Task:
@@ -127,19 +127,19 @@ def put(task: Task, config: RolloutConfig) -> Task:
     return task.asking(config.ask) if config.ask else task
 
 
-def requests(task: Task, questions: Sequence, config: RolloutConfig, words: TextCodec) -> list[Problem]:
-    """The questions as problems of the engine, numbered by their places. `words` may lack control words that are to be added.
+def requests(task: Task, questions: Sequence, config: RolloutConfig, codec: TextCodec) -> list[Problem]:
+    """The questions as problems of the engine, numbered by their places. `codec` may lack control words that are to be added.
 
     Raises:
         ValueError: a question whose prompt is longer than the sizes allow, or for which the chat template gives no token, or sizes
             in which the method cannot work.
     """
     sampling = dataclasses.asdict(config.sampling)
-    task, words = put(task, config), config.method.spoken(words)
-    fit(config.method.protocol(words), config.sizes)
+    task, codec = put(task, config), config.method.spoken(codec)
+    fit(config.method.protocol(codec), config.sizes)
     made = []
     for i, question in enumerate(questions):
-        prompt = np.array(task.prompt(question, words), np.int32)
+        prompt = np.array(task.prompt(question, codec), np.int32)
         shown = textwrap.shorten(str(task.about(question)["question"]), 60)
         if not len(prompt):
             raise ValueError(
@@ -155,18 +155,18 @@ def requests(task: Task, questions: Sequence, config: RolloutConfig, words: Text
 
 
 class Interrupted(Exception):
-    """A rollout was interrupted; `kept` is its finished part, `words` the tokenizer that reads it."""
+    """A rollout was interrupted; `kept` is its finished part, `codec` the tokenizer that reads it."""
 
-    def __init__(self, kept: Kept, questions: int, words: TextCodec):
+    def __init__(self, kept: Kept, questions: int, codec: TextCodec):
         super().__init__(f"{len(kept.finished)} of {questions} questions are finished")
-        self.kept, self.words = kept, words
+        self.kept, self.codec = kept, codec
 
 
 def roll_out(
     task: Task,
     questions: Sequence,
     config: RolloutConfig,
-    words: TextCodec,
+    codec: TextCodec,
     seed: int,
     watch: Callable[[Progress], None],
     stop: Callable[[], bool] | None = None,
@@ -177,20 +177,20 @@ def roll_out(
     Raises:
         Interrupted: `stop` returned True before all were decoded, or a second Ctrl-C came within a slice.
     """
-    asked = requests(task, questions, config, words)
+    asked = requests(task, questions, config, codec)
     if earlier and len(earlier.finished) == len(questions):
-        return earlier, config.method.spoken(words)
-    kept, words = _decode(
-        [p for p in asked if not earlier or p.id not in earlier.finished], config, words, seed, watch, stop
+        return earlier, config.method.spoken(codec)
+    kept, codec = _decode(
+        [p for p in asked if not earlier or p.id not in earlier.finished], config, codec, seed, watch, stop
     )
     kept = kept.after(earlier)
     if len(kept.finished) < len(questions):
-        raise Interrupted(kept, len(questions), words)
-    return kept, words
+        raise Interrupted(kept, len(questions), codec)
+    return kept, codec
 
 
 def judged(
-    task: Task, questions: Sequence, kept: Kept, words: TextCodec, config: RolloutConfig, workers: Sequence[int] = ()
+    task: Task, questions: Sequence, kept: Kept, codec: TextCodec, config: RolloutConfig, workers: Sequence[int] = ()
 ) -> Rollout:
     """Read and judge the answers of a rollout whose questions are all finished; `kept` is not changed.
 
@@ -198,22 +198,22 @@ def judged(
         workers: numbers k for which makespan(k) is counted.
     """
     transcripts = [kept.finished[i] for i in range(len(questions))]
-    answers = read(put(task, config), questions, transcripts, words, config)
+    answers = read(put(task, config), questions, transcripts, codec, config)
     spans = np.mean([metrics.makespans(transcript, workers) for transcript in transcripts], axis=0).tolist()
     makespan = dict(zip(workers, spans, strict=True))
-    return Rollout(transcripts, answers, words, kept.progress, kept.traces, kept.machines, makespan)
+    return Rollout(transcripts, answers, codec, kept.progress, kept.traces, kept.machines, makespan)
 
 
 def _decode(
     asked: Sequence[Problem],
     config: RolloutConfig,
-    words: TextCodec,
+    codec: TextCodec,
     seed: int,
     watch: Callable[[Progress], None],
     stop: Callable[[], bool] | None,
 ) -> tuple[Kept, TextCodec]:
     """Decode problems until `stop` returns True; returns the rollout and the tokenizer that reads it."""
-    engine, words = make_engine(config, words)
+    engine, codec = make_engine(config, codec)
     last: list[Progress] = []
 
     def look(progress: Progress):
@@ -227,20 +227,20 @@ def _decode(
     except KeyboardInterrupt:
         if not last:
             raise
-    return Kept(found, last[0], engine.traces, (machine.of(engine),)), words
+    return Kept(found, last[0], engine.traces, (machine.of(engine),)), codec
 
 
 def read(
-    task: Task, questions: Sequence, transcripts: Sequence[Transcript], words: TextCodec, config: RolloutConfig
+    task: Task, questions: Sequence, transcripts: Sequence[Transcript], codec: TextCodec, config: RolloutConfig
 ) -> list[list[Answer]]:
     """The answers of each transcript, graded: of the threads and in the tokens that the method says.
 
     Where the model gave NaN there is no answer.
     """
-    said = lambda transcript, thread: config.method.said(transcript, thread, words)
+    said = lambda transcript, thread: config.method.said(transcript, thread, codec)
     answers = [
         [
-            (i, None if transcript.stop == Stop.NOT_FINITE else task.answer(said(transcript, i), words))
+            (i, None if transcript.stop == Stop.NOT_FINITE else task.answer(said(transcript, i), codec))
             for i in config.method.voices(transcript)
         ]
         for transcript in transcripts

@@ -91,8 +91,8 @@ def run(config: EvaluateConfig) -> dict[str, Result]:
     """
     settings.claim(config, config.output, "output", WRITTEN)
     questions = config.task.questions(config.seed)
-    words = load(config.tokenizer)
-    plans = begin(config, questions, words)
+    codec = load(config.tokenizer)
+    plans = begin(config, questions, codec)
     settings.save(config, config.output)
     rollouts: dict[RolloutConfig, Rollout] = {}
     results: dict[str, Result] = {}
@@ -100,7 +100,7 @@ def run(config: EvaluateConfig) -> dict[str, Result]:
         for name in config.only or config.methods:
             method = config.methods[name]
             if method.rollout not in rollouts:
-                done, spoken = decode_and_keep(config, questions, words, plans[method.rollout])
+                done, spoken = decode_and_keep(config, questions, codec, plans[method.rollout])
                 rollouts[method.rollout] = methods.judged(
                     config.task, questions, done, spoken, method.rollout, config.makespan
                 )
@@ -111,7 +111,7 @@ def run(config: EvaluateConfig) -> dict[str, Result]:
     return results
 
 
-def begin(config: EvaluateConfig, questions: Sequence, words: TextCodec) -> Mapping[RolloutConfig, Plan]:
+def begin(config: EvaluateConfig, questions: Sequence, codec: TextCodec) -> Mapping[RolloutConfig, Plan]:
     """Each rollout that is wanted with what is kept of it, before anything is decoded; without `resume` that is discarded.
 
     Raises:
@@ -119,7 +119,7 @@ def begin(config: EvaluateConfig, questions: Sequence, words: TextCodec) -> Mapp
     """
     folder, plans = Path(config.output) / "rollouts", {}
     for rollout in dict.fromkeys(config.methods[name].rollout for name in config.only or config.methods):
-        prompts = [problem.prompt for problem in methods.requests(config.task, questions, rollout, words)]
+        prompts = [problem.prompt for problem in methods.requests(config.task, questions, rollout, codec)]
         name = next(name for name, method in config.methods.items() if method.rollout == rollout)
         asked = Asked.now(rollout, config.task, config.tokenizer, config.seed)
         plans[rollout] = Plan(name, asked, kept.read(folder, name, asked, prompts) if config.resume else None)
@@ -129,18 +129,18 @@ def begin(config: EvaluateConfig, questions: Sequence, words: TextCodec) -> Mapp
     return plans
 
 
-def decode_and_keep(config: EvaluateConfig, questions: Sequence, words: TextCodec, plan: Plan) -> Decoded:
+def decode_and_keep(config: EvaluateConfig, questions: Sequence, codec: TextCodec, plan: Plan) -> Decoded:
     """A rollout, kept on disk whether it was finished or ended early; see `with_bar`."""
     finished = len(plan.earlier.finished) if plan.earlier else 0
     work = functools.partial(
-        methods.roll_out, config.task, questions, plan.asked.rollout, words, config.seed, earlier=plan.earlier
+        methods.roll_out, config.task, questions, plan.asked.rollout, codec, config.seed, earlier=plan.earlier
     )
     keep = functools.partial(kept.write, Path(config.output) / "rollouts", plan.name, plan.asked)
     about = list(map(config.task.about, questions))
     try:
         done, spoken = with_bar(plan.name, len(questions), finished, work)
     except Interrupted as interrupted:
-        keep(interrupted.kept, about, interrupted.words)
+        keep(interrupted.kept, about, interrupted.codec)
         raise
     if finished < len(questions):
         keep(done, about, spoken)
@@ -166,7 +166,7 @@ def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Res
 
 def write_threads(folder: Path, about: Sequence[Mapping], results: Mapping[str, Result], shown: int) -> None:
     """Write the transcripts, a picture of each method that forked, and the timelines of about `shown` questions."""
-    token_text = lambda method, token: results[method].rollout.words.decode([token])
+    token_text = lambda method, token: results[method].rollout.codec.decode([token])
     chosen = {name: samples.choose(result) for name, result in results.items()}
     forks = {name: number for name, number in chosen.items() if results[name].outcomes[number].forked}
     numbers = sorted({*range(0, len(about), max(len(about) // shown, 1)), *forks.values()})
@@ -177,7 +177,7 @@ def write_threads(folder: Path, about: Sequence[Mapping], results: Mapping[str, 
             {**known, "method": name, "answer": o.answer, "correct": o.correct, "answers": list(map(answered, answers))}
             for known, o, answers in zip(about, result.outcomes, rollout.answers, strict=True)
         ]
-        record.write(folder / f"transcripts_{name}.jsonl", rollout.transcripts, rollout.words.decode, extra)
+        record.write(folder / f"transcripts_{name}.jsonl", rollout.transcripts, rollout.codec.decode, extra)
         machine = "; ".join(map(str, rollout.machines))
         items += [(name, rollout.transcripts[i], {**extra[i], "machine": machine}) for i in numbers]
     for name, number in forks.items():

@@ -90,12 +90,12 @@ def causal_attention(
 def packed_attend(
     owner: Int[Array, "B S"], clock: Int[Array, "B S"], sees: Bool[Array, "B U U"], chunk: int = 128
 ) -> Callable[[Array, Array, Array, Any], tuple[Array, Any]]:
-    """The `attend` of the model's contract for packed rows [B, S]; the layers' memory passes through untouched.
+    """The `attend` of the model's contract for packed rows [B, S]; the layers' cache passes through untouched.
 
     The masks are built once and shared by all layers.
     """
     blocks = packed_blocks(owner, clock, sees, chunk)
-    return lambda q, k, v, memory: (causal_attention(q, k, v, blocks), memory)
+    return lambda q, k, v, cache: (causal_attention(q, k, v, blocks), cache)
 
 
 def _wide(dtype: Any) -> Any:

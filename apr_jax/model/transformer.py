@@ -25,7 +25,7 @@ from apr_jax.model.int8 import SUMMED, factors, logical_axes_in_int8, look_up
 from apr_jax.model.int8 import quantise as rounded
 
 Params = Mapping[str, Any]
-# attend(q [*B, H, h], k [*B, K, h], v [*B, K, h], memory of the layer) -> (out [*B, H, h], memory of the layer).
+# attend(q [*B, H, h], k [*B, K, h], v [*B, K, h], cache of the layer) -> (out [*B, H, h], cache of the layer).
 # q and k are normed and rotated; q is not scaled.
 Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 
@@ -186,7 +186,7 @@ def hidden(
     tokens: Int[Array, "*B"],
     positions: Int[Array, "*B"],
     attend: Attend,
-    memory: tuple,
+    cache: tuple,
     remat: bool = False,
 ) -> tuple[Float[Array, "*B D"], tuple]:
     """Runs all layers and the final norm.
@@ -198,20 +198,18 @@ def hidden(
         without biases its row is zero throughout if `attend` gives zeros for it, and costs nothing where weights are packed.
       positions: positions of the tokens in their threads, of the same shape.
       attend: attention, see `Attend`; called once per layer, in order.
-      memory: one item per layer, handed to `attend` and replaced by what it returns; use `(None,) * L` if it has none.
+      cache: one item per layer, handed to `attend` and replaced by what it returns; use `(None,) * L` if it has none.
       remat: recompute each block in the backward pass instead of keeping its activations.
 
     Returns:
-      The residual stream after the final norm, in the dtype of activations, and the new memory.
+      The residual stream after the final norm, in the dtype of activations, and the new cache.
 
     Raises:
-      ValueError: `memory` does not have one item per layer.
+      ValueError: `cache` does not have one item per layer.
     """
-    if len(memory) != graph.config.layers:
-        raise ValueError(
-            f"memory has {len(memory)} items; the model needs one per layer, that is {graph.config.layers}"
-        )
-    return nnx.merge(graph.definition, params)(tokens, positions, attend, memory, remat)
+    if len(cache) != graph.config.layers:
+        raise ValueError(f"cache has {len(cache)} items; the model needs one per layer, that is {graph.config.layers}")
+    return nnx.merge(graph.definition, params)(tokens, positions, attend, cache, remat)
 
 
 def logits(graph: Graph, params: Params, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
@@ -254,7 +252,7 @@ class Attention(nnx.Module):
         if config.bias == "qkvo":
             self.out_bias = _zeros((config.width,), config)
 
-    def __call__(self, x: Float[Array, "*B D"], rope: Array, attend: Attend, memory: Any) -> tuple[Array, Any]:
+    def __call__(self, x: Float[Array, "*B D"], rope: Array, attend: Attend, cache: Any) -> tuple[Array, Any]:
         heads = (*x.shape[:-1], -1, self.config.head_dim)
         if self.fused:
             cuts = self.config.heads, self.config.heads + self.config.kv_heads
@@ -266,10 +264,10 @@ class Attention(nnx.Module):
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = rotate(q, rope).astype(x.dtype), rotate(k, rope).astype(x.dtype), v.astype(x.dtype)
-        out, memory = attend(q, k, v, memory)
+        out, cache = attend(q, k, v, cache)
         merged = out.reshape(*x.shape[:-1], -1)
         out = _product(merged, _value(self.out))
-        return (out + self.out_bias[...].astype(out.dtype) if self.config.bias == "qkvo" else out), memory
+        return (out + self.out_bias[...].astype(out.dtype) if self.config.bias == "qkvo" else out), cache
 
 
 class FeedForward(nnx.Module):
@@ -301,10 +299,10 @@ class Block(nnx.Module):
         self.ffn_norm = Norm(config.width, config)
         self.ffn = FeedForward(config, rngs, fused)
 
-    def __call__(self, x: Float[Array, "*B D"], rope: Array, attend: Attend, memory: Any) -> tuple[Array, Any]:
-        out, memory = self.attention(self.attention_norm(x), rope, attend, memory)
+    def __call__(self, x: Float[Array, "*B D"], rope: Array, attend: Attend, cache: Any) -> tuple[Array, Any]:
+        out, cache = self.attention(self.attention_norm(x), rope, attend, cache)
         x = x + out
-        return x + self.ffn(self.ffn_norm(x)), memory
+        return x + self.ffn(self.ffn_norm(x)), cache
 
 
 class Transformer(nnx.Module):
@@ -319,7 +317,7 @@ class Transformer(nnx.Module):
         self.head = None if config.tied else _normal(rngs, (config.width, config.vocabulary), config)
 
     def __call__(
-        self, tokens: Int[Array, "*B"], positions: Int[Array, "*B"], attend: Attend, memory: tuple, remat: bool
+        self, tokens: Int[Array, "*B"], positions: Int[Array, "*B"], attend: Attend, cache: tuple, remat: bool
     ) -> tuple[Float[Array, "*B D"], tuple]:
         dtype = jnp.float64 if self.norm.scale[...].dtype == jnp.float64 else self.config.dtype
         x = jnp.where(tokens[..., None] < 0, 0, look_up(_value(self.embed), tokens)).astype(dtype)
@@ -330,7 +328,7 @@ class Transformer(nnx.Module):
         for i in range(self.config.layers):
             block = self.layers[str(i)]
             step = jax.checkpoint(lambda x, m, block=block: block(x, rope, attend, m)) if remat else None
-            x, item = step(x, memory[i]) if remat else block(x, rope, attend, memory[i])
+            x, item = step(x, cache[i]) if remat else block(x, rope, attend, cache[i])
             new.append(item)
         return self.norm(x), tuple(new)
 

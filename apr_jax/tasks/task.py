@@ -36,11 +36,11 @@ class Task(abc.ABC, Generic[Question]):
         """The fields of a question for transcripts, JSON only; `question` is its text."""
 
     @abc.abstractmethod
-    def prompt(self, question: Question, words: TextCodec) -> list[int]:
+    def prompt(self, question: Question, codec: TextCodec) -> list[int]:
         """Token ids of the prompt."""
 
     @abc.abstractmethod
-    def answer(self, ids: Sequence[int], words: TextCodec) -> str | None:
+    def answer(self, ids: Sequence[int], codec: TextCodec) -> str | None:
         """The answer in what one thread generated, in its normal form; None if there is none of valid format."""
 
     @abc.abstractmethod

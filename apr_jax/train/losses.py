@@ -87,8 +87,8 @@ def rows_loss(
         remat: recompute each layer in the backward pass.
     """
     attend = packed_attend(rows.owner, rows.clock, rows.sees, chunk)
-    memory = (None,) * graph.config.layers
-    x, _ = transformer.hidden(graph, params, rows.token, rows.position, attend, memory, remat)
+    cache = (None,) * graph.config.layers
+    x, _ = transformer.hidden(graph, params, rows.token, rows.position, attend, cache, remat)
     sums = cross_entropy(transformer.logits(graph, params, x), rows.label, rows.weight, classes, count)
     return sums.loss, sums
 

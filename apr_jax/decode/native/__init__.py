@@ -4,8 +4,8 @@ XLA:CPU copies each slice of a buffer before a product and gathers element by el
 costs two to three times what its products cost, and a problem pays for the fill of the fullest one. The kernel of attention
 (`attention.cc`) reads slots where they lie. Weights are packed once (`product`) instead of in every product. Both are compiled
 with the machine's own C++ compiler when they are first wanted, against the headers that jaxlib carries, and kept in the user's
-cache folder. Where they cannot be had the engine uses `pool.walk` and XLA's products, as it does on accelerators, in f64,
-where a mesh cuts heads, and for a pool in int8.
+cache folder. Where they cannot be had the engine uses `pool.blockwise_attention` and XLA's products, as it does on accelerators,
+in f64, where a mesh cuts heads, and for a pool in int8.
 
 Axes: X problems that are asked about, Y tokens of each, H heads, K kv heads, h head size, P problems of the pool, N slots.
 """

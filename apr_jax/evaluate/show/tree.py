@@ -2,7 +2,7 @@
 
 state = engine.load(engine.create(seed=0), [problem])
 state = engine.run(state, steps=1)                  # as often as one likes
-print(tree(engine.peek(state)[0], words))
+print(tree(engine.peek(state)[0], codec.decode))
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def tree(transcript: Transcript, text: Callable[[np.ndarray], str] | None = None
     A line tells the thread's path (`root`, `0`, `0.2` ...), its state, how many tokens it has (fed and sampled) and has
     generated, its clock (of its last fed token, 0 before) and how it ends. The state is the reason why it ended, or
     `opened` (it has no token yet), `running`, or `waiting` (for children that run). The first line sums up; slots are those
-    of tokens with keys and values in the pool over the problem's life, before a thread's last run is rounded up.
+    of tokens with keys and values in the pool over the problem's life, before a thread's last page is rounded up.
 
     Args:
         transcript: from `Engine.peek`, `Engine.drain` or `Engine.decode`.

@@ -48,11 +48,11 @@ class Countdown(Task[Problem]):
         nums = list(question.nums)
         return {"question": f"{nums} -> {question.target}", "nums": nums, "target": question.target}
 
-    def prompt(self, question: Problem, words: TextCodec) -> list[int]:
-        return words.encode(compact.prompt(question))
+    def prompt(self, question: Problem, codec: TextCodec) -> list[int]:
+        return codec.encode(compact.prompt(question))
 
-    def answer(self, ids: Sequence[int], words: TextCodec) -> str | None:
-        operations = compact.parse_answer(words.decode(ids))
+    def answer(self, ids: Sequence[int], codec: TextCodec) -> str | None:
+        operations = compact.parse_answer(codec.decode(ids))
         return None if operations is None else ";".join(operations)
 
     def grade(self, pairs: Sequence[tuple[Problem, str]]) -> list[bool]:

@@ -65,40 +65,40 @@ class LanguageTask(Task[Question]):
     def about(self, question: Question) -> dict[str, Any]:
         return {"question": question.text, "right": question.right}
 
-    def prompt(self, question: Question, words: TextCodec) -> list[int]:
-        return chat.prompt(words, self.ask.messages(question.text), self.ask.template, self.ask.opening)
+    def prompt(self, question: Question, codec: TextCodec) -> list[int]:
+        return chat.prompt(codec, self.ask.messages(question.text), self.ask.template, self.ask.opening)
 
-    def answer(self, ids: Sequence[int], words: TextCodec) -> str | None:
-        control, stops = turn_end(words, self.ask.template)
+    def answer(self, ids: Sequence[int], codec: TextCodec) -> str | None:
+        control, stops = turn_end(codec, self.ask.template)
         ids = list(ids)
         ids = ids[: ids.index(control)] if control in ids else ids
         # What stands on both sides of a control word is not one word or number.
-        stretches = itertools.groupby(ids, lambda i: i in words.controls)
-        text = "\n".join(words.decode(list(stretch)) for control, stretch in stretches if not control)
+        stretches = itertools.groupby(ids, lambda i: i in codec.controls)
+        text = "\n".join(codec.decode(list(stretch)) for control, stretch in stretches if not control)
         ends = [match.start() for stop in (*stops, *map(re.escape, self.ask.stop)) if (match := re.search(stop, text))]
         return answers.read(self.ask.opening + text[: min(ends, default=None)], self.read)
 
 
-def turn_end(words: TextCodec, template: ChatTemplate | None) -> tuple[int | None, tuple[str, ...]]:
+def turn_end(codec: TextCodec, template: ChatTemplate | None) -> tuple[int | None, tuple[str, ...]]:
     """What a template puts after an answer, before the next question: where a model says it, its answer is over.
 
     Args:
-        words: the tokenizer.
+        codec: the tokenizer.
         template: instead of the tokenizer's own.
 
     Returns:
         The id of a control word, or the pattern of a text: `PLAIN` has the line `Question:`. Neither where the template shows
         no second question, or nothing before it.
     """
-    if template is None and words.chat_template is None:
+    if template is None and codec.chat_template is None:
         return None, ()
     talk = [Message("user", "Which?"), Message("assistant", "This one."), Message("user", "And which then?")]
     try:
-        shown = chat.render(words, talk, template)
+        shown = chat.render(codec, talk, template)
     except ValueError:  # a template of one turn: nothing follows an answer
         return None, ()
     between, found, _ = shown.partition("This one.")[2].partition("And which then?")
-    parts = [(text, control) for text, control in words.controls.split(between) if text.strip()] if found else []
+    parts = [(text, control) for text, control in codec.controls.split(between) if text.strip()] if found else []
     if not parts:
         return None, ()
     text, control = parts[0]

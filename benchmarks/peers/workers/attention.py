@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from apr_jax import sharding
 from apr_jax.decode import Sizes, native
-from apr_jax.decode.pool import View, read
+from apr_jax.decode.pool import View, attend
 from apr_jax.model.transformer import Model
 
 
@@ -19,21 +19,27 @@ class AttentionAlone:
 
     Args:
         prefix, private: slots of each problem that all its threads see, and of each thread that it alone sees.
-        run: slots of a run; threads write turn by turn, so that their runs lie between each other.
+        page_size: slots of a page; threads write turn by turn, so that their pages lie between each other.
         block: slots by which the pool is read.
     """
 
-    def __init__(self, model: Model, problems: int, threads: int, prefix: int, private: int, run: int, block: int):
+    def __init__(
+        self, model: Model, problems: int, threads: int, prefix: int, private: int, page_size: int, block: int
+    ):
         config = model.config
-        runs = -(-private // run) * threads
-        slots = -(-(-(-prefix // run) * run + runs * run) // block) * block
+        pages = -(-private // page_size) * threads
+        slots = -(-(-(-prefix // page_size) * page_size + pages * page_size) // block) * block
         slot = np.arange(slots)
-        behind = slot - -(-prefix // run) * run
-        mine = (behind >= 0) & (behind // run % threads == np.arange(threads)[:, None]) & (behind // run < runs)
-        mine &= behind // run // threads * run + behind % run < private
+        behind = slot - -(-prefix // page_size) * page_size
+        mine = (
+            (behind >= 0)
+            & (behind // page_size % threads == np.arange(threads)[:, None])
+            & (behind // page_size < pages)
+        )
+        mine &= behind // page_size // threads * page_size + behind % page_size < private
         mask = np.broadcast_to((slot < prefix) | mine, (problems, threads, slots))
         self.mask, self.block, self.blocks = jnp.asarray(mask), block, slots // block
-        sizes = Sizes(slots=slots, run=run, attention_block=block)
+        sizes = Sizes(slots=slots, page_size=page_size, attention_block=block)
         self.kernel = native.choose(None, config, config.dtype, sizes, sharding.make_mesh())
         draw = lambda key, *shape: jax.random.normal(key, shape, jnp.float32).astype(config.dtype)
         keys = jax.random.split(jax.random.key(0), 2 * config.layers)
@@ -48,7 +54,7 @@ class AttentionAlone:
     def _steps(self, q: Array, pool: list[Array], mask: Bool[Array, "P W N"], blocks: Array, steps: Int[Array, ""]):
         def step(_, q):
             for keys, values in zip(pool[::2], pool[1::2], strict=True):
-                q = read(q, keys, values, View(mask, blocks), self.block, self.kernel)
+                q = attend(q, keys, values, View(mask, blocks), self.block, self.kernel)
             return q
 
         return jax.lax.fori_loop(0, steps, step, q)

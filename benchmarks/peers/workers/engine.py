@@ -30,7 +30,7 @@ from benchmarks.peers.workloads import (
 )
 from benchmarks.scripted import Scripted
 
-RUN = 16  # slots of a run of the pool, and entries of a run of the log
+PAGE = 16  # slots of a page of the pool, and entries of a page of the log
 BLOCK = 128  # slots by which attention reads up to the fill mark
 BARE_BLOCK = 64  # the same of the bare loop
 CHUNK = 128  # tokens of one thread in a feed step, at most
@@ -75,8 +75,8 @@ class Project:
         in_flight, queue = work.in_flight // mesh.size, -(-len(problems) // mesh.size)
         sizes = Sizes(
             problems=in_flight, lanes=most, rows=min(int(in_flight * work.rows) + 1, in_flight * most), feed_tiles=1,
-            feed_chunk=CHUNK, feed_threshold=most, threads=protocol.needs.threads, slots=multiple(room, BLOCK), run=RUN,
-            log=multiple(room, RUN), log_run=RUN, queue=queue, prompt=len(problems[0].prompt), outbox=queue,
+            feed_chunk=CHUNK, feed_threshold=most, threads=protocol.needs.threads, slots=multiple(room, BLOCK), page_size=PAGE,
+            log=multiple(room, PAGE), log_page_size=PAGE, queue=queue, prompt=len(problems[0].prompt), outbox=queue,
             attention_block=BLOCK,
         )  # fmt: skip
         engine = Engine(self.model, protocol, sizes, mesh)
@@ -105,13 +105,13 @@ class Project:
         # The prompt but its last two tokens goes in whole feed steps: the flush that the fork waits for is timed with it.
         before = work.prefix - 2
         chunk = max(size for size in range(1, CHUNK + 1) if before % size == 0)
-        room = work.prefix + RUN + work.threads * (multiple(work.tokens_each, RUN) + RUN)
+        room = work.prefix + PAGE + work.threads * (multiple(work.tokens_each, PAGE) + PAGE)
         mesh = sharding.make_mesh() if work.one_device else self._mesh(work.problems)
         each = work.problems // mesh.size
         sizes = Sizes(
             problems=each, lanes=work.threads, rows=each * work.threads, feed_tiles=min(each, 4), feed_chunk=chunk,
-            feed_threshold=1, threads=work.threads + 1, slots=work.slots or multiple(room, BLOCK), run=RUN,
-            log=multiple(room, RUN), log_run=RUN, queue=each, prompt=work.prefix, outbox=each, attention_block=BLOCK,
+            feed_threshold=1, threads=work.threads + 1, slots=work.slots or multiple(room, BLOCK), page_size=PAGE,
+            log=multiple(room, PAGE), log_page_size=PAGE, queue=each, prompt=work.prefix, outbox=each, attention_block=BLOCK,
         )  # fmt: skip
         # No token has the id of the vocabulary's size: no thread ends by itself.
         engine = Engine(self.model, Samples(work.threads, end=self.model.config.vocabulary), sizes, mesh)
@@ -134,10 +134,10 @@ class Project:
         return once
 
     def _feed(self, work: Feed) -> Callable[[], Measured]:
-        room = multiple(work.prompt + RUN, RUN)
+        room = multiple(work.prompt + PAGE, PAGE)
         sizes = Sizes(
             problems=1, lanes=1, rows=1, feed_tiles=1, feed_chunk=min(work.prompt, FEED), feed_threshold=1,
-            threads=1, slots=multiple(room, BLOCK), run=RUN, log=room, log_run=RUN, queue=1, prompt=work.prompt,
+            threads=1, slots=multiple(room, BLOCK), page_size=PAGE, log=room, log_page_size=PAGE, queue=1, prompt=work.prompt,
             outbox=1, attention_block=BLOCK,
         )  # fmt: skip
         engine = Engine(self.model, Sequential(end=self.model.config.vocabulary), sizes)
@@ -171,7 +171,7 @@ class Project:
     def _attention(self, work: Attention) -> Callable[[], Measured]:
         shape = work.work
         alone = AttentionAlone(
-            self.model, shape.problems, shape.threads, shape.prefix, shape.tokens_each // 2, RUN, BLOCK
+            self.model, shape.problems, shape.threads, shape.prefix, shape.tokens_each // 2, PAGE, BLOCK
         )
 
         def once() -> Measured:
@@ -184,7 +184,7 @@ class Project:
     def _products(self, work: Products) -> Callable[[], Measured]:
         shape = work.work
         fill = shape.prefix + shape.threads * shape.tokens_each // 2
-        products = BareProducts(self.model, shape.problems, shape.threads, multiple(fill, RUN))
+        products = BareProducts(self.model, shape.problems, shape.threads, multiple(fill, PAGE))
 
         def once() -> Measured:
             start = time.perf_counter()
@@ -202,8 +202,8 @@ class Project:
         room = script_room(script, protocol)
         sizes = Sizes(
             problems=1, lanes=work.threads, rows=work.threads, feed_tiles=1, feed_chunk=CHUNK, feed_threshold=work.threads,
-            threads=protocol.needs.threads, slots=multiple(room, BLOCK), run=RUN, log=multiple(room, RUN), log_run=RUN, queue=1,
-            prompt=len(problem.prompt), outbox=1, attention_block=BLOCK,
+            threads=protocol.needs.threads, slots=multiple(room, BLOCK), page_size=PAGE, log=multiple(room, PAGE),
+            log_page_size=PAGE, queue=1, prompt=len(problem.prompt), outbox=1, attention_block=BLOCK,
         )  # fmt: skip
         engine = Engine(self.model, protocol, sizes)
 
@@ -235,7 +235,7 @@ def multiple(number: int, of: int) -> int:
 def script_room(script: Script, protocol: Scripted) -> int:
     """Slots, and log entries, that a problem may need: what is written once, what is fed again, a run begun by each thread."""
     again = 0 if protocol.stitch else sum(script.lengths)
-    return len(script.prompt) + script.tokens + again + 3 * protocol.most + 2 * RUN * protocol.needs.threads
+    return len(script.prompt) + script.tokens + again + 3 * protocol.most + 2 * PAGE * protocol.needs.threads
 
 
 def check(transcript: Transcript, script: Script) -> None:
