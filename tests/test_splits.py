@@ -126,7 +126,7 @@ def test_slots_are_free_when_nobody_sees_any_token_of_a_run(row, freed):
 
 
 @given(st.data())
-def test_slots_and_runs_of_what_was_cut_off_get_its_number(data):
+def test_slots_and_pages_of_what_was_cut_off_get_its_number(data):
     """Two threads take turns to write, with waits between; one is cut anywhere, its last token perhaps never fed."""
     order = data.draw(st.lists(st.sampled_from([0, 1]), min_size=4, max_size=30).filter(lambda x: x.count(0) > 1))
     waits = data.draw(st.lists(st.integers(1, 3), min_size=len(order), max_size=len(order)))
@@ -143,7 +143,7 @@ def test_slots_and_runs_of_what_was_cut_off_get_its_number(data):
     owner[place], clock[place], log_clock[place] = order, clocks, clocks
     if unfed:
         owner[places[0][-1]] = log_clock[places[0][-1]] = -1
-    pad = np.array(owners + [-1] * (SMALL.runs - len(owners)))
+    pad = np.array(owners + [-1] * (SMALL.pages - len(owners)))
     first = np.array(
         [PAGE * owners[:run].count(thread) for run, thread in enumerate(owners)] + [0] * (len(pad) - len(owners))
     )

@@ -191,10 +191,8 @@ def place(books: Book, tiles: Tiles, chunk: int, sizes: Sizes) -> tuple[Book, Pl
     unfed = threads.drawn.unfed[at, tiles.thread].astype(jnp.int32)
     appended = jnp.maximum(tiles.count - unfed, 0) + tiles.draws.astype(jnp.int32)
 
-    new_pages, new_log_pages = (
-        -(-chunk // sizes.page_size),
-        -(-(chunk + 1) // sizes.log_page_size),
-    )  # of one tile, at most
+    new_pages = -(-chunk // sizes.page_size)  # of one tile, at most
+    new_log_pages = -(-(chunk + 1) // sizes.log_page_size)
     most = min(sizes.lanes, tiles.busy.shape[0]) * new_pages
     need, first, wanted = allot(tiles, fed, tiles.count, sizes.page_size)
     free = jnp.cumsum(books.page_owner == NOBODY, axis=1)  # [P, R]
@@ -228,18 +226,17 @@ def place(books: Book, tiles: Tiles, chunk: int, sizes: Sizes) -> tuple[Book, Pl
         entry=jnp.where(used, entry, sizes.log),
         drawn=jnp.where(good & tiles.draws, drawn, sizes.log),
     )
-    table = books.page_owner
+    page_owner, log_owner, log_begin = books.page_owner, books.log_owner, books.log_first
     for k in range(new_pages):
-        new = jnp.where(good & (k < need), kth_free[at, jnp.minimum(first + k, most - 1)], sizes.pages)
-        table = table.at[tiles.problem, new].set(tiles.thread, mode="drop")
-    log_owner, log_begin = books.log_owner, books.log_first
+        page = jnp.where(good & (k < need), kth_free[at, jnp.minimum(first + k, most - 1)], sizes.pages)
+        page_owner = page_owner.at[tiles.problem, page].set(tiles.thread, mode="drop")
     for k in range(new_log_pages):
-        new = jnp.where(good & (k < log_need), base + k, sizes.log_pages)
+        page = jnp.where(good & (k < log_need), base + k, sizes.log_pages)
         begin = (-(-length // sizes.log_page_size) + k) * sizes.log_page_size
-        log_owner = log_owner.at[tiles.problem, new].set(tiles.thread, mode="drop")
-        log_begin = log_begin.at[tiles.problem, new].set(begin, mode="drop")
+        log_owner = log_owner.at[tiles.problem, page].set(tiles.thread, mode="drop")
+        log_begin = log_begin.at[tiles.problem, page].set(begin, mode="drop")
     log_used = books.log_used + jnp.sum(tiles.to_lanes(jnp.where(good, log_need, 0)), axis=1)
-    return books.replace(page_owner=table, log_owner=log_owner, log_first=log_begin, log_used=log_used), places
+    return books.replace(page_owner=page_owner, log_owner=log_owner, log_first=log_begin, log_used=log_used), places
 
 
 def locate(

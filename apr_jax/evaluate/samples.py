@@ -44,7 +44,7 @@ def markdown(results: Mapping[str, Result], about: Sequence[Mapping[str, Any]]) 
         parts.append(
             f"Question {number}: " + ", ".join(f"{k}: {v}" for k, v in facts.items() if k != "question") + "\n"
         )
-        parts.append(_block(f"{facts['question']}\n\n{_threads(transcript, words)}"))
+        parts.append(_block(f"{facts['question']}\n\n{_threads(transcript, codec)}"))
     return "\n".join(parts)
 
 
