@@ -2,9 +2,13 @@
 
     make fuzz MINUTES=10
     make fuzz ARGS="--first 1234 --cases 1"       # one case again
+    make fuzz ARGS="--kernels True"               # on the CPU kernels
 
 A case is a handful of problems with programs of their own, decoded together under one of a few sizes; its number says all
 of it. A case that fails is made small before it is printed: neighbours are left out, then instructions, then numbers.
+
+XLA's operations compute in f64, and all must be equal. The CPU kernels compute in f32, where near ties may fall either way: there
+each transcript must follow from its own tokens (`replaying`), and problems that do not fit the sizes are counted, not replayed.
 """
 
 import collections
@@ -23,11 +27,13 @@ import rich.progress
 import program_checks
 import program_oracle
 import reference_model
+import replaying
 import thread_programs as programs
 from apr_jax import settings
 from apr_jax.decode import Engine, Problem, Sizes
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
+from apr_jax.record import Stop, Transcript
 from program_protocol import Programs
 from thread_programs import Body
 
@@ -35,6 +41,9 @@ CONFIG = ModelConfig(
     vocabulary=programs.VOCABULARY, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, ffn=24, qk_norm=True, tied=False,
     dtype="float64", param_dtype="float64",
 )  # fmt: skip
+# What the kernels take (`native.obstacle`).
+KERNELS = dict(head_dim=16, dtype="float32", param_dtype="float32")
+FULL = (Stop.THREADS_FULL, Stop.POOL_FULL, Stop.LOG_FULL, Stop.MESSAGES_FULL, Stop.LANES_FULL)
 TEXT = 12  # tokens of a prompt, at most
 COMMON = dict(prompt=TEXT, queue=32, outbox=8)
 HOLD = dict(threads=48, slots=1024, log=2048, attention_block=256) | COMMON
@@ -157,14 +166,15 @@ def random_model(config: ModelConfig) -> transformer.Model:
 
 
 @functools.cache
-def model() -> transformer.Model:
-    return random_model(CONFIG)
+def model(kernels: bool = False) -> transformer.Model:
+    return random_model(dataclasses.replace(CONFIG, **KERNELS) if kernels else CONFIG)
 
 
 @functools.cache
-def engine(setting: str) -> Engine:
+def engine(setting: str, kernels: bool = False) -> Engine:
     chosen = SETTINGS[setting]
-    return Engine(model(), Programs(chosen.live, chosen.races, chosen.together, chosen.beside), chosen.sizes)
+    protocol = Programs(chosen.live, chosen.races, chosen.together, chosen.beside)
+    return Engine(model(kernels), protocol, chosen.sizes, kernel=kernels)
 
 
 def draw_case(number: int, count: int, names: Sequence[str] = tuple(SETTINGS)) -> Case:
@@ -193,29 +203,55 @@ def _draw_problem(rng: random.Random, number: int, setting: Setting) -> tuple[Pr
     return problem, body
 
 
-def run_case(case: Case) -> tuple[list[str], collections.Counter]:
+def run_case(case: Case, kernels: bool = False) -> tuple[list[str], collections.Counter]:
     """Decode a case and check it: what is wrong, in words, and how many problems are an example of what."""
-    found = {
-        t.problem: t for t in engine(case.setting).decode([problem for problem, _ in case.problems], seed=case.seed)
-    }
-    forward = reference_model.transformer(model().params, CONFIG)
+    transcripts = engine(case.setting, kernels).decode([problem for problem, _ in case.problems], seed=case.seed)
+    found = {transcript.problem: transcript for transcript in transcripts}
     faults, features = [], collections.Counter()
     for problem, body in case.problems:
-        expected = program_oracle.run(forward, problem, body, case.seed, together=SETTINGS[case.setting].together > 0)
-        features.update(set(program_checks.features(body, expected)) | {f"ended {found[problem.id].stop.name}"})
+        features[f"ended {found[problem.id].stop.name}"] += 1
         try:
-            program_checks.check(found[problem.id], expected, SETTINGS[case.setting].sizes)
+            features.update((_check_kernels if kernels else _check)(case, problem, body, found[problem.id]))
         except AssertionError as error:
             faults.append(str(error))
     return faults, features
 
 
-def shrink(case: Case, seconds: float = 120.0) -> Case:
+def _interpret(case: Case, problem: Problem, body: Body, **choices) -> program_oracle.Expected:
+    mine = model("choose" in choices)
+    forward = reference_model.transformer(mine.params, mine.config)
+    return program_oracle.run(
+        forward, problem, body, case.seed, together=SETTINGS[case.setting].together > 0, **choices
+    )
+
+
+def _check(case: Case, problem: Problem, body: Body, transcript: Transcript) -> set[str]:
+    """Assert that a transcript of XLA's operations is right; returns what it is an example of."""
+    expected = _interpret(case, problem, body)
+    program_checks.check(transcript, expected, SETTINGS[case.setting].sizes)
+    return set(program_checks.features(body, expected))
+
+
+def _check_kernels(case: Case, problem: Problem, body: Body, transcript: Transcript) -> set[str]:
+    """Assert that a transcript of the kernels follows from its own tokens; returns what it is an example of."""
+    if transcript.stop in FULL:
+        return {"not replayed"}
+    last = []
+
+    def interpret(choose):
+        last[:] = [_interpret(case, problem, body, choose=choose)]
+        return last[0].transcript
+
+    replaying.replay(transcript, interpret, replaying.F32)
+    return set(program_checks.features(body, last[0]))
+
+
+def shrink(case: Case, kernels: bool = False, seconds: float = 120.0) -> Case:
     """The smallest case found in so many seconds that still fails."""
     end = time.monotonic() + seconds
     candidates = _smaller(case)
     while (less := next(candidates, None)) and time.monotonic() < end:
-        if run_case(less)[0]:
+        if run_case(less, kernels)[0]:
             case, candidates = less, _smaller(less)
     return case
 
@@ -247,6 +283,7 @@ class FuzzConfig:
         first: number of the first case.
         problems: problems of a case.
         only: settings to use, all by default.
+        kernels: on the CPU kernels instead of XLA's operations.
     """
 
     minutes: float = 1.0
@@ -254,6 +291,7 @@ class FuzzConfig:
     first: int = 0
     problems: int = 32
     only: tuple[str, ...] = tuple(SETTINGS)
+    kernels: bool = False
 
 
 def fuzz(config: FuzzConfig, console: rich.console.Console) -> tuple[int, collections.Counter, list[Case]]:
@@ -264,11 +302,13 @@ def fuzz(config: FuzzConfig, console: rich.console.Console) -> tuple[int, collec
         shown = bar.add_task("programs", total=config.minutes * 60, state="compiling")
         while time.monotonic() - start < config.minutes * 60 and not 0 < config.cases <= number - config.first:
             case = draw_case(number, config.problems, config.only)
-            faults, counts = run_case(case)
+            faults, counts = run_case(case, config.kernels)
             if faults:
                 console.print(f"case {number} fails: {len(faults)} of {config.problems} problems; making it smaller")
-                failed.append(shrink(case))
-                console.print(f"{failed[-1].show()}\n{run_case(failed[-1])[0][0]}", markup=False, highlight=False)
+                failed.append(shrink(case, config.kernels))
+                console.print(
+                    f"{failed[-1].show()}\n{run_case(failed[-1], config.kernels)[0][0]}", markup=False, highlight=False
+                )
             number, done, features = number + 1, done + len(case.problems), features + counts
             state = f"{done} programs, {len(failed)} failing cases, next case {number}"
             bar.update(shown, completed=time.monotonic() - start, state=state)
