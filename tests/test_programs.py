@@ -231,7 +231,7 @@ def test_a_failing_case_is_made_small(monkeypatch):
     stitches = lambda body: any(
         now.join == Join.STITCH and now.children for each in programs.bodies(body) for now in each
     )  # noqa: E731
-    faults = lambda case: (["wrong"] * sum(stitches(body) for _, body in case.problems), {})  # noqa: E731
+    faults = lambda case, kernels: (["wrong"] * sum(stitches(body) for _, body in case.problems), {})  # noqa: E731
     monkeypatch.setattr(fuzz_programs, "run_case", faults)
     small = fuzz_programs.shrink(fuzz_programs.draw_case(1, 12))
     assert len(small.problems) == 1 and len(programs.bodies(small.problems[0][1])) <= 2
