@@ -167,7 +167,8 @@ def random_model(config: ModelConfig) -> transformer.Model:
 
 @functools.cache
 def model(kernels: bool = False) -> transformer.Model:
-    return random_model(dataclasses.replace(CONFIG, **KERNELS) if kernels else CONFIG)
+    made = random_model(dataclasses.replace(CONFIG, **KERNELS) if kernels else CONFIG)
+    return transformer.Model(made.graph, jax.tree.map(lambda leaf: leaf.astype(made.config.dtype), made.params))
 
 
 @functools.cache
