@@ -20,15 +20,23 @@ from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_enable_x64", True)
 
-# The modules that handle arrays alone, outside of vmap: elsewhere an annotation stands for one problem, or for NumPy as well.
-CHECKED = ["decode.sampling", "model.transformer"]
-jaxtyping.install_import_hook([f"apr_jax.{name}" for name in CHECKED], "beartype.beartype")
+# Annotations say the rank that is true inside the function; what is vmapped is written for one problem, see `shapes`.
+CHECKED = ["decode", "model", "train"]
+jaxtyping.install_import_hook([f"apr_jax.{name}" for name in CHECKED], "shapes.checked")
 
 # How long an example takes says more of the machine than of the code: the first one compiles.
 hypothesis.settings.register_profile(
     "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize=True
 )
 hypothesis.settings.load_profile("patient")
+
+
+@pytest.fixture
+def unchecked():
+    """Annotations are not checked: for tests of what the package itself says to a wrong argument."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # What is kept beyond its process: programs that take long, and where.

@@ -56,7 +56,7 @@ def test_numbers_of_numpy_are_numbers():
 
 
 @pytest.mark.parametrize("seed", [2**32, -1, 0.5])
-def test_a_seed_is_checked(seed):
+def test_a_seed_is_checked(seed, unchecked):
     config = ModelConfig(vocabulary=16, width=16, layers=1, heads=1, kv_heads=1, head_dim=16, ffn=16, dtype="float32")
     engine = Engine(transformer.init(config, jax.random.key(0)), Sequential(end=1), SIZES)
     with pytest.raises(ValueError, match="seed is "):

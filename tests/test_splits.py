@@ -119,7 +119,9 @@ def test_a_full_table_ends_the_problem_and_cuts_nothing():
 def test_slots_are_free_when_nobody_sees_any_token_of_a_run(row, freed):
     """The line sees the head, the tail (whose first tokens stand in the head's last run), both, or neither."""
     book = parent_and_child()
-    after = lines.split(book, jnp.int32(0), jnp.int32(6), books.bits(jnp.isin(jnp.arange(5), jnp.array(row)), 1), 20)
+    after = lines.split(
+        book, jnp.int32(0), jnp.int32(6), books.bits(jnp.isin(jnp.arange(5), jnp.array(row)), 1), jnp.int32(20)
+    )
     after = after.replace(page_owner=after.page_owner.at[:3].set(jnp.array([0, 0, 2], jnp.int32)))
     kept = [owner for owner in (0, 0, 2) if owner not in freed]
     assert [int(owner) for owner in lines.free_pages(after).page_owner[:3] if owner >= 0] == kept

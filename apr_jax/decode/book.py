@@ -5,7 +5,7 @@ for *one* problem and vmapped by the loop. Axes: M threads, Z pieces of messages
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, runtime_checkable
 from typing import Protocol as Interface
 
 import jax
@@ -30,6 +30,7 @@ def cast(new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.asarray(a).astype(b.dtype), new, old)
 
 
+@runtime_checkable
 class Owner(Interface):
     """What a book asks of its protocol, see `apr_jax.decode.protocol.Protocol`."""
 
@@ -113,7 +114,7 @@ class Book:
         prompt, prompt_length: the prompt.
         problem, sample: the caller's numbers.
         request: how the problem is to be sampled.
-        parts: Int [n, 2]; start and length of the parts of the prompt that the protocol names.
+        parts: Int [parts, 2]; start and length of the parts of the prompt that the protocol names.
         arguments: what the protocol is told of the problem.
         shared: the state that the protocol keeps of the problem, a tree of arrays.
         key: UInt32 [2], the key of the problem.
@@ -135,8 +136,8 @@ class Book:
     problem: Int[Array, ""]
     sample: Int[Array, ""]
     request: Request
-    parts: Int[Array, "n 2"]
-    arguments: Int[Array, "n"]
+    parts: Int[Array, "parts 2"]
+    arguments: Int[Array, "arguments"]
     shared: Any
     key: UInt32[Array, "2"]
     active: Bool[Array, ""]
@@ -170,8 +171,8 @@ class Book:
         """One row of the thread table, as scalars."""
         return jax.tree.map(lambda field: field[number], self.threads)
 
-    def halt(self, condition: Bool[Array, ""], stop: Stop) -> "Book":
-        """End the whole problem with `stop` if `condition` holds and it has not ended before."""
+    def halt(self, condition: Bool[Array, "*P"], stop: Stop) -> "Book":
+        """End the whole problem, or those of P, with `stop` where `condition` holds and it has not ended before."""
         return self.replace(stop=jnp.where(condition & (self.stop == Stop.RUNNING), int(stop), self.stop))
 
 

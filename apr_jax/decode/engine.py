@@ -120,7 +120,7 @@ class Engine:
         """The problems in flight as they stand: their threads so far, with the stop reason RUNNING."""
         book = jax.tree.map(sharding.local, states.kept(state.books, self.program.protocol.needs.recorded))
         log = jax.tree.map(sharding.local, state.log)
-        places = [tuple(place) for place in np.argwhere(sharding.local(state.books.active))]
+        places = [(shard, row) for shard, row in np.argwhere(sharding.local(state.books.active)).tolist()]
         return [assemble.transcript(book, log, place, self.program) for place in places]
 
     def decode(

@@ -25,7 +25,7 @@ def fork(
     *,
     context: Int[Array, ""] | Int[Array, "M"] | None = None,
     position: Int[Array, "M"] | None = None,
-    hand: Bool[Array, "M"] | bool = False,
+    hand: Bool[Array, "*M"] | bool = False,
     live: bool = False,
     waits: Bool[Array, "M"] | bool = True,
     **columns: Array | int | float | bool,

@@ -55,8 +55,8 @@ class Queue:
     temperature: Float[Array, "Q"]
     top_k: Int[Array, "Q"]
     top_p: Float[Array, "Q"]
-    parts: Int[Array, "Q n 2"]
-    arguments: Int[Array, "Q n"]
+    parts: Int[Array, "Q parts 2"]
+    arguments: Int[Array, "Q arguments"]
     next: Int[Array, ""]
     count: Int[Array, ""]
 

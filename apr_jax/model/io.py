@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,13 +70,13 @@ def load(path: str | Path) -> Model:
     return Model(graph_of(config), nest({name: jnp.asarray(x.astype(dtype)) for name, x in tensors.items()}))
 
 
-def flatten(params: Params) -> dict[str, jax.Array]:
-    """A nested tree as one dict with dotted names, such as `layers.0.attention.qkv`."""
+def flatten(params: Params) -> dict[str, Any]:
+    """A nested tree, of arrays or of what stands for them, as one dict with dotted names, such as `layers.0.attention.qkv`."""
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
 
 
-def nest(tensors: dict[str, jax.Array]) -> Params:
+def nest(tensors: dict[str, Any]) -> Params:
     """Inverse of `flatten`."""
     tree: dict = {}
     for name, tensor in tensors.items():
