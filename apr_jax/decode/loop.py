@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from apr_jax import sharding
 from apr_jax.decode import book as books
@@ -27,7 +27,7 @@ from apr_jax.decode.protocol import Drawn, Protocol
 from apr_jax.decode.sampling import sample
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.state import LogArrays, State, leaving, refill, retire, room
-from apr_jax.decode.threads import Cursor, LastDrawn
+from apr_jax.decode.threads import Cursor, LastDrawn, masked
 from apr_jax.decode.transitions import DRAINED, NOT_FINITE, SPENT
 from apr_jax.model import transformer
 from apr_jax.record import Source, Stop
@@ -103,13 +103,14 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, kin
         last = jnp.maximum(tiles.count - 1, 0)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
         logits = transformer.logits(program.graph, params, x)
-        parameters = threads.sampling.temperature, threads.sampling.top_k, threads.sampling.top_p
-        token, logprob, behaviour = sharding.by_rows(sample, logits, _uniform(threads), *parameters)
+        token, logprob, behaviour, possible = draw(program, state, tiles, threads, logits)
     with jax.named_scope("record"):
         drawn = Drawn(token, logprob, behaviour, signals.measure(program.protocol.needs.signals, logits))
         draws = places.drawn < sizes.log
-        finite &= ~draws | jnp.isfinite(logprob)
+        finite &= ~draws | (jnp.isfinite(logprob) & possible)
         bulk, seen = observe(program, state, tiles, threads, drawn, draws, finite)
+        if program.protocol.needs.scores and not feeds:
+            seen = score(program, state, placed, tiles, places, threads, seen, logits)
         log = record(state.log, tiles, places, (tokens, position, clock), threads, seen.token, drawn)
         new_threads = advance(program, placed, tiles, places, threads, seen)
     counters = dataclasses.replace(
@@ -137,6 +138,33 @@ def read_tokens(program: Program, state: State, placed: Book, tiles, places, kin
     at = jnp.minimum(tiles.problem, program.sizes.problems - 1)
     reads = jnp.any((places.message >= 0) & tiles.busy[:, None])
     return jax.lax.cond(reads, read, lambda: placed.threads.drawn.token[at, tiles.thread][:, None])
+
+
+def draw(
+    program: Program, state: State, tiles: schedule.Tiles, threads: books.Threads, logits: Float[Array, "B V"]
+) -> tuple[Int[Array, "B"], Float[Array, "B"], Float[Array, "B"], Bool[Array, "B"]]:
+    """Draw a token a tile, from logits that the protocol may adjust.
+
+    Returns:
+        token, its log-probability under the model, the same under the distribution drawn from, whether any token may be drawn.
+    """
+    parameters = threads.sampling.temperature, threads.sampling.top_k, threads.sampling.top_p
+    if not program.protocol.needs.adjusts:
+        drawn = sharding.by_rows(sample, logits, _uniform(threads), *parameters)
+        return *drawn, jnp.ones(len(tiles.busy), bool)
+    at = jnp.minimum(tiles.problem, program.sizes.problems - 1)
+    shared = jax.tree.map(lambda field: field[at], state.books.shared)
+    bulk = jax.tree.map(lambda kept: kept[at, threads.line.first], state.bulk)
+    leaves, structure = jax.tree.flatten((shared, threads.own, bulk))
+
+    def rows(logits, uniform, temperature, top_k, top_p, *leaves):
+        adjusted = jax.vmap(program.protocol.adjust)(*jax.tree.unflatten(structure, leaves), logits)
+        possible = jnp.any(adjusted > -jnp.inf, axis=-1)
+        # A row without a token to draw is drawn from as it was: its problem ends with this step.
+        adjusted = jnp.where(possible[:, None], adjusted, logits)
+        return *sample(logits, uniform, temperature, top_k, top_p, adjusted), possible
+
+    return sharding.by_rows(rows, logits, _uniform(threads), *parameters, *leaves)
 
 
 def _uniform(threads: books.Threads) -> Array:
@@ -184,7 +212,7 @@ class Seen:
     """What the protocol made of what the tiles drew.
 
     Attributes:
-        own: the threads' own state.
+        own: the threads' own state; `kept`: for which of them it is kept.
         token: what they go on with.
         event: of the protocol, 0 for none.
         draws: a token was sampled at all.
@@ -193,6 +221,7 @@ class Seen:
     """
 
     own: Any
+    kept: Bool[Array, "B"]
     token: Int[Array, "B"]
     event: Int[Array, "B"]
     draws: Bool[Array, "B"]
@@ -212,7 +241,27 @@ def observe(
     bulk = jax.tree.map(put, state.bulk, kept)
     shared = jax.tree.map(lambda field: field[at], state.books.shared)
     own, token, event = jax.vmap(protocol.observe)(shared, own, drawn)
-    return bulk, Seen(own, token, jnp.where(draws, event, 0), draws, finite, drawn)
+    return bulk, Seen(own, draws, token, jnp.where(draws, event, 0), draws, finite, drawn)
+
+
+def score(
+    program: Program, state: State, placed: Book, tiles, places, threads: books.Threads, seen: Seen, logits
+) -> Seen:
+    """Show the protocol the log-probability of the token that comes next in a scored thread's message; for decode steps."""
+    protocol, sizes = program.protocol, program.sizes
+    left = threads.inbox.left - (tiles.count - schedule.leading(threads))
+    scored = tiles.busy & (left > 0) & jax.vmap(protocol.scored)(threads.own)
+
+    def read():
+        ahead = dataclasses.replace(places, message=places.message + 1)
+        templates = jnp.array(protocol.templates, jnp.int32)
+        token = messages.read(placed, state.log.queued[:, 0], templates, tiles, ahead, sizes)[:, 0]
+        pick = lambda logits, token: jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)[:, 0]
+        new = jax.vmap(protocol.score)(threads.own, token, sharding.by_rows(pick, logits, token))
+        return jax.tree.map(lambda old, new: masked(scored, old, new), seen.own, new)
+
+    own = jax.lax.cond(jnp.any(scored), read, lambda: seen.own)
+    return dataclasses.replace(seen, own=own, kept=seen.kept | scored)
 
 
 def advance(program: Program, placed: Book, tiles, places, old: books.Threads, seen: Seen) -> books.Threads:
@@ -259,8 +308,8 @@ def advance(program: Program, placed: Book, tiles, places, old: books.Threads, s
         done=put(threads.inbox.done, old.inbox.done + said),
         left=put(threads.inbox.left, old.inbox.left - said),
     )
-    drawing = jnp.where(draws, row, sizes.problems)
-    keep = lambda column, new: column.at[drawing, tiles.thread].set(new.astype(column.dtype), mode="drop")
+    keeping = jnp.where(seen.kept, row, sizes.problems)
+    keep = lambda column, new: column.at[keeping, tiles.thread].set(new.astype(column.dtype), mode="drop")
     threads = dataclasses.replace(
         threads,
         cursor=jax.tree.map(put, threads.cursor, cursor),
@@ -325,11 +374,9 @@ def run_slice(program: Program, params: Any, state: State, steps: Int[Array, ""]
 
     def long(s):
         """Threads for feed steps; those that keep step with others feed one token a step."""
-        return (
-            runnable(s)
-            & (schedule.waiting(s.books.threads) > sizes.feed_threshold)
-            & (s.books.threads.pace.scope == NOBODY)
-        )
+        threads = s.books.threads
+        found = runnable(s) & (schedule.waiting(threads) > sizes.feed_threshold) & (threads.pace.scope == NOBODY)
+        return found & ~jax.vmap(jax.vmap(program.protocol.scored))(threads.own) if needs.scores else found
 
     def feed(s):
         lanes = min(sizes.lanes, sizes.feed_tiles)

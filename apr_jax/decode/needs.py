@@ -16,6 +16,8 @@ class Needs:
         together: 0, or live siblings see each other's tokens of the same clock too, and a fork has so many at most (Hogwild).
         races: an event of one thread may end another, see `apr_jax.decode.races`.
         splits: threads may be cut in two, see `apr_jax.decode.lines.split`.
+        adjusts: the protocol changes the logits that tokens are drawn from (`Protocol.adjust`): bans, penalties.
+        scores: it reads the log-probabilities of given tokens (`Protocol.score`).
         signals: numbers about every row, kept as `book.threads.drawn.signals`, see `apr_jax.decode.signals`.
         parts: names of the parts of the prompt that every problem has (`Problem.parts`), kept as `book.parts` in this order.
         arguments: numbers that each problem gives to the protocol (`Problem.arguments`), kept as `book.arguments`.
@@ -28,6 +30,8 @@ class Needs:
     together: int = 0
     races: bool = False
     splits: bool = False
+    adjusts: bool = False
+    scores: bool = False
     signals: tuple[Signal, ...] = ()
     parts: tuple[str, ...] = ()
     arguments: int = 0

@@ -90,6 +90,27 @@ class Protocol(abc.ABC):
         """Bring the line's bulk state, and with it the thread's own, up to date with what was drawn; before `observe`."""
         return bulk, own
 
+    def adjust(self, shared: Any, own: Any, bulk: Any, logits: Float[Array, "V"]) -> Float[Array, "V"]:
+        """The logits that a thread draws its next token from, -inf for a token that is banned; see `Needs.adjusts`.
+
+        Log-probabilities under the model stay those of `logits`. A thread that may draw nothing ends its problem with NOT_FINITE.
+
+        Args:
+            shared, own, bulk: the state of the problem, of the thread and of its line.
+        """
+        return logits
+
+    def scored(self, own: Any) -> Bool[Array, ""]:
+        """Whether the message of a thread is scored: it is fed one token a step then, however long; see `Needs.scores`."""
+        return jnp.bool(False)
+
+    def score(self, own: Any, token: Int[Array, ""], logprob: Float[Array, ""]) -> Any:
+        """The state of its own of a scored thread, of whose message `token` comes next and has that log-probability (nats).
+
+        The first token of a message has one only if a handed or an unfed token comes before it.
+        """
+        return own
+
     @abc.abstractmethod
     def begin(self, book: Book) -> Book:
         """Open the root in an empty book that holds the prompt, and give it something to feed."""

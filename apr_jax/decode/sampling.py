@@ -39,7 +39,8 @@ def _threshold(x: Float[Array, "B V"], mass: Float[Array, "B V"], least: Float[A
 
     # The upper bound is raised by its own magnitude so that the maximum itself can be reached.
     top = jnp.max(x, axis=-1)
-    low, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (jnp.min(x, axis=-1), top + 1 + jnp.abs(top) * 1e-6))
+    least_of = jnp.min(jnp.where(x > -jnp.inf, x, top[:, None]), axis=-1)  # of the tokens that are not banned
+    low, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (least_of, top + 1 + jnp.abs(top) * 1e-6))
     return low
 
 
@@ -74,6 +75,7 @@ def sample(
     temperature: Float[Array, "B"],
     top_k: Int[Array, "B"],
     top_p: Float[Array, "B"],
+    adjusted: Float[Array, "B V"] | None = None,
 ) -> tuple[Int[Array, "B"], Float[Array, "B"], Float[Array, "B"]]:
     """Draw a token a row.
 
@@ -83,15 +85,16 @@ def sample(
         temperature: below `COLDEST` means greedy.
         top_k: keep that many tokens; 0 means off.
         top_p: keep that share of the mass; 1 means off. Applied after `top_k`, on what it left.
+        adjusted: the logits that tokens are drawn from, where those are not the model's.
 
     Returns:
         Token, its log-probability under the model, its log-probability under the distribution it was drawn from (nats).
     """
-    greedy = temperature < COLDEST
+    greedy, offered = temperature < COLDEST, logits if adjusted is None else adjusted
 
     def draw() -> tuple[Array, Array]:
         # The best token is at 0 exactly, however the division is rounded.
-        scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / jnp.where(greedy, 1, temperature).astype(
+        scaled = (offered - jnp.max(offered, axis=-1, keepdims=True)) / jnp.where(greedy, 1, temperature).astype(
             logits.dtype
         )[:, None]
         truncates = ~greedy & ((top_k > 0) | (top_p < 1))
@@ -106,7 +109,7 @@ def sample(
 
     nothing = jnp.zeros(greedy.shape, jnp.int32), jnp.zeros(greedy.shape, logits.dtype)
     drawn, behaviour = jax.lax.cond(jnp.all(greedy), lambda: nothing, draw)
-    token = jnp.where(greedy, argmax(logits), drawn)
+    token = jnp.where(greedy, argmax(offered), drawn)
     logprob = _pick(logits, token) - jax.nn.logsumexp(logits, axis=-1)
     return token, logprob, jnp.where(greedy, 0, behaviour)
 
