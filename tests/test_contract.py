@@ -186,7 +186,8 @@ def test_what_a_protocol_does_not_say_that_it_needs_is_refused():
 class Closing(Asking):
     """The root never forks; what has used up its budget is given a phrase in place of its last token."""
 
-    needs = Needs(pieces=1)
+    needs = Needs(pieces=1, signals=SIGNALS)
+    handlers = ()
 
     def observe(self, shared, own: Notes, drawn):
         return own, drawn.token, jnp.int32(0)

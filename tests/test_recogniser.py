@@ -1,6 +1,5 @@
 """Control words in sampled tokens, against a plain matcher over symbols written from the rule, on all kinds of vocabularies."""
 
-import dataclasses
 import functools
 import re
 
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 import vocabularies
 from apr_jax.decode.recogniser import Names, Phrase, Recogniser
 from apr_jax.decode.token_classes import byte_hash
-from apr_jax.tokenizer.codec import TextCodec, controls
+from phrase_matcher import Plain, Table
 from test_gguf_tokenizers import gguf_of_byte_level
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -23,65 +22,6 @@ PHRASES = (
     Phrase("box", "\\boxed{", "}"), Phrase("both", "né🦄"), Phrase("horn", "🦄"), Phrase("think", "<think>"),
 )  # fmt: skip
 LONGEST = 40  # tokens of a text, so that one program runs them all
-
-
-class Bytes(TextCodec):
-    """Any table of tokens, some of them control words; nothing else of a codec is needed."""
-
-    def __init__(self, table, words=()):
-        self.table = [*table, *(word.encode() for word in words)]
-        self.controls = controls({word: len(table) + i for i, word in enumerate(words)})
-
-    def encode_text(self, text, continues=False):
-        return list(text.encode())  # the first 256 are the bytes
-
-    id = with_control_words = save = _files = None
-
-
-Bytes.__abstractmethods__ = frozenset()
-
-
-@dataclasses.dataclass
-class Plain:
-    """The rule once more: one token after the other, one symbol after the other."""
-
-    codec: TextCodec
-    phrases: tuple[Phrase, ...]
-    seen: tuple = ()
-    open: int | None = None
-    text: bytes | None = None
-    tokens: int = 0
-
-    def symbols(self, token):
-        if token in self.codec.controls or token >= self.codec.size:
-            return (f"word {min(token, self.codec.size)}",)
-        return tuple(self.codec.token_bytes(token))
-
-    def phrase(self, place):
-        split = self.codec.controls.split(self.phrases[place].text)
-        return tuple(x for text, i in split for x in ((f"word {i}",) if i is not None else text.encode()))
-
-    def step(self, token):
-        """The event, by name."""
-        for symbol in self.symbols(token):
-            self.seen += (symbol,)
-            ends = [i for i in range(len(self.phrases)) if self.seen[-len(self.phrase(i)) :] == self.phrase(i)]
-            if ends:
-                best = max(ends, key=lambda i: len(self.phrase(i)))
-                self.seen, self.tokens, self.text = (), 0, b""
-                self.open = best if self.phrases[best].until else None
-                return self.phrases[best].name
-        if self.open is None:
-            return ""
-        symbols = self.symbols(token)
-        until = ord(self.phrases[self.open].until)
-        kept = symbols[: symbols.index(until)] if until in symbols else symbols
-        self.tokens += bool(kept)
-        self.text += b"".join(bytes([x]) if isinstance(x, int) else b"\x00word\x00" for x in kept)
-        if until in symbols:
-            name, self.open = self.phrases[self.open].name, None
-            return f"{name} captured"
-        return ""
 
 
 def names(recogniser):
@@ -135,10 +75,10 @@ def check(recogniser, codec, tokens):
 
 @functools.cache
 def codecs():
-    small = Bytes(
+    small = Table(
         [bytes([b]) for b in range(256)] + [b"><", b">\n", b"</", b"1:", b" 12", b"3.4", b"Out", b"lines>", b""]
     )
-    tags = Bytes([bytes([b]) for b in range(256)], ["<Outlines>", "</Outlines>", "<Outline>", "</Thread>", "<other>"])
+    tags = Table([bytes([b]) for b in range(256)], ["<Outlines>", "</Outlines>", "<Outline>", "</Thread>", "<other>"])
     return {
         "bytes": small,
         "tags": tags,
@@ -238,7 +178,7 @@ def test_the_same_text_gives_the_same_events_however_it_is_cut(kind):
 
 
 def test_a_token_belongs_to_one_match():
-    codec = Bytes([b"a", b"b", b"ba", b"bab", b"abab", b":", b"7", b"b7:", b"7:a", b"c"])
+    codec = Table([b"a", b"b", b"ba", b"bab", b"abab", b":", b"7", b"b7:", b"7:a", b"c"])
     machine = Recogniser.of(codec, (Phrase("ab", "ab", ":"), Phrase("cab", "cab"), Phrase("ac", "ac")))
     assert check(machine, codec, [0, 2, 1]) == ["", "ab", ""]  # a|ba|b: the second a is of the first match
     assert check(machine, codec, [4, 1]) == ["ab", ""]
@@ -260,7 +200,7 @@ def test_a_token_belongs_to_one_match():
 
 
 def test_a_phrase_that_cannot_be_found_is_refused():
-    codec = Bytes([b"a"])
+    codec = Table([b"a"])
     for phrases, message in (
         ((("long", "xaby"), ("in", "ab")), "long can never be found, because in ends inside it"),
         ((("first", "ab"), ("longer", "abc")), "longer can never be found, because first ends inside it"),
@@ -307,7 +247,7 @@ def test_recognisers_are_static():
     again = Recogniser.of(codec, PHRASES)
     assert again == recogniser("bytes") and hash(again) == hash(recogniser("bytes"))
     assert again != Recogniser.of(codec, PHRASES[:3])
-    assert again != Recogniser.of(Bytes([b"a"]), PHRASES)
+    assert again != Recogniser.of(Table([b"a"]), PHRASES)
     plain = Recogniser.of(codec, (Phrase("end", "</Thread>"),))
     found, event = plain.step(plain.start(), jnp.int32(0))
     assert found.captured == () and event == 0
