@@ -8,14 +8,14 @@ How the threads come back is the choice `join`:
     reencode   the parent sees the first thread, and is fed the others' text, as if one had written all of it (ThreadWeaver)
     stitch     the parent sees all threads where they stand, and goes on after the longest (Multiverse)
 
-A number is what stands between an outline's word and its colon, as the published clients' pattern has it: groups of digits with dots
-between, white space around; outlines without one are no outlines, a number that comes twice counts once. Numbers that `numbers` lacks,
-more outlines than `most`, and what else the format does not allow end the thread as MALFORMED. What is not written by the model, and
-what is written before the last `<Outlines>` of its own, is no outline.
+A number is what stands between an outline's word and its colon, as the published clients' pattern has it: groups of digits with
+dots between, white space around. Outlines without one are no outlines, a number that comes twice counts once. Numbers that `numbers`
+lacks, more outlines than `most`, and what else the format does not allow end the thread as MALFORMED. What the model did not write,
+and what stands before the last `<Outlines>` of the thread, is no outline.
 
 When a thread broke off (its budget is used up, or it sampled the end of the text), the two published systems differ. Re-encoded, it
-keeps its tokens but an end token, is closed by `close`, and the parent is fed `stop` and ends, as in ThreadWeaver's client. Stitched,
-its last token gives way to `close`, and the parent goes on: Multiverse's client leaves this undefined.
+keeps its tokens but an end token, is closed by `close`, and the parent is fed `stop` and ends, as in ThreadWeaver's client.
+Stitched, its last token gives way to `close`, and the parent goes on: Multiverse's client leaves this undefined.
 """
 
 import dataclasses
@@ -106,7 +106,7 @@ class Outlined(Protocol):
                 raise ValueError(f"outlined.{name} is {getattr(self, name)}; at least 1 is needed")
         if self.join == "reencode" and self.max_depth > 1:
             raise ValueError(
-                f"outlined.max_depth is {self.max_depth}; threads that are re-encoded do not fork, as published, so only 1 is allowed"
+                f"outlined.max_depth is {self.max_depth}; threads that are re-encoded do not fork, so only 1 is allowed"
             )
         if self.response and self.join != "reencode":
             raise ValueError(

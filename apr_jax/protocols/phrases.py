@@ -57,4 +57,4 @@ class Phrases:
         """Start and length of the members of a family that the numbers name; each must be a member's."""
         place = self.names.index(name)
         number = jnp.clip(number, 0, len(self.starts[place]) - 1)  # of threads that say nothing it may be anything
-        return jnp.asarray(self.starts[place])[number], jnp.asarray(self.lengths[place])[number]
+        return tuple(jnp.asarray(table[place], jnp.int32)[number] for table in (self.starts, self.lengths))

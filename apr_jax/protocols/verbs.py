@@ -46,13 +46,13 @@ def say(
         items = jnp.stack(items, axis=1)[order].reshape(-1)
         return items if footer is None else jnp.append(items, jnp.asarray(tail, dtype))
 
-    last = footer if isinstance(footer, tuple) else (footer, 1)
+    last = footer if isinstance(footer, tuple) else (footer or 0, 1)
     return messages.compose(
         book,
         to=flat((to,) * size, to[0]),
         kind=flat(kind, books.TEMPLATE),
         thread=flat((thread,) * size, 0),
-        start=flat(start, last[0] or 0),
+        start=flat(start, last[0]),
         length=flat(length, last[1]),
         valid=flat(valid if isinstance(valid, tuple) else (valid,) * size, True, bool),
     )
