@@ -1,6 +1,7 @@
 """Outlined threads once more: vocabularies and models that write outlines a lot, and an interpreter of the rules for the oracle."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 
@@ -85,15 +86,18 @@ def bias(codec: Table, words: Words) -> np.ndarray:
     row(("q",), q=0.5, a=-0.5, outlines=0.5, close=1.5, end=-1.0, line=-0.5)
     row(("outline_end",), outline=1.5, fork=2.0, line=-1.0)
     row(("fork", "close", "thread", "stop", "conclusion"), a=0.5, line=0.5, end=-1.0, outlines=0.0)
-    for token in range(VOCABULARY):  # whatever begins a tag goes on with it
-        for text in {getattr(words, field.name) for field in dataclasses.fields(words)}:
-            ids = codec.encode(text)
-            for this, following in zip(ids[:-1], ids[1:], strict=True):
-                table[this, following] = max(table[this, following], 3.0)
+    for text in {
+        getattr(words, field.name) for field in dataclasses.fields(words)
+    }:  # what begins a tag goes on with it
+        for this, following in itertools.pairwise(codec.encode(text)):
+            table[this, following] = max(table[this, following], 3.0)
     return table
 
 
-_TEXT = {"a": "a", "b": "b", "p": "p", "q": "q", "line": "\n", "space": " ", "one": "1", "two": "2", "three": "3", "twelve": "12", "dot": ".", "colon": ":", "outlined": ":p"}  # fmt: skip
+_TEXT = {
+    "a": "a", "b": "b", "p": "p", "q": "q", "line": "\n", "space": " ", "one": "1", "two": "2", "three": "3", "twelve": "12",
+    "dot": ".", "colon": ":", "outlined": ":p",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """Multiverse (Yang et al. 2025, arXiv 2506.09991; its engine is a fork of SGLang).
 
 1. The model samples until `</Goal>`; the outlines since the last `<Goal>` name the paths. A path may fork again.
-2. Each path goes on from all that stands before, at the position after `</Goal>`, with the header `<Path>\\n{number}:`, until `</Path>`.
+2. Each path goes on from all that stands before, at the position after `</Goal>`, with the header `<Path>\\n{number}:`, until
+   `</Path>`.
 3. The parent sees the keys and values of all paths, and is fed `<Conclusion>\\n` at the position after the longest of them.
 4. The paths do not see each other, the conclusion sees them all: the mask that the model was trained under.
-5. `</Goal>` without outlines or too deep, and `</Path>` outside a path, are malformed (the published engine leaves this undefined).
+5. `</Goal>` without outlines or too deep, and `</Path>` outside a path, are malformed (the published engine leaves it undefined).
 
-Paths follow `</Goal>` directly, and each other, without the new lines that stand between them in the training text: there these have
-the positions of no path. A path that broke off is closed by `\\n</Path>` in place of its last token.
+Paths follow `</Goal>` directly, and each other, without the new lines that stand between them in the training text, where these
+have the positions of no path. A path that broke off is closed by `\\n</Path>` in place of its last token.
 """
 
 import dataclasses

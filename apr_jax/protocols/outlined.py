@@ -9,9 +9,9 @@ How the threads come back is the choice `join`:
     stitch     the parent sees all threads where they stand, and goes on after the longest (Multiverse)
 
 A number is what stands between an outline's word and its colon, as the published clients' pattern has it: groups of digits with
-dots between, white space around. Outlines without one are no outlines, a number that comes twice counts once. Numbers that `numbers`
-lacks, more outlines than `most`, and what else the format does not allow end the thread as MALFORMED. What the model did not write,
-and what stands before the last `<Outlines>` of the thread, is no outline.
+dots between, white space around. Outlines without one are no outlines, a number that comes twice counts once. Numbers that
+`numbers` lacks, more outlines than `most`, and what else the format does not allow end the thread as MALFORMED. What the model did
+not write, and what stands before the last `<Outlines>` of the thread, is no outline.
 
 When a thread broke off (its budget is used up, or it sampled the end of the text), the two published systems differ. Re-encoded, it
 keeps its tokens but an end token, is closed by `close`, and the parent is fed `stop` and ends, as in ThreadWeaver's client.
