@@ -8,6 +8,7 @@ import numpy as np
 import oracle
 import thread_programs as programs
 from apr_jax.decode import Sizes, Stop, Transcript
+from apr_jax.decode.needs import Needs
 from program_oracle import Expected, Kept
 from replaying import lines
 from thread_programs import Action, Body, Context, Join
@@ -36,7 +37,7 @@ def lacking(expected: Expected, sizes: Sizes) -> set[Stop]:
     needs = {
         Stop.THREADS_FULL: len(expected.transcript.threads) > sizes.threads,
         Stop.LOG_FULL: _pages(entries, sizes.log_page_size).sum() > sizes.log_pages,
-        Stop.MESSAGES_FULL: expected.pieces > sizes.pieces,
+        Stop.MESSAGES_FULL: expected.pieces > Needs().room(sizes.threads),
     }
     return {stop for stop, lacks in needs.items() if lacks}
 

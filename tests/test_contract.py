@@ -180,3 +180,30 @@ def test_what_a_protocol_does_not_say_that_it_needs_is_refused():
     for option, name in ((dict(live=True), "live"), (dict(waits=False), "beside")):
         with pytest.raises(ValueError, match=f"needs.{name} is False"):
             fork(book, root, books.opened(book, root), **option)
+
+
+@dataclasses.dataclass(frozen=True)
+class Closing(Asking):
+    """The root never forks; what has used up its budget is given a phrase in place of its last token."""
+
+    needs = Needs(pieces=1, signals=SIGNALS)
+    handlers = ()
+
+    def observe(self, shared, own: Notes, drawn):
+        return own, drawn.token, jnp.int32(0)
+
+    def spent(self, book, mask):
+        return verbs.say_last(book, mask, 0, len(PHRASE), drop=True)
+
+    def drained(self, book, thread):
+        return ends.close(book, thread, jnp.int32(Stop.LENGTH))
+
+
+def test_a_spent_budget_may_be_followed_by_a_phrase(model):
+    assert books.empty(SIZES, Closing()).pieces.kind.shape == (SIZES.threads + 4,)
+    problems = [Problem(i, np.array(PROMPT), temperature=1.0, max_tokens=1 + i) for i in range(3)]
+    for each in Engine(model, Closing(), SIZES).decode(problems):
+        said = 1 + each.problem
+        assert each.log.source.tolist() == [Source.FED] * 5 + [Source.SAMPLED] * said + [Source.FED] * 2
+        assert each.tokens(0)[-2:].tolist() == list(PHRASE) and each.stop == Stop.LENGTH
+        assert (each.log.clock < 0).tolist() == [False] * (4 + said) + [True, False, False]

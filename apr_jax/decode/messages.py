@@ -63,7 +63,7 @@ def read(book: Book, log_tokens, templates, tiles: Tiles, places: Places, sizes:
     at = jnp.minimum(tiles.problem, book.active.shape[0] - 1)
     here = (at, tiles.thread)
     offset = jnp.maximum(places.message, 0) + threads.inbox.done[here][:, None]  # [B, C]
-    number = jnp.arange(sizes.pieces)[None]
+    number = jnp.arange(pieces.kind.shape[1])[None]
     mine = (number >= threads.inbox.begin[here][:, None]) & (number < threads.inbox.end[here][:, None])  # [B, Z]
     start, length = pieces.offset[at], pieces.length[at]  # [B, Z]
     inside = (offset[:, :, None] >= start[:, None, :]) & (offset[:, :, None] < (start + length)[:, None, :])

@@ -22,6 +22,8 @@ class Needs:
         parts: names of the parts of the prompt that every problem has (`Problem.parts`), kept as `book.parts` in this order.
         arguments: numbers that each problem gives to the protocol (`Problem.arguments`), kept as `book.arguments`.
         recorded: the protocol's own state goes into the transcript.
+        pieces: pieces of messages that a thread costs at most, those that others say of it included: by default three for a spawn
+            and two for a join.
     """
 
     threads: int = 1
@@ -36,6 +38,11 @@ class Needs:
     parts: tuple[str, ...] = ()
     arguments: int = 0
     recorded: bool = False
+    pieces: int = 6
+
+    def room(self, threads: int) -> int:
+        """Pieces of messages that a problem of so many threads may compose over its life; a few are for the root alone."""
+        return self.pieces * threads + 4
 
     @property
     def groups(self) -> bool:

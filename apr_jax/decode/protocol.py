@@ -12,8 +12,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from apr_jax.decode import ends
 from apr_jax.decode.book import Book, pytree
 from apr_jax.decode.needs import Needs
+from apr_jax.record import Stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +132,10 @@ class Protocol(abc.ABC):
     def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
         """`thread`, which does not sample, has fed all it had."""
         return book
+
+    def spent(self, book: Book, mask: Bool[Array, "M"]) -> Book:
+        """Threads that could sample have used up their budgets: end them, or give them something to feed before their end."""
+        return ends.close(book, mask, jnp.int32(Stop.LENGTH))
 
     def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
         """All lines that `thread` waited for (`books.awaited`) have ended: give it something to feed, or close it."""

@@ -89,8 +89,3 @@ class Sizes:
     def words(self) -> int:
         """32-bit words of one row of the visibility matrix."""
         return -(-self.threads // 32)
-
-    @property
-    def pieces(self) -> int:
-        """Pieces of messages that a problem may compose over its life: three for a spawn, two for a join, one for a prompt."""
-        return 6 * self.threads + 4

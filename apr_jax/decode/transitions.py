@@ -46,7 +46,7 @@ def transitions(protocol: Protocol) -> tuple[Transition, ...]:
         **{f"event {number}": handler for number, handler in enumerate(protocol.handlers, start=1)},
         DRAINED: protocol.drained,
         NOT_FINITE: ForAll(_break),
-        SPENT: ForAll(lambda book, mask: ends.close(book, mask, jnp.int32(Stop.LENGTH))),
+        SPENT: ForAll(protocol.spent),
     }
     drained = 1 + list(by_step).index(DRAINED)
     closed = lambda held: (held.threads.event == drained) & (held.threads.stop != Stop.RUNNING)

@@ -1,8 +1,10 @@
 """Methods of parallel reasoning as configurations name them, one file each: choices and control words as text."""
 
 from apr_jax.methods.method import Method, Sampling
+from apr_jax.methods.multiverse import Multiverse
 from apr_jax.methods.samples import Samples
 from apr_jax.methods.sequential import Sequential
 from apr_jax.methods.spawn_join import SpawnJoin
+from apr_jax.methods.threadweaver import ThreadWeaver
 
-__all__ = ["Method", "Samples", "Sampling", "Sequential", "SpawnJoin"]
+__all__ = ["Method", "Multiverse", "Samples", "Sampling", "Sequential", "SpawnJoin", "ThreadWeaver"]

@@ -24,8 +24,8 @@ def say(
     thread: Int[Array, "..."],
     start: tuple[Int[Array, "M"], ...],
     length: tuple[Int[Array, "M"] | int, ...],
-    valid: Bool[Array, "M"],
-    footer: int | None = None,
+    valid: Bool[Array, "M"] | tuple[Bool[Array, "M"], ...],
+    footer: int | tuple[Int[Array, ""] | int, Int[Array, ""] | int] | None = None,
 ) -> Book:
     """Compose messages of which every valid thread of the table contributes the same few pieces.
 
@@ -33,31 +33,28 @@ def say(
         to: receiver of each thread's pieces; pieces of one receiver are said in the order in which the threads were opened.
         kind, start, length: one item a piece, see `book.Pieces`.
         thread: whose log the SPAN pieces are taken from.
-        valid: which threads contribute.
-        footer: place in the template table of one last token, said after all pieces (to the one receiver there is then).
+        valid: which threads contribute, or for each piece which threads contribute it.
+        footer: what is said after all pieces, to the one receiver that there is then: the place in the template table of one
+            token, or start and length of a phrase there.
     """
-    count = to.shape[0]
+    count, size = to.shape[0], len(kind)
     # A child that went on as a new thread keeps its place, whenever it did so.
     order = jnp.argsort(book.threads.line.ordinal, stable=True)
 
-    def flat(items, tail):
-        items = jnp.stack([jnp.broadcast_to(jnp.asarray(item, jnp.int32), count) for item in items], axis=1)[
-            order
-        ].reshape(-1)
-        return items if footer is None else jnp.append(items, jnp.int32(tail))
+    def flat(items, tail, dtype=jnp.int32):
+        items = [jnp.broadcast_to(jnp.asarray(item, dtype), count) for item in items]
+        items = jnp.stack(items, axis=1)[order].reshape(-1)
+        return items if footer is None else jnp.append(items, jnp.asarray(tail, dtype))
 
-    size = len(kind)
-    valid_pieces = jnp.repeat(valid[order], size)
-    if footer is not None:
-        valid_pieces = jnp.append(valid_pieces, True)
+    last = footer if isinstance(footer, tuple) else (footer or 0, 1)
     return messages.compose(
         book,
-        to=flat((to,) * size, 0) if footer is None else flat((to,) * size, 0).at[-1].set(to[0]),
+        to=flat((to,) * size, to[0]),
         kind=flat(kind, books.TEMPLATE),
         thread=flat((thread,) * size, 0),
-        start=flat(start, footer or 0),
-        length=flat(length, 1),
-        valid=valid_pieces,
+        start=flat(start, last[0]),
+        length=flat(length, last[1]),
+        valid=flat(valid if isinstance(valid, tuple) else (valid,) * size, True, bool),
     )
 
 
@@ -66,16 +63,23 @@ def end(book: Book, mask: Bool[Array, "M"]) -> Book:
     return ends.close(book, mask, jnp.int32(Stop.END))
 
 
-def say_last(book: Book, thread: Int[Array, ""], start: int, length: int, drop: bool = False) -> Book:
-    """Feed a thread a closing phrase, after which it does not sample: the protocol's `drained` is asked then, and may close it.
+def say_last(
+    book: Book,
+    who: Bool[Array, "M"] | Int[Array, ""],
+    start: Int[Array, ""] | int,
+    length: Int[Array, ""] | int,
+    drop: bool = False,
+) -> Book:
+    """Feed threads a closing phrase, after which they do not sample: the protocol's `drained` is asked then, and may close them.
 
     Args:
+        who: a mask of threads, or the number of one.
         start, length: the phrase, in the template table; at least one token.
-        drop: the token that it sampled last is not fed.
+        drop: the token that they sampled last is not fed.
     """
-    number = books.numbers(book)
-    book = say(book, number, (books.TEMPLATE,), thread, (number * 0 + start,), (length,), number == thread)
-    return book.update(thread, samples=False, unfed=book.threads.drawn.unfed & (not drop))
+    number, mask = books.numbers(book), book.mask(who)
+    book = say(book, number, (books.TEMPLATE,), number, (start,), (length,), mask)
+    return book.update(mask, samples=False, unfed=book.threads.drawn.unfed & (not drop))
 
 
 def part(book: Book, place: int) -> tuple[Int[Array, ""], Int[Array, ""]]:

@@ -1,0 +1,115 @@
+"""Outlined threads against the oracle, on random models that list outlines a lot, in good order and out of it."""
+
+import collections
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+import forking
+import oracle
+import outlining
+import reference_model
+from apr_jax.decode import Engine, Problem, Sizes
+from apr_jax.decode.recogniser import Names
+from apr_jax.methods import Multiverse, ThreadWeaver
+from apr_jax.model.config import ModelConfig
+from apr_jax.model.transformer import Model
+from outlining import MULTIVERSE, THREADWEAVER, Rule
+
+SEED = 3
+CONFIG = ModelConfig(
+    vocabulary=outlining.VOCABULARY, width=40, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48, qk_norm=True, tied=False,
+    dtype="float64", param_dtype="float64",
+)  # fmt: skip
+SIZES = Sizes(problems=4, lanes=3, rows=6, feed_tiles=2, feed_chunk=8, feed_threshold=2, threads=24, slots=1024, page_size=4,
+              log=1024, log_page_size=4, queue=64, prompt=8, outbox=8, attention_block=256)  # fmt: skip
+ONE_ROW = dataclasses.replace(SIZES, problems=1, lanes=1, rows=1, feed_tiles=1, feed_chunk=1, feed_threshold=0)
+RULES = {
+    "threadweaver": Rule(outlining.tagged(THREADWEAVER), THREADWEAVER, stitches=False),
+    "threadweaver, spelt": Rule(outlining.spelt(), THREADWEAVER, stitches=False, conclusion=True, blocks=5),
+    "threadweaver, bounded": Rule(outlining.tagged(THREADWEAVER), THREADWEAVER, stitches=False, response=60, blocks=5),
+    "multiverse": Rule(outlining.tagged(MULTIVERSE), MULTIVERSE, stitches=True, max_depth=2),
+}
+
+
+@functools.cache
+def protocol(name):
+    rule = RULES[name]
+    common = dict(end=rule.words.end, most=rule.most, nested=2, blocks=rule.blocks)
+    if rule.stitches:
+        method = Multiverse(**common, max_depth=rule.max_depth)
+    else:
+        method = ThreadWeaver(**common, conclusion=rule.conclusion, response=rule.response)
+    made = method.protocol(rule.codec)
+    assert made.numbers == Names(rule.numbers)
+    return made
+
+
+@functools.cache
+def model(name, dtype="float64"):
+    config = dataclasses.replace(CONFIG, dtype=dtype, param_dtype=dtype, head_dim=8 if dtype == "float64" else 16)
+    wide = forking.biased_model(config, 0, outlining.bias(RULES[name].codec, RULES[name].words), 0.8)
+    return Model(wide.graph, jax.tree.map(lambda leaf: leaf.astype(dtype), wide.params))
+
+
+@functools.cache
+def forward(name, dtype="float64"):
+    return reference_model.transformer(model(name, dtype).params, model(name, dtype).config)
+
+
+def case(rng, number, rule):
+    """Prompts hold tags too, which are text there."""
+    prompt = rng.integers(0, rule.codec.size, size=rng.integers(1, 6))
+    prompt[-1] = rng.integers(0, 3)
+    most = int(rng.integers(10, 49))
+    return Problem(
+        number, prompt.astype(np.int32), temperature=0.0 if rng.random() < 0.1 else float(rng.choice([0.5, 0.75, 1.0])),
+        top_k=int(rng.choice([0, 0, 5])), top_p=float(rng.choice([1.0, 0.875])), max_tokens=most,
+        child_max_tokens=most // 2 if number % 3 == 0 else 0,
+    )  # fmt: skip
+
+
+@functools.cache
+def cases(name, count):
+    rng, found = np.random.default_rng(7), []
+    rule = RULES[name]
+    interpret = outlining.interpreter(rule)
+    while len(found) < count:
+        problem = case(rng, len(found), rule)
+        right = oracle.run(forward(name), problem, None, SEED, program=interpret)
+        if len(right.threads) <= 24 and len(right.log) <= 700:
+            found.append((problem, right))
+    return tuple(found)
+
+
+def decoded(name, sizes, problems, dtype="float64", kernel=False):
+    engine = Engine(model(name, dtype), protocol(name), sizes, kernel=kernel)
+    found = sorted(engine.decode(problems, seed=SEED), key=lambda t: t.problem)
+    assert engine.traces == 1
+    return found
+
+
+def happened(found):
+    """How often problems forked, forked twice, nested, and how threads ended."""
+    events = collections.Counter()
+    for each in found:
+        paths = [thread.path for thread in each.threads]
+        events["forked"] += len(paths) > 1
+        events["several"] += any(path == (1,) for path in paths)
+        events["nested"] += any(len(path) > 1 for path in paths)
+        events["again"] += sum(each.log.sampled & (each.log.thread == 0) & (each.log.clock > 60))
+        events.update(f"{'root' if not thread.path else 'child'} {thread.stop.name}" for thread in each.threads)
+    return events
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_f64_equals_the_oracle(name):
+    problems, right = zip(*cases(name, 60), strict=True)
+    events = happened(right)
+    print(name, dict(events))
+    assert events["forked"] > 20 and events["several"] > 8
+    for found, expected in zip(decoded(name, SIZES, problems), right, strict=True):
+        oracle.compare(found, expected)
