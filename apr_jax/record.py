@@ -47,6 +47,7 @@ class Stop(enum.IntEnum):
     SPLIT = 12  # not a thread that ran: tokens that were split off from their thread, its parent in this record
     LANES_FULL = 13  # more live threads than may feed the same clock in one step
     NOT_FINITE = 14  # the model gave NaN or infinity
+    CUT = 15  # others had done enough: it was ended where it stood, and what it wrote stays
 
 
 @dataclasses.dataclass(frozen=True)

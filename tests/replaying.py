@@ -74,14 +74,19 @@ def replay(
             assert below <= allowed.greedy, f"{where}: the logit of {token} is {below} below the best"
             found = found.largest(Differences(greedy=below))
             return token, plain, 0.0
-        for slack in (0.0, -allowed.draw, allowed.draw):
+        recorded = float(log.behaviour_logprob[sampled[thread.path][thread.generated]])
+        fitting = []
+        for slack in (0.0, -allowed.draw, allowed.draw):  # at the edge of a truncation a token may be in or out
             probability = kept(logits, problem, slack)
             upto = np.cumsum(probability)
             low, high = upto[token] - probability[token], upto[token]
             outside = float(max(low - uniform, uniform - high, 0.0))
             if probability[token] and outside <= allowed.draw:
-                found = found.largest(Differences(draw=outside))
-                return token, plain, np.log(probability[token])
+                fitting.append((abs(np.log(probability[token]) - recorded), outside, np.log(probability[token])))
+        if fitting:
+            _, outside, behaviour = min(fitting)
+            found = found.largest(Differences(draw=outside))
+            return token, plain, behaviour
         raise AssertionError(f"{where}: {token} has the interval [{low}, {high}], the draw is {uniform}")
 
     right = interpret(choose)

@@ -52,12 +52,12 @@ def start(
     return book.update(first, enough=enough, kills=kills, shared_budget=budget)
 
 
-def defer(book: Book, thread: Int[Array, ""]) -> Book:
-    """Let an event of `thread` wait: the protocol's `decided` is called when it may be acted on.
+def defer(book: Book, who: Bool[Array, "M"] | Int[Array, ""]) -> Book:
+    """Let an event of a thread wait, or those of many: the protocol's `decided` is called when each may be acted on.
 
     That may touch the other members of its race and what is below them, the problem's shared state, and nobody else.
     """
-    return book.update(thread, status=DECIDING)
+    return book.update(who, status=DECIDING)
 
 
 def flushing(book: Book) -> Bool[Array, "M"]:

@@ -4,5 +4,6 @@ from apr_jax.protocols.outlined import Outlined
 from apr_jax.protocols.samples import Samples
 from apr_jax.protocols.sequential import Sequential
 from apr_jax.protocols.spawn_join import SpawnJoin
+from apr_jax.protocols.two_stage import TwoStage
 
-__all__ = ["Outlined", "Samples", "Sequential", "SpawnJoin"]
+__all__ = ["Outlined", "Samples", "Sequential", "SpawnJoin", "TwoStage"]
