@@ -17,7 +17,7 @@ from apr_jax.protocols.outlined import Outlined, Outlines
 from outlining import MULTIVERSE, THREADWEAVER
 
 LONGEST, NUMBERS = 60, 8
-SIZES = Sizes(problems=3, lanes=4, rows=8, feed_tiles=2, feed_chunk=8, threads=10, slots=512, page_size=4, log=512, log_page_size=4,
+SIZES = Sizes(problems=3, lanes=4, rows=8, feed_tiles=2, feed_chunk=8, threads=9, slots=512, page_size=4, log=512, log_page_size=4,
               queue=64, prompt=4, outbox=8, attention_block=128)  # fmt: skip
 
 
@@ -125,7 +125,7 @@ MULTIVERSE_CASES = {
     "too many blocks": ({"": 3 * f"{G}{N}1:{H}", "1": P}, "MALFORMED", ["END", "END"]),
     "the budget, with the fork": ({"": f"{'a' * 25}{G}{N}1:{H}", "1": P}, "LENGTH", ["END"]),
     "forks of more than there is room for": (
-        {"": f"{G}{N}1:{N}2:{N}3:{H}", **{n: f"{G}{N}1.1:{N}1.2:{N}2.1:{H}" for n in "123"}}, "THREADS_FULL", None,
+        {"": f"{G}{N}1:{N}2:{N}3:{H}", **{n: f"{G}{N}1.1:{N}1.2:{H}" for n in "123"}}, "THREADS_FULL", None,
     ),
 }  # fmt: skip
 CHOICES = dict(end=E, most=3, nested=2, blocks=2)

@@ -178,7 +178,7 @@ def test_the_same_text_gives_the_same_events_however_it_is_cut(kind):
 
 
 def test_a_token_belongs_to_one_match():
-    codec = Table([b"a", b"b", b"ba", b"bab", b"abab", b":", b"7", b"b7:", b"7:a", b"c"])
+    codec = Table([b"a", b"b", b"ba", b"bab", b"abab", b":", b"7", b"b7:", b"7:a", b"c", b":ab"])
     machine = Recogniser.of(codec, (Phrase("ab", "ab", ":"), Phrase("cab", "cab"), Phrase("ac", "ac")))
     assert check(machine, codec, [0, 2, 1]) == ["", "ab", ""]  # a|ba|b: the second a is of the first match
     assert check(machine, codec, [4, 1]) == ["ab", ""]
@@ -191,6 +191,11 @@ def test_a_token_belongs_to_one_match():
         "",
         "ab captured",
     ]  # 7: in the token of the phrase is not captured
+    assert check(machine, codec, [0, 1, 10]) == [
+        "",
+        "ab",
+        "ab",
+    ]  # the phrase breaks the capture off, though : came first
     assert check(machine, codec, [0, 1, 8, 1]) == [
         "",
         "ab",
