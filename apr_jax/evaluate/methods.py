@@ -253,7 +253,7 @@ def read(
 
     def answered(transcript: Transcript, thread: int, answer: str | None, grade: bool | Failure) -> Answer:
         failure = grade.reason if isinstance(grade, Failure) else ""
-        logprob = metrics.mean_logprob(transcript, thread)
+        logprob = metrics.mean_logprob(transcript, config.method.chain(transcript, thread))
         return Answer(thread, Candidate(answer, grade is True, logprob, failure))
 
     return [

@@ -117,15 +117,15 @@ def forked(transcript: Transcript) -> bool:
     return any(line[transcript.threads[thread].parent] in active for thread in active if thread)
 
 
-def mean_logprob(transcript: Transcript, thread: int | None = None) -> float:
+def mean_logprob(transcript: Transcript, threads: int | Sequence[int] | None = None) -> float:
     """Mean log-probability of the generated tokens under the unmodified model, in nats; -inf where there are none.
 
     Args:
         transcript: of a problem.
-        thread: look at this thread only.
+        threads: look at these only.
     """
     log = transcript.log
-    chosen = log.sampled if thread is None else log.sampled & (log.thread == thread)
+    chosen = log.sampled if threads is None else log.sampled & np.isin(log.thread, threads)
     return float(log.logprob[chosen].mean(dtype=np.float64)) if chosen.any() else -math.inf
 
 

@@ -90,6 +90,13 @@ class Method(abc.ABC):
         speaks = np.any(transcript.log.sampled & (transcript.log.thread == 0))
         return [0] if speaks else [i for i, thread in enumerate(transcript.threads) if thread.parent == 0]
 
+    def chain(self, transcript: Transcript, thread: int) -> Sequence[int]:
+        """The threads whose generated tokens, one after the other, are what a voice says: itself after those that it follows."""
+        found = [thread]
+        while (thread := transcript.threads[thread].follows) >= 0:
+            found.append(thread)
+        return found[::-1]
+
     def said(self, transcript: Transcript, thread: int, codec: TextCodec) -> Sequence[int]:
-        """Token ids in which the answer of a thread is looked for: all that it generated."""
-        return transcript.generated(thread)
+        """Token ids in which the answer of a voice is looked for: all that its chain generated."""
+        return np.concatenate([transcript.generated(one) for one in self.chain(transcript, thread)])

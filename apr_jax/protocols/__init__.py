@@ -1,7 +1,8 @@
 """Methods of parallel reasoning, one file each."""
 
+from apr_jax.protocols.beam_search import BeamSearch
 from apr_jax.protocols.samples import Samples
 from apr_jax.protocols.sequential import Sequential
 from apr_jax.protocols.spawn_join import SpawnJoin
 
-__all__ = ["Samples", "Sequential", "SpawnJoin"]
+__all__ = ["BeamSearch", "Samples", "Sequential", "SpawnJoin"]

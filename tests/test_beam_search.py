@@ -1,0 +1,320 @@
+"""Beam search and DVTS: against the interpreter of threads, against the published loop over full forwards, and where sizes end."""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+import pytest
+
+import forking
+import oracle
+import reference_model
+import replaying
+from apr_jax.decode import Engine, Problem, Source, Stop, Transcript
+from apr_jax.evaluate import metrics
+from apr_jax.methods import BeamSearch as Method
+from apr_jax.methods import Sampling
+from apr_jax.protocols import BeamSearch
+from test_engine import SIZES, forward, model
+from test_native import need_kernel
+
+SEED = 5
+WORDS = forking.Words()
+CHOICES = dict(end=WORDS.end, step_ends=(8, 10, 13), beams=2, width=3, steps=6)
+SEARCHES = {
+    "beams": BeamSearch(**CHOICES, distinct=True),
+    "subtrees": BeamSearch(**CHOICES, subtrees=2, score="last"),
+    "published": BeamSearch(**CHOICES, finished="leave", score="sum"),
+}
+
+
+# ---- the interpreter
+
+
+@dataclasses.dataclass(eq=False)
+class Beam:
+    """A candidate: its thread, and of the chain that it ends the tokens and their log-probabilities in units."""
+
+    thread: oracle.Thread
+    tree: int
+    before: "Beam | None" = None
+    said: list[int] = dataclasses.field(default_factory=list)
+    units: list[int] = dataclasses.field(default_factory=list)
+    finished: bool = False
+
+    def whole(self, name: str) -> list[int]:
+        return [*(self.before.whole(name) if self.before else ()), *getattr(self, name)]
+
+    def merit(self, protocol: BeamSearch) -> np.float32:
+        units = self.units if protocol.score == "last" else self.whole("units")
+        return np.float32(sum(units)) / np.float32(1 if protocol.score == "sum" else len(units))
+
+
+def step(world: oracle.World, beam: Beam, header: Sequence[int], final: bool, protocol: BeamSearch) -> oracle.Program:
+    """One step of a beam."""
+    thread, problem, earlier = beam.thread, world.problem, len(beam.whole("said"))
+    limit = problem.max_tokens - earlier
+    if problem.child_max_tokens and not final:
+        limit = min(limit, problem.child_max_tokens)
+    yield []
+    if beam.before:
+        entry = oracle.Entry(beam.before.said[-1], source=Source.HANDED)
+        thread.entries.append(entry)
+        thread.feed(entry)
+    else:
+        yield from thread.feed_tokens(header)
+    while True:
+        yield []
+        entry = world.sample(thread)
+        beam.said.append(entry.token)
+        beam.units.append(int(np.round(entry.logprob * 1024)))
+        if entry.token == protocol.end or (entry.token in protocol.step_ends and not final):
+            thread.stop = Stop.END
+        elif len(beam.said) == limit:
+            thread.stop = Stop.LENGTH
+        if thread.stop is not None:
+            over = thread.stop == Stop.LENGTH or earlier + len(beam.said) >= problem.max_tokens
+            beam.finished = over or entry.token == protocol.end
+            return
+        thread.feed(entry)
+
+
+def best(beams: Sequence[Beam], count: int, protocol: BeamSearch) -> list[Beam]:
+    return sorted(beams, key=lambda beam: (-beam.merit(protocol), beam.thread.path))[:count]
+
+
+def chosen(beams: list[Beam], protocol: BeamSearch) -> list[Beam]:
+    """Those of a round that are kept, in the order of their paths."""
+    beams.sort(key=lambda beam: beam.thread.path)
+    if protocol.distinct:
+        first: dict[tuple, Beam] = {}
+        for beam in beams:
+            first.setdefault((beam.tree, *beam.whole("said")), beam)
+        beams = list(first.values())
+    if protocol.finished == "leave":
+        done = [beam for beam in beams if beam.finished][: protocol.beams * protocol.width]
+        kept = done + best([beam for beam in beams if not beam.finished], protocol.beams, protocol)
+    else:
+        trees = [[beam for beam in beams if beam.tree == tree] for tree in range(protocol.subtrees)]
+        kept = [beam for tree in trees for beam in best(tree, protocol.beams // protocol.subtrees, protocol)]
+    return sorted(kept, key=lambda beam: beam.thread.path)
+
+
+def searching(
+    world: oracle.World, root: oracle.Thread, prompt: Sequence[int], protocol: BeamSearch, last: list[Beam]
+) -> oracle.Program:
+    """The coordinator; `last` is filled with the beams kept in the end."""
+    yield from root.feed_tokens(prompt[:-1])
+    most = protocol.beams * protocol.width
+    beams = [Beam(root.open(), number % protocol.subtrees) for number in range(most)]
+    for place in range(protocol.steps):
+        for beam in beams:
+            source = beam.before.thread if beam.before else root
+            thread = beam.thread
+            thread.seen, thread.next_position = [*source.seen, thread], source.next_position
+            thread.floor, thread.count = max(root.clock, root.floor), root.count
+            thread.follows = source if beam.before else None
+            world.start(thread, step(world, beam, prompt[-1:], place == protocol.steps - 1, protocol))
+        yield from root.await_children([beam.thread for beam in beams])
+        kept = chosen([*beams, *(beam for beam in last if beam.finished)], protocol)
+        last[:] = kept
+        going = [beam for beam in kept if not beam.finished]
+        count = most if protocol.finished == "leave" else len(going) * protocol.width
+        if not going:
+            break
+        beams = [Beam(root.open(), before.tree, before) for before in (going * most)[:count]]
+    root.stop = Stop.END
+
+
+# ---- against the loop
+
+
+@functools.cache
+def problems(count: int = 40) -> tuple[Problem, ...]:
+    rng = np.random.default_rng(11)
+    cases = [forking.random_case(rng, number, greedy=0.1) for number in range(count)]
+    return tuple(
+        Problem(**{field.name: getattr(case, field.name) for field in dataclasses.fields(case)}) for case in cases
+    )
+
+
+@functools.cache
+def right(name: str, number: int) -> tuple[Transcript, tuple[tuple[int, ...], ...]]:
+    """What the interpreter makes of a problem, and the paths of the beams kept in the end, the best first."""
+    last: list[Beam] = []
+    program = functools.partial(searching, last=last)
+    found = oracle.run(forward("float64"), problems()[number], SEARCHES[name], SEED, program=program)
+    return found, tuple(beam.thread.path for beam in best(last, len(last), SEARCHES[name]))
+
+
+@functools.cache
+def decoded(name: str, sizes: str) -> tuple[Transcript, ...]:
+    engine = Engine(model("float64"), SEARCHES[name], SIZES[sizes])
+    found = sorted(engine.decode(problems(), seed=SEED), key=lambda transcript: transcript.problem)
+    assert engine.traces == 1
+    return tuple(found)
+
+
+def voices(found: Transcript) -> list[int]:
+    return list(Method(step_ends=()).voices(found))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("beams", "one row"), ("beams", "scarce rows"), ("beams", "plenty"), ("subtrees", "scarce rows"),
+     ("published", "plenty")],
+)  # fmt: skip
+def test_f64_equals_the_oracle(name, sizes):
+    seen = collections.Counter()
+    for found in decoded(name, sizes):
+        expected, kept = right(name, found.problem)
+        oracle.compare(found, expected)
+        assert tuple(found.threads[voice].path for voice in voices(found)) == kept
+        assert metrics.critical_path(found) == metrics.recomputed_critical_path(found)
+        seen.update(thread.stop.name for thread in found.threads[1:])
+        seen["follows"] += sum(thread.follows >= 0 for thread in found.threads)
+        seen["rounds"] = max(seen["rounds"], metrics.threads(found) // 6)
+        seen["kept before the last round"] += any(
+            found.threads[voice].path < found.threads[-1].path[:1] and len(found.threads) - voice > 6
+            for voice in voices(found)
+        )
+    assert seen["follows"] > 100 and seen["LENGTH"] > 20 and seen["END"] > 100 and seen["rounds"] > 3, seen
+    assert seen["kept before the last round"] >= 3, seen
+
+
+def test_the_kernels_follow_from_their_own_tokens():
+    need_kernel()
+    engine = Engine(model("float32"), SEARCHES["beams"], SIZES["scarce rows"], kernel=True)
+    run = functools.partial(oracle.run, reference_model.transformer(model("float32").params, model("float32").config))
+    for found in engine.decode(problems(20), seed=SEED):
+
+        def again(choose, found=found):
+            program = functools.partial(searching, last=[])
+            return run(problems()[found.problem], SEARCHES["beams"], SEED, program=program, choose=choose)
+
+        replaying.replay(found, again, replaying.F32)
+
+
+# ---- the published loop
+
+
+def published(problem: Problem, protocol: BeamSearch) -> list[list[int]]:
+    """`beam_search.py` of search-and-learn over full forwards: the completed texts, in the order of their completion.
+
+    Its beams are texts; each of a round is extended by one step from a prompt that is encoded anew. The draws of the i-th
+    request are those of the i-th child.
+    """
+    params, config = jax.tree.map(np.asarray, model("float64").params), model("float64").config
+    root = jax.random.fold_in(jax.random.fold_in(jax.random.key(SEED), problem.id), problem.sample)
+    prompt, requests, most = [int(token) for token in problem.prompt], 0, protocol.beams * protocol.width
+    active, completed = [([], 0)] * most, []
+    for iteration in range(protocol.steps):
+        if iteration:
+            active = (active * most)[:most]
+        extended, last = [], iteration == protocol.steps - 1
+        for text, score in active:
+            uniforms = np.asarray(reference_model.uniforms(jax.random.fold_in(root, 1 + requests)))
+            requests, text, done = requests + 1, list(text), False
+            for drawn, uniform in enumerate(uniforms, start=1):
+                tokens = np.array(prompt + text)
+                logits = reference_model.all_logits(params, config, tokens, np.arange(len(tokens)))[-1]
+                token, logprob, _ = reference_model.draw(logits, uniform, problem)
+                text.append(token)
+                score += int(np.round(logprob * 1024))
+                stopped = token in protocol.step_ends and not last
+                full = len(text) == problem.max_tokens
+                cut = bool(problem.child_max_tokens) and not last and drawn == problem.child_max_tokens
+                done = token == protocol.end or full or (cut and not stopped)
+                if done or stopped:
+                    break
+            extended.append((text, score, done))
+        completed += [text for text, _, done in extended if done]
+        active = [(text, score) for text, score, done in extended if not done]
+        order = sorted(range(len(active)), key=lambda i: -active[i][1])[: protocol.beams]
+        active = [active[i] for i in sorted(order)]
+        if not active:
+            break
+    return completed[:most]
+
+
+def test_the_published_loop_over_full_forwards_completes_the_same_texts():
+    method, several = Method(step_ends=()), 0
+    for found in decoded("published", "plenty")[:15]:
+        texts = [method.said(found, voice, None).tolist() for voice in sorted(voices(found))]
+        assert texts == published(problems()[found.problem], SEARCHES["published"])
+        several += len({tuple(text) for text in texts}) > 2
+        assert found.own["place"].max() + 1 == len(texts)
+        for voice in voices(found):
+            chain = method.chain(found, voice)
+            assert len(chain) == 1 or found.threads[chain[0]].follows == -1
+            drawn = found.log.sampled & np.isin(found.log.thread, chain)
+            assert found.own["total"][voice] == np.round(found.log.logprob[drawn] * 1024).sum()
+            assert metrics.mean_logprob(found, chain) == pytest.approx(found.log.logprob[drawn].mean())
+    assert several > 3, "the cases are worth it"
+
+
+# ---- where sizes end, and steps do not
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "stop"),
+    [("threads", 14, Stop.THREADS_FULL), ("slots", 60, Stop.POOL_FULL), ("log", 120, Stop.LOG_FULL)],
+)
+def test_what_is_full_is_named_and_what_was_said_stands(field, value, stop):
+    """The others are decoded as ever, and what there is of a problem is a beginning of what is right."""
+    sizes = dataclasses.replace(
+        SIZES["scarce rows"], **{field: value}, attention_block=value if field == "slots" else 512
+    )
+    stops = collections.Counter()
+    for found in Engine(model("float64"), SEARCHES["beams"], sizes).decode(problems(), seed=SEED):
+        expected, _ = right("beams", found.problem)
+        stops[found.stop] += 1
+        if found.stop == Stop.END:
+            oracle.compare(found, expected)
+            continue
+        whole = {thread.path: expected.generated(i).tolist() for i, thread in enumerate(expected.threads)}
+        for i, thread in enumerate(found.threads):
+            said = found.generated(i).tolist()
+            assert said == whole[thread.path][: len(said)]
+    assert set(stops) == {Stop.END, stop} and min(stops.values()) > 3, stops
+
+
+@pytest.mark.parametrize(
+    ("change", "rounds", "stop"),
+    [(dict(step_ends=()), 1, Stop.LENGTH), (dict(step_ends=tuple(i for i in range(16) if i != 6)), 6, None)],
+)
+def test_steps_that_never_end_and_steps_of_one_token(change, rounds, stop):
+    protocol = dataclasses.replace(SEARCHES["beams"], **change, end=6 if change["step_ends"] else -1)
+    cases = [Problem(i, np.array([1 + i]), temperature=1.5, max_tokens=9) for i in range(6)]
+    for found in Engine(model("float64"), protocol, SIZES["scarce rows"]).decode(cases, seed=SEED):
+        assert found.stop == Stop.END and len(voices(found)) in (1, 2)
+        assert found.own["rounds"][0] <= rounds
+        if stop is not None:
+            assert {thread.stop for thread in found.threads[1:]} == {stop}
+        else:
+            final = found.own["final"]
+            assert all(len(found.generated(i)) == 1 for i in range(1, len(final)) if not final[i])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(beams=0), "beam_search.beams is 0; at least 1 is needed"),
+        (dict(subtrees=3), "beams is 2; it must be a multiple of subtrees, 3"),
+        (dict(subtrees=2, finished="leave"), "finished is 'leave'; with 2 subtrees only 'compete'"),
+        (dict(score="best"), "score is 'best'; allowed are mean, sum, last"),
+        (dict(end=8), "step_ends holds the id 8, which is end"),
+    ],
+)
+def test_choices_that_do_not_go_together_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        BeamSearch(**(CHOICES | change))
+
+
+def test_candidates_that_would_be_copies_are_refused():
+    with pytest.raises(ValueError, match="temperature is 0: the 4 candidates of each beam would be copies"):
+        Method().check(Sampling())
+    assert Method(width=1).check(Sampling())
