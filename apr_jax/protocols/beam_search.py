@@ -17,9 +17,9 @@ Where this differs from the published program: the score is the model's own, the
 "compete" unless one says "leave", as published (finished beams make room, the first beams x width of them are the answers, and the
 places of those that are left are filled in turns); DVTS there answers with all `width` last candidates of a subtree, here with the
 best one. What is easily done wrong: a step's last token has no key and value until the child that is handed it feeds it, so that no
-end is seen a token late; totals count the tokens of all candidates, kept or not; the budget of a beam is that of its whole chain, not
-of its longest step; and a speed-up over the same search by one worker says nothing, so that tables give the counts of the sequential
-method beside.
+end is seen a token late; totals count the tokens of all candidates, kept or not; the budget of a beam is that of its whole chain,
+not of its longest step; and a speed-up over the same search by one worker says nothing, so that tables give the counts of the
+sequential method beside.
 """
 
 import dataclasses
