@@ -5,5 +5,6 @@ from apr_jax.methods.method import Method, Sampling
 from apr_jax.methods.samples import Samples
 from apr_jax.methods.sequential import Sequential
 from apr_jax.methods.spawn_join import SpawnJoin
+from apr_jax.methods.tree_of_thoughts import TreeOfThoughts
 
-__all__ = ["BeamSearch", "Method", "Samples", "Sampling", "Sequential", "SpawnJoin"]
+__all__ = ["BeamSearch", "Method", "Samples", "Sampling", "Sequential", "SpawnJoin", "TreeOfThoughts"]
