@@ -154,3 +154,18 @@ def cons_at_k(samples: Sequence[Candidate], k: int) -> bool:
         raise ValueError(f"k is {k}; between 1 and the {len(samples)} samples that were drawn is possible")
     chosen = Majority().choose(samples[:k])
     return chosen is not None and samples[chosen].correct
+
+
+def of_fewer(pools: Sequence[Sequence[Candidate]]) -> dict[str, list[float]]:
+    """For 1, 2 ... samples, up to the smallest pool: `pass_at` and `cons_at`, means over the problems, from one pool each.
+
+    Args:
+        pools: the samples of each problem.
+    """
+    budgets = range(1, 1 + min((len(pool) for pool in pools), default=0))
+    right = [sum(candidate.correct for candidate in pool) for pool in pools]
+    passes = [np.mean([pass_at_k(len(pool), n, k) for pool, n in zip(pools, right, strict=True)]) for k in budgets]
+    return {
+        "pass_at": [float(mean) for mean in passes],
+        "cons_at": [float(np.mean([cons_at_k(pool, k) for pool in pools])) for k in budgets],
+    }
