@@ -11,11 +11,14 @@ import pytest
 import oracle
 import reference_model
 import replaying
+from apr_jax import protocols
 from apr_jax.decode import Engine, Problem, Stop, Transcript
 from apr_jax.evaluate import metrics
 from apr_jax.methods import BeamSearch as Method
-from apr_jax.methods import Sampling
+from apr_jax.methods import EarlyVote, Sampling, TreeOfThoughts
+from apr_jax.pretrained.tokenizer import load
 from apr_jax.protocols import BeamSearch
+from apr_jax.tasks.countdown import SHIPPED
 from searching import STEP_ENDS, WORDS, Beam, best, forward, model, problems, searching
 from test_engine import SIZES
 from test_native import need_kernel
@@ -197,3 +200,22 @@ def test_candidates_that_would_be_copies_are_refused():
     with pytest.raises(ValueError, match="temperature is 0: the 4 candidates of each beam would be copies"):
         Method().check(Sampling())
     assert Method(width=1).check(Sampling())
+
+
+def test_every_choice_can_be_configured():
+    words = load(str(SHIPPED / "compact.model"))
+    choices = dict(beams=6, width=2, subtrees=3, steps=7, distinct=True)
+    made = Method(step_ends=("<node>", "<sub>"), score="last", **choices).protocol(words)
+    assert made == BeamSearch(words.id("<end>"), (words.id("<node>"), words.id("<sub>")), score="last", **choices)
+    made = TreeOfThoughts(step_ends=("<node>",), ask=("<goal>", "<go>"), says=("1",), quotes=False, **choices).protocol(
+        words
+    )
+    assert (made.ask, made.says, made.quotes) == ((words.id("<goal>"), words.id("<go>")), (words.id("1"),), False)
+    assert {name: getattr(made, name) for name in choices} == choices
+    assert EarlyVote(7).protocol(words) == protocols.EarlyVote(7, words.id("<end>"), words.id("<goal>"))
+    with pytest.raises(ValueError, match="beam_search.width is 0; it must be a whole number of 1"):
+        Method(width=0)
+    with pytest.raises(ValueError, match="tree_of_thoughts.finished is 'leave'; with 2 subtrees"):
+        TreeOfThoughts(subtrees=2, finished="leave")
+    with pytest.raises(ValueError, match="tree_of_thoughts.ask is empty"):
+        TreeOfThoughts(ask=())
