@@ -57,22 +57,21 @@ def causality(transcript: Transcript) -> Causality:
     forks, joins, runs = [], [], {}  # runs: the thread that each line ran as last
     known = [frozenset()] * count  # newest generated tokens of a line, those it waited for included
     shown = [frozenset()] * count  # of a thread, the same without what its last row sampled: what others can see
-    # Clock of the last row of a line, or up to which it waited; a root that is fed nothing stands at 0.
-    before = [0, *[-1] * (count - 1)]
+    before = [0, *[-1] * (count - 1)]  # clock of the last row of a line, or up to which it waited
     for rows in _rows_by_clock(log):
         past = {}
         for row in rows:  # rows of one clock do not see each other
             thread, clock = int(log.thread[row]), int(log.clock[row])
-            mine, parent = line[thread], threads[thread].parent
+            mine = line[thread]
             # A thread begins where its parent stood, which may have waited without being fed anything after that.
             begins = before[mine] < 0
-            stood = line[parent] if begins else mine
+            stood = line[threads[thread].parent] if begins else mine
             cut_off = not begins and clock == last_clock[mine] and _cut_off(mine, unjoined, stop)
             if clock > before[stood] + 1 and not cut_off:
                 done = [b for b in sorted(unjoined[stood]) if 0 <= last_clock[b] < clock]
                 unjoined[stood].difference_update(done)
                 waited = _waited_for(done, unjoined, stop)
-                joins += [] if begins else [(runs[child], row) for child in done if child in waited]
+                joins += [(runs[child], row) for child in done if child in waited and not begins]
                 known[stood] = known[stood].union(*(known[ended] for ended in waited))
                 before[stood] = clock - 1
             if begins:
