@@ -98,6 +98,37 @@ def test_what_a_shared_budget_cuts_off_is_not_waited_for():
     assert metrics.critical_path(transcript) == metrics.recomputed_critical_path(transcript) == 3
 
 
+@pytest.mark.parametrize("fed", [True, False])
+def test_a_parent_that_forks_again_without_being_fed_has_waited(fed):
+    """A coordinator of two rounds: one of the second round goes on from the shorter of the first, both follow the longer.
+
+    Its prompt may be of one token, which it leaves to its children.
+    """
+    shift = int(fed)
+    prompt = [(0, False, 1, -1)] * fed
+    clocks = lambda *values: [value + shift for value in values]
+    one, two, three, four, five = clocks(1, 2, 3, 4, 5)
+    transcript = record(
+        [((), -1, Stop.END), *(((number,), 0, Stop.END) for number in range(4))],
+        [
+            *prompt,
+            (1, False, one, -1), (1, True, -1, shift),
+            (2, False, one, -1), (2, True, two, shift + 2), (2, True, three, shift + 3), (2, True, -1, shift + 4),
+            (3, False, four, -1), (3, True, -1, shift + 6),
+            (4, False, four, -1), (4, True, five, shift + 8), (4, True, -1, shift + 9),
+        ],
+        sees=[*([(i, 0) for i in range(1, 5)] if fed else []), (3, 1), (4, 2)],
+    )  # fmt: skip
+    order = causality(transcript)
+    first, longer, again = shift + 1, shift + 5, shift + 7
+    assert order.waits_for[again] == (first, longer) and order.joins == ()
+    assert order.waits_for[shift + 9] == (first, longer - 1, longer)  # it also sees the last but one
+    assert order.forks == ((-1, 1), (-1, 2), (longer, 3), (longer, 4))
+    assert transcript.log.depth[transcript.log.sampled].tolist() == [1, 1, 2, 3, 4, 4, 5]
+    assert metrics.critical_path(transcript) == metrics.recomputed_critical_path(transcript) == 5
+    assert metrics.makespans(transcript, [2]) == [5]
+
+
 @pytest.mark.parametrize(
     "protocol",
     [

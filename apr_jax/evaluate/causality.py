@@ -35,8 +35,9 @@ def causality(transcript: Transcript) -> Causality:
 
     A token is sampled from the row (a fed token) that its predictor names. The row follows what its line generated
     before, what it sees of other threads (smaller clocks only), and, if it is the first of its line, what the parent
-    had generated when it forked. A gap in a line's clocks is a wait: it follows the children that ended before, but
-    nothing of those that were killed. A thread that goes on as another, or is split, leaves its line as it is.
+    had generated when it forked. A gap in a line's clocks, up to its next row or to the first one of children that it forks
+    next, is a wait: it follows the children that ended before, but nothing of those that were killed. A thread that goes
+    on as another, or is split, leaves its line as it is.
 
     What a record does not say: whether rivals fell to one of them or to the budget that they shared (then their parent
     waited for them all), and how a line stood with the children that it waited for when such a budget ended it.
@@ -56,27 +57,26 @@ def causality(transcript: Transcript) -> Causality:
     forks, joins, runs = [], [], {}  # runs: the thread that each line ran as last
     known = [frozenset()] * count  # newest generated tokens of a line, those it waited for included
     shown = [frozenset()] * count  # of a thread, the same without what its last row sampled: what others can see
-    before = [-1] * count  # clock of the last row
+    before = [0, *[-1] * (count - 1)]  # clock of the last row of a line, or up to which it waited
     for rows in _rows_by_clock(log):
         past = {}
         for row in rows:  # rows of one clock do not see each other
             thread, clock = int(log.thread[row]), int(log.clock[row])
-            mine, parent = line[thread], threads[thread].parent
-            follows = set(known[mine])
-            if before[mine] < 0 and parent >= 0:
-                follows |= known[line[parent]]
-                forks.append((max(known[line[parent]], default=-1), thread))
-            for other in sees[thread]:
-                follows |= shown[other]
-            waits = before[mine] >= 0 and clock > before[mine] + 1
-            if waits and not (clock == last_clock[mine] and _cut_off(mine, unjoined, stop)):
-                done = [b for b in sorted(unjoined[mine]) if 0 <= last_clock[b] < clock]
-                unjoined[mine].difference_update(done)
+            mine = line[thread]
+            # A thread begins where its parent stood, which may have waited without being fed anything after that.
+            begins = before[mine] < 0
+            stood = line[threads[thread].parent] if begins else mine
+            cut_off = not begins and clock == last_clock[mine] and _cut_off(mine, unjoined, stop)
+            if clock > before[stood] + 1 and not cut_off:
+                done = [b for b in sorted(unjoined[stood]) if 0 <= last_clock[b] < clock]
+                unjoined[stood].difference_update(done)
                 waited = _waited_for(done, unjoined, stop)
-                joins += [(runs[child], row) for child in done if child in waited]
-                for ended in waited:
-                    follows |= known[ended]
-            past[row] = frozenset(follows)
+                joins += [(runs[child], row) for child in done if child in waited and not begins]
+                known[stood] = known[stood].union(*(known[ended] for ended in waited))
+                before[stood] = clock - 1
+            if begins:
+                forks.append((max(known[stood], default=-1), thread))
+            past[row] = known[stood].union(*(shown[other] for other in sees[thread]))
         for row, follows in past.items():
             thread = int(log.thread[row])
             if not sampled[row]:

@@ -253,7 +253,7 @@ def read(
 
     def answered(transcript: Transcript, thread: int, answer: str | None, grade: bool | Failure) -> Answer:
         failure = grade.reason if isinstance(grade, Failure) else ""
-        logprob = metrics.mean_logprob(transcript, thread)
+        logprob = metrics.mean_logprob(transcript, config.method.chain(transcript, thread))
         return Answer(thread, Candidate(answer, grade is True, logprob, failure))
 
     return [
@@ -281,6 +281,8 @@ def evaluate(method: MethodConfig, rollout: Rollout) -> Result:
     entry |= {f"makespan_{k}": span for k, span in rollout.makespan.items()}
     for rule in method.also:
         entry[f"accuracy_{rule.name}"] = float(np.mean([correct for _, correct in chosen(rule)]))
+    if method.rollout.method.independent:
+        entry |= metrics.of_fewer([[answer.candidate for answer in answers] for answers in rollout.answers])
     entry["oracles"] = [rule.name for rule in method.also if rule.oracle]
     entry["tokens_per_second"] = progress.sampled / max(progress.seconds, 1e-9)
     entry["occupancy"] = progress.occupancy

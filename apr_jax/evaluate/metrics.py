@@ -117,15 +117,15 @@ def forked(transcript: Transcript) -> bool:
     return any(line[transcript.threads[thread].parent] in active for thread in active if thread)
 
 
-def mean_logprob(transcript: Transcript, thread: int | None = None) -> float:
+def mean_logprob(transcript: Transcript, threads: int | Sequence[int] | None = None) -> float:
     """Mean log-probability of the generated tokens under the unmodified model, in nats; -inf where there are none.
 
     Args:
         transcript: of a problem.
-        thread: look at this thread only.
+        threads: look at these only.
     """
     log = transcript.log
-    chosen = log.sampled if thread is None else log.sampled & (log.thread == thread)
+    chosen = log.sampled if threads is None else log.sampled & np.isin(log.thread, threads)
     return float(log.logprob[chosen].mean(dtype=np.float64)) if chosen.any() else -math.inf
 
 
@@ -154,3 +154,18 @@ def cons_at_k(samples: Sequence[Candidate], k: int) -> bool:
         raise ValueError(f"k is {k}; between 1 and the {len(samples)} samples that were drawn is possible")
     chosen = Majority().choose(samples[:k])
     return chosen is not None and samples[chosen].correct
+
+
+def of_fewer(pools: Sequence[Sequence[Candidate]]) -> dict[str, list[float]]:
+    """For 1, 2 ... samples, up to the smallest pool: `pass_at` and `cons_at`, means over the problems, from one pool each.
+
+    Args:
+        pools: the samples of each problem.
+    """
+    budgets = range(1, 1 + min((len(pool) for pool in pools), default=0))
+    right = [sum(candidate.correct for candidate in pool) for pool in pools]
+    passes = [np.mean([pass_at_k(len(pool), n, k) for pool, n in zip(pools, right, strict=True)]) for k in budgets]
+    return {
+        "pass_at": [float(mean) for mean in passes],
+        "cons_at": [float(np.mean([cons_at_k(pool, k) for pool in pools])) for k in budgets],
+    }

@@ -69,6 +69,50 @@ class Majority(Selector):
 
 
 @dataclasses.dataclass(frozen=True)
+class Weighted(Selector):
+    """The first candidate that gave the answer of the greatest weight: candidates vote by their tokens' geometric mean probability.
+
+    That is e to the mean log-probability, of 0 .. 1; a mean that is NaN weighs nothing. Of answers of equal weight that one is
+    taken which occurs first.
+    """
+
+    def choose(self, candidates: Sequence[Candidate]) -> int | None:
+        votes: dict[str | None, list[float]] = {}
+        for candidate in candidates:
+            votes.setdefault(candidate.answer, []).append(math.exp(_known(candidate)))
+        # The exact sum: which answers weigh the same does not depend on the order of their votes.
+        return _best(candidates, lambda candidate: math.fsum(votes[candidate.answer]))
+
+
+@dataclasses.dataclass(frozen=True)
+class First(Selector):
+    """Another rule, given the first `count` candidates only: smaller budgets, read off one pool of samples.
+
+    Attributes:
+        count: how many.
+        rule: the rule.
+    """
+
+    count: int
+    rule: Selector
+
+    def __post_init__(self):
+        if self.count < 1:
+            raise ValueError(f"first.count is {self.count}; at least 1 candidate is needed")
+
+    @property
+    def name(self) -> str:
+        return f"{self.rule.name}_of_{self.count}"
+
+    @property
+    def oracle(self) -> bool:
+        return self.rule.oracle
+
+    def choose(self, candidates: Sequence[Candidate]) -> int | None:
+        return self.rule.choose(candidates[: self.count])
+
+
+@dataclasses.dataclass(frozen=True)
 class Likeliest(Selector):
     """The candidate whose tokens were likeliest on average (best-of-N).
 
@@ -78,7 +122,7 @@ class Likeliest(Selector):
     name = "logprob"
 
     def choose(self, candidates: Sequence[Candidate]) -> int | None:
-        return _best(candidates, lambda c: -math.inf if math.isnan(c.logprob) else c.logprob)
+        return _best(candidates, _known)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +133,11 @@ class Verifier(Selector):
 
     def choose(self, candidates: Sequence[Candidate]) -> int | None:
         return _best(candidates, lambda candidate: candidate.correct)
+
+
+def _known(candidate: Candidate) -> float:
+    """The mean log-probability, -inf where that is NaN."""
+    return -math.inf if math.isnan(candidate.logprob) else candidate.logprob
 
 
 def _valid(candidates: Sequence[Candidate]) -> list[int]:

@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -43,11 +44,13 @@ class Method(abc.ABC):
         add: give those of `words` that are not one id yet an id of their own, and a row that begins as what their names mean
             (see `apr_jax.pretrained.with_control_words`).
         gain: of these rows; a model that is not trained further needs a little more than 1 to choose them.
+        independent: its voices are samples of one distribution, so that what fewer of them would give can be read off them all.
     """
 
     end: str = "<end>"
     add: bool = False
     gain: float = 1.0
+    independent: ClassVar[bool] = False
 
     def __post_init__(self):
         if not 0 < self.gain < math.inf:
@@ -90,6 +93,13 @@ class Method(abc.ABC):
         speaks = np.any(transcript.log.sampled & (transcript.log.thread == 0))
         return [0] if speaks else [i for i, thread in enumerate(transcript.threads) if thread.parent == 0]
 
+    def chain(self, transcript: Transcript, thread: int) -> Sequence[int]:
+        """The threads whose generated tokens, one after the other, are what a voice says: itself after those that it follows."""
+        found = [thread]
+        while (thread := transcript.threads[thread].follows) >= 0:
+            found.append(thread)
+        return found[::-1]
+
     def said(self, transcript: Transcript, thread: int, codec: TextCodec) -> Sequence[int]:
-        """Token ids in which the answer of a thread is looked for: all that it generated."""
-        return transcript.generated(thread)
+        """Token ids in which the answer of a voice is looked for: all that its chain generated."""
+        return np.concatenate([transcript.generated(one) for one in self.chain(transcript, thread)])

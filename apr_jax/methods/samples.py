@@ -18,6 +18,7 @@ class Samples(Method):
     """
 
     count: int = 4
+    independent = True
 
     def __post_init__(self):
         super().__post_init__()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from apr_jax.decode import book as books
-from apr_jax.decode import ends, messages
+from apr_jax.decode import ends
 from apr_jax.decode.book import Book
 from apr_jax.decode.forks import fork
 from apr_jax.decode.needs import Needs
@@ -37,12 +37,7 @@ class Samples(Protocol):
             raise ValueError(f"samples.count = {self.count}: at least 1 sample is needed")
 
     def begin(self, book: Book) -> Book:
-        root = jnp.int32(0)
-        book = books.open_root(book, samples=False)
-        book = verbs.feed_prompt(book, root, root, book.prompt_length - 1)
-        # A prompt of one token leaves nothing to flush: the root would never be drained.
-        forked = self.drained(book, root)
-        return books.choose(book.prompt_length == 1, forked, book)
+        return verbs.open_reader(book, self.drained)
 
     @property
     def needs(self) -> Needs:
@@ -54,10 +49,7 @@ class Samples(Protocol):
     def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
         book = jax.lax.fori_loop(0, self.count, lambda _, b: books.open_child(b, thread), book)
         born = books.opened(book, thread)
-        count = jnp.ones_like(books.numbers(book))
-        book = messages.compose(
-            book, books.numbers(book), count * books.PROMPT, count * 0, count * (book.prompt_length - 1), count, born
-        )
+        book = verbs.last_of_prompt(book, born)
         return fork(book, thread, born, context=thread)
 
     def joined(self, book: Book, thread: Int[Array, ""]) -> Book:

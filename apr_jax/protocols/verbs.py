@@ -1,5 +1,7 @@
 """What protocols say in the same way: a stretch of the prompt, messages of the same pieces for many threads, an end."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -15,6 +17,23 @@ def feed_prompt(book: Book, thread: Int[Array, ""], start: Int[Array, ""], lengt
     return messages.compose(
         book, one * thread, one * books.PROMPT, one * 0, one * start, one * length, jnp.ones(1, bool)
     )
+
+
+def open_reader(book: Book, drained: Callable[[Book, Int[Array, ""]], Book]) -> Book:
+    """Open a root that only reads: it is fed all of the prompt but the last token, which is left to its children.
+
+    Args:
+        drained: of the protocol. It is asked at once for a prompt of one token, which leaves the root nothing to be fed.
+    """
+    root = jnp.int32(0)
+    book = feed_prompt(books.open_root(book, samples=False), root, root, book.prompt_length - 1)
+    return books.choose(book.prompt_length == 1, drained(book, root), book)
+
+
+def last_of_prompt(book: Book, to: Bool[Array, "M"]) -> Book:
+    """Give children of a reader the last token of the prompt."""
+    number = books.numbers(book)
+    return say(book, number, (books.PROMPT,), number, (number * 0 + book.prompt_length - 1,), (1,), to)
 
 
 def say(

@@ -1,0 +1,70 @@
+"""Searches over the steps of a line of reasoning, as configurations name them: what beam search and tree of thoughts share."""
+
+import abc
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from apr_jax.decode.problem import whole
+from apr_jax.decode.sampling import COLDEST
+from apr_jax.methods.method import Method, Sampling
+from apr_jax.protocols.steps import Finished, StepSearch
+from apr_jax.record import Transcript
+from apr_jax.tokenizer import TextCodec
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps(Method):
+    """See `apr_jax.protocols.steps`. Its answers are the beams that are kept in the end, the best first.
+
+    Attributes:
+        step_ends: the words that end a step, each one id.
+        beams, width, subtrees, steps, finished, distinct: the choices of the protocol.
+    """
+
+    step_ends: tuple[str, ...] = ("\n\n",)
+    beams: int = 4
+    width: int = 4
+    subtrees: int = 1
+    steps: int = 40
+    finished: Finished = "compete"
+    distinct: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("beams", "width", "subtrees", "steps"):
+            whole(f"{self.name}.{name}", getattr(self, name), 1)
+        # The protocol knows which choices go together; any ids do for that.
+        numbers = itertools.count(1)
+        self.made(lambda word: next(numbers), 0)
+
+    def check(self, sampling: Sampling) -> Sampling:
+        if self.width > 1 and (sampling.temperature < COLDEST or sampling.top_k == 1):
+            greedy = "top_k is 1" if sampling.top_k == 1 else f"temperature is {sampling.temperature:g}"
+            raise ValueError(
+                f"{greedy}: the {self.width} candidates of each beam would be copies of one; raise temperature (0.8, say) and "
+                "top_k, or take the method Sequential"
+            )
+        return sampling
+
+    def protocol(self, codec: TextCodec) -> StepSearch:
+        return self.made(codec.id, self.end_id(codec))
+
+    @abc.abstractmethod
+    def made(self, ids: Callable[[str], int], end: int) -> StepSearch:
+        """The protocol, once the ids of words, and that of the end, are known."""
+
+    def choices(self, ids: Callable[[str], int], end: int) -> dict[str, Any]:
+        """The fields that all these protocols have."""
+        names = ("beams", "width", "subtrees", "steps", "finished", "distinct")
+        step_ends = tuple(ids(word) for word in self.step_ends)
+        return dict(end=end, step_ends=step_ends) | {name: getattr(self, name) for name in names}
+
+    def voices(self, transcript: Transcript) -> Sequence[int]:
+        """The last threads of the beams that were kept in the end, the best first."""
+        place = transcript.own["place"]
+        kept = np.flatnonzero(place >= 0)
+        return kept[np.argsort(place[kept])].tolist()
