@@ -1,4 +1,4 @@
-"""What a protocol needs of the engine: one declared value, which the engine is compiled for."""
+"""The features that a protocol needs: one declared value, for which the engine is compiled."""
 
 import dataclasses
 
@@ -7,19 +7,21 @@ from apr_jax.decode.signals import Signal
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """What a protocol needs of the engine. What it does not need costs nothing.
+    """The features of the engine that a protocol needs. A feature that is not declared costs nothing.
 
     Attributes:
-        threads: threads that every problem opens at least, the root included; a protocol that may fork needs room for a child.
+        threads: least number of threads that every problem opens, the root included; a protocol that may fork needs room for
+            a child.
         beside: children may run while their parent writes, see `apr_jax.decode.forks`.
-        live: threads may see others that still run.
-        together: 0, or live siblings see each other's tokens of the same clock too, and a fork has so many at most (Hogwild).
+        live: threads may see other threads that still run.
+        together: 0, or the largest number of live siblings of a fork, which then see each other's tokens of the same clock too
+            (Hogwild! Inference).
         races: an event of one thread may end another, see `apr_jax.decode.races`.
         splits: threads may be cut in two, see `apr_jax.decode.lines.split`.
         signals: numbers about every row, kept as `book.threads.drawn.signals`, see `apr_jax.decode.signals`.
-        parts: names of the parts of the prompt that every problem has (`Problem.parts`), kept as `book.parts` in this order.
-        arguments: numbers that each problem gives to the protocol (`Problem.arguments`), kept as `book.arguments`.
-        recorded: the protocol's own state goes into the transcript.
+        parts: names of the prompt parts that every problem must have (`Problem.parts`), kept as `book.parts` in this order.
+        arguments: how many numbers each problem gives to the protocol (`Problem.arguments`), kept as `book.arguments`.
+        recorded: the protocol's state is recorded in the transcript.
     """
 
     threads: int = 1
@@ -35,5 +37,5 @@ class Needs:
 
     @property
     def groups(self) -> bool:
-        """Whether threads must keep pace with others."""
+        """Whether threads may have to keep pace with other threads."""
         return self.live or self.races
