@@ -218,13 +218,7 @@ def observe(
 
 
 def advance(program: Program, placed: Book, tiles, places, old: books.Threads, seen: Seen) -> books.Threads:
-    """The thread table [P, M] after the step, with the events of the step noted in it.
-
-    Args:
-        placed: the books after `schedule.place`.
-        old: rows of the thread table before the step, one per tile, [B] each.
-        seen: the protocol's answers.
-    """
+    """The thread table [P, M] after the step, with the step's events; `old`: its rows [B] of the tiles' threads before the step."""
     sizes = program.sizes
     good = places.slot[:, 0] < sizes.slots
     row = jnp.where(good, tiles.problem, sizes.problems)
