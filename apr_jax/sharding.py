@@ -188,7 +188,7 @@ def hold(pool: jax.Array, heads: int, axis: int = -1) -> jax.Array:
     cuts: list[str | None] = [None] * pool.ndim
     cuts[axis] = pool_cut(heads, count)
     place = jax.P(*cuts)
-    if jax.__version_info__ < (0, 8):  # these versions ignore the mesh in the context, and accept no mesh with a manual axis
+    if jax.__version_info__ < (0, 8):  # ignores the mesh in the context, and accepts no mesh with a manual axis
         automatic = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
         place = jax.NamedSharding(mesh.update(axis_types=automatic), place)
     return jax.lax.with_sharding_constraint(pool, place)
