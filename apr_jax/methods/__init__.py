@@ -1,4 +1,4 @@
-"""Methods of parallel reasoning as configurations name them, one file each: choices and control words as text."""
+"""Methods of parallel reasoning for configurations, one file each: choices, and control words as text."""
 
 from apr_jax.methods.method import Method, Sampling
 from apr_jax.methods.samples import Samples

@@ -1,4 +1,4 @@
-"""Methods of parallel reasoning, one file each."""
+"""Protocols: the engine's part of methods of parallel reasoning, one file each."""
 
 from apr_jax.protocols.samples import Samples
 from apr_jax.protocols.sequential import Sequential

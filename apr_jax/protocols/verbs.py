@@ -1,4 +1,4 @@
-"""What protocols say in the same way: a stretch of the prompt, messages of the same pieces for many threads, an end."""
+"""Operations that protocols share: feed a part of the prompt, send messages of the same pieces for many threads, end threads."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
@@ -10,7 +10,7 @@ from apr_jax.record import Stop
 
 
 def feed_prompt(book: Book, thread: Int[Array, ""], start: Int[Array, ""], length: Int[Array, ""]) -> Book:
-    """Give a thread a stretch of the prompt."""
+    """Make the prompt tokens from `start` on, `length` of them, the message of a thread."""
     one = jnp.ones(1, jnp.int32)
     return messages.compose(
         book, one * thread, one * books.PROMPT, one * 0, one * start, one * length, jnp.ones(1, bool)
@@ -27,17 +27,17 @@ def say(
     valid: Bool[Array, "M"],
     footer: int | None = None,
 ) -> Book:
-    """Compose messages of which every valid thread of the table contributes the same few pieces.
+    """Compose messages to which every valid thread contributes the same few pieces.
 
     Args:
-        to: receiver of each thread's pieces; pieces of one receiver are said in the order in which the threads were opened.
-        kind, start, length: one item a piece, see `book.Pieces`.
-        thread: whose log the SPAN pieces are taken from.
-        valid: which threads contribute.
-        footer: place in the template table of one last token, said after all pieces (to the one receiver there is then).
+        to: receiver of each thread's pieces; pieces to one receiver stand in the order in which their threads were opened.
+        kind, start, length: parallel tuples, one item per piece, see `book.Pieces`.
+        thread: the thread whose log the SPAN pieces quote, [] or [M].
+        valid: the threads that contribute.
+        footer: index in the template table of one last token after all pieces; only with a single receiver.
     """
     count = to.shape[0]
-    # A child that went on as a new thread keeps its place, whenever it did so.
+    # Sorted by ordinal: a child that continued as a new thread keeps its place, whenever that happened.
     order = jnp.argsort(book.threads.line.ordinal, stable=True)
 
     def flat(items, tail):
@@ -62,16 +62,16 @@ def say(
 
 
 def end(book: Book, mask: Bool[Array, "M"]) -> Book:
-    """What an end token does, to all threads that sampled one; as a handler `ForAll(end)`."""
+    """End all threads that sampled an end token; as a handler: `ForAll(end)`."""
     return ends.close(book, mask, jnp.int32(Stop.END))
 
 
 def say_last(book: Book, thread: Int[Array, ""], start: int, length: int, drop: bool = False) -> Book:
-    """Feed a thread a closing phrase, after which it does not sample: the protocol's `drained` is asked then, and may close it.
+    """Feed a thread a closing phrase; the thread then does not sample, and the protocol's `drained` is called, which may close it.
 
     Args:
-        start, length: the phrase, in the template table; at least one token.
-        drop: the token that it sampled last is not fed.
+        start, length: range of the phrase in the template table; at least one token.
+        drop: the thread's last sampled token is not fed.
     """
     number = books.numbers(book)
     book = say(book, number, (books.TEMPLATE,), thread, (number * 0 + start,), (length,), number == thread)
@@ -79,5 +79,5 @@ def say_last(book: Book, thread: Int[Array, ""], start: int, length: int, drop: 
 
 
 def part(book: Book, place: int) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """Start and length of a part of the prompt; `place`: of its name in the protocol's `needs.parts`."""
+    """Start and length of a part of the prompt; `place`: index of the part's name in the protocol's `needs.parts`."""
     return book.parts[place, 0], book.parts[place, 1]
