@@ -32,7 +32,7 @@ def write_page(
         heading: title of the page.
 
     Raises:
-        KeyError: a mapping lacks `question`, `answer` or `correct`.
+        KeyError: a mapping of `items` lacks `question`, `answer` or `correct`.
     """
     path.write_text(page(items, text, heading), encoding="utf-8")
 
