@@ -1,6 +1,6 @@
 """Adaptive parallel reasoning in JAX: language models that fork and join their own reasoning inside one compiled program.
 
-The public names, by the modules that have them; `import apr_jax` imports none of them, so that it costs nothing:
+The public names by module; `import apr_jax` imports none of these modules, so that it costs nothing:
 
     apr_jax.decode: Engine, Problem, Progress, Sizes, decode
     apr_jax.record: Transcript, ThreadRecord, Log, Source, Stop, read, write

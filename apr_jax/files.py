@@ -1,4 +1,4 @@
-"""Files and folders that a user names: what cannot be reached is refused by name, and what they hold can be compared."""
+"""Files and folders given by the user: remote paths are refused with the field's name, and contents can be compared."""
 
 import functools
 import hashlib
@@ -11,14 +11,14 @@ ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/\S*")  # a pathlib.Path has on
 
 
 def local(path: str | Path, field: str) -> Path:
-    """A path, if it is one of this machine's.
+    """The path, if it is a path on this machine.
 
     Args:
-        path: what was given.
-        field: whose value it is, for the message.
+        path: the given path.
+        field: name of the field with this value, for the message.
 
     Raises:
-        ValueError: it names a place elsewhere, such as `gs://bucket/run`.
+        ValueError: the path is remote, such as `gs://bucket/run`.
     """
     if ELSEWHERE.fullmatch(str(path)):
         raise ValueError(
@@ -29,7 +29,7 @@ def local(path: str | Path, field: str) -> Path:
 
 
 def model_in(folder: Path) -> str:
-    """The file that makes a folder a model's as `transformers` has them, empty if there is none."""
+    """The name of the file that marks a folder as a model of `transformers`, empty if there is none."""
     index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
     if index:
         return index.name
@@ -38,7 +38,7 @@ def model_in(folder: Path) -> str:
 
 
 def read_json(path: Path) -> dict:
-    """The object in a file of JSON; empty if there is no such file, or something else in it."""
+    """The object in a JSON file; empty if there is no such file, or its contents are not a JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError:  # neither JSON nor text
@@ -49,7 +49,7 @@ def read_json(path: Path) -> dict:
 def identity(path: Path) -> str:
     """The identity of a file in one line: its size and its SHA-256.
 
-    A file that looks untouched (same size and time of change) is read once in the life of a process.
+    A process reads a file again only if its size or time of change differs.
     """
     about = path.stat()
     return _identity(path.resolve(), about.st_size, about.st_mtime_ns)
@@ -63,13 +63,13 @@ def _identity(path: Path, size: int, changed: int) -> str:
 
 
 def identities(path: Path, patterns: Iterable[str] = ("**/*",)) -> dict[str, str]:
-    """The identity of a file, or of the files of a folder that fit a pattern, by their paths; empty if nothing is there."""
+    """The identities of a file, or of the files of a folder that match a pattern, by their paths; empty if `path` is missing."""
     found = [path] if path.is_file() else sorted({file for pattern in patterns for file in path.glob(pattern)})
     return {str(file): identity(file) for file in found if file.is_file()}
 
 
 def replaced(before: dict[str, str], now: dict[str, str]) -> list[str]:
-    """One line for each file that is there now and is not the one that was there before."""
+    """One line for each file whose identity differs from the one before; files that are missing now do not count."""
     return [
         f"{name}: was {before.get(name, 'not noted')}, is now {what}"
         for name, what in now.items()

@@ -1,4 +1,4 @@
-"""Ending a run in good order when its user or the machine asks for it."""
+"""Ends a run cleanly at SIGINT or SIGTERM."""
 
 import signal
 import threading
@@ -6,10 +6,10 @@ from types import FrameType
 
 
 class Interrupt:
-    """While it is entered, SIGINT and SIGTERM only set `requested`; a second one acts as it would otherwise.
+    """A context manager in which the first SIGINT or SIGTERM only sets `requested`; a second signal has its usual effect.
 
-    Python hands signals to the main thread alone. In any other (of a notebook's kernel, of a server) they are left as they
-    are, and `requested` stays False.
+    Python delivers signals to the main thread only. In any other thread (of a notebook's kernel, of a server) signals keep their
+    usual effect, and `requested` stays False.
     """
 
     def __init__(self):
@@ -19,7 +19,7 @@ class Interrupt:
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is not None:  # one that was not set from Python could not be put back
+                if signal.getsignal(number) is not None:  # a handler not set from Python could not be restored
                     self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -1,6 +1,6 @@
 """The record of a finished problem: one flat log of tokens and a table of threads.
 
-A transcript is what evaluation reads and what training packs: nothing about a rollout is kept anywhere else.
+Evaluation reads transcripts and training packs them: nothing about a rollout is kept anywhere else.
 Axes: E log entries, M threads.
 """
 
@@ -18,55 +18,55 @@ SCHEMA = 1
 
 
 class Source(enum.IntEnum):
-    """Where a token came from."""
+    """The origin of a token."""
 
     SAMPLED = 0  # drawn from the model's distribution
     FED = 1  # prompt, spawn message, join message
     HANDED = 2  # a copy of the parent's unfed last token, given to a child forked without a header
-    REWRITTEN = 3  # put in place of a sampled token by a rule of the protocol
+    REWRITTEN = 3  # a rule of the protocol replaced the sampled token by this one
 
 
 DRAWN = (Source.SAMPLED, Source.REWRITTEN)  # the sources of generated tokens
 
 
 class Stop(enum.IntEnum):
-    """Why a thread, or a whole problem, came to its end. RUNNING stands only in transcripts cut off by the caller."""
+    """The reason why a thread, or a whole problem, ended. RUNNING occurs only in transcripts cut off by the caller."""
 
     RUNNING = 0
-    END = 1  # the model said so
+    END = 1  # the model ended the thread
     LENGTH = 2  # the thread's budget of generated tokens is used up
     MALFORMED = 3  # a fork that the format does not allow
-    KILLED = 4  # it was dropped by a decision, or its problem ended first
-    DROPPED = 5  # its message was begun but never committed by a wait
+    KILLED = 4  # a decision killed the thread, or its problem ended first
+    DROPPED = 5  # the thread's message was begun, but no wait started the thread
     POOL_FULL = 6  # no page of key/value slots was left
     LOG_FULL = 7  # no page of log entries was left
     THREADS_FULL = 8  # the thread table was full
     MESSAGES_FULL = 9  # the table of message pieces was full
-    CONTINUED = 10  # its line of reasoning went on as the thread of the next segment
-    SHARED = 11  # the budget that it shared with others is used up
-    SPLIT = 12  # not a thread that ran: tokens that were split off from their thread, its parent in this record
-    LANES_FULL = 13  # more live threads than may feed the same clock in one step
+    CONTINUED = 10  # the thread's line continued as the thread of the next segment
+    SHARED = 11  # the budget that the thread shared with others is used up
+    SPLIT = 12  # not a thread that ran: tokens that were split off from a thread, which is the parent in this record
+    LANES_FULL = 13  # more live threads than can feed the same clock in one step
     NOT_FINITE = 14  # the model gave NaN or infinity
     CUT = 15  # others had done enough: it was ended where it stood, and what it wrote stays
 
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """The tokens of a problem; threads stand one after the other, each thread's entries in the order they were queued.
+    """The tokens of a problem, thread by thread; each thread's entries in the order in which they were queued.
 
     Attributes (all of shape [E]):
         token: token id.
         thread: number of the thread in `Transcript.threads`.
-        index: place among the *fed* tokens of its thread, -1 if it was never fed (an end token, say).
-        position: the position its key was rotated to, -1 if it was never fed.
-        clock: causal time at which it was fed, -1 if it was never fed.
+        index: index among the *fed* tokens of the thread, -1 for tokens that were never fed (end tokens, for example).
+        position: the position to which the token's key was rotated, -1 if never fed.
+        clock: causal time at which the token was fed, -1 if never fed.
         source: a `Source`.
-        logprob: log-probability under the model as it is (NaN for tokens that were not sampled), nats.
-        behaviour_logprob: the same under the distribution it was drawn from (temperature, truncation), nats.
-        predictor: number of the entry whose logits it was sampled from, -1 for tokens that were not sampled.
+        logprob: log-probability of `drawn` under the model (NaN for tokens that were not sampled), nats.
+        behaviour_logprob: the same under the distribution drawn from (temperature, truncation), nats.
+        predictor: number of the entry from whose logits the token was sampled, -1 for tokens that were not sampled.
         depth: critical-path count: generated tokens on the longest chain that ends with this token, itself included.
-        drawn: the token that the model drew, whose log-probabilities these are; another than `token` where a rule of the protocol
-            rewrote it, -1 for tokens that were not sampled. By default the tokens that were sampled.
+        drawn: the token that the model drew, -1 for tokens that were not sampled; differs from `token` if a rule of the protocol
+            rewrote the token. By default the sampled tokens.
     """
 
     token: np.ndarray
@@ -90,7 +90,7 @@ class Log:
 
     @property
     def sampled(self) -> np.ndarray:
-        """Bool [E]: which entries the model generated, rewritten ones included."""
+        """Bool [E]: mask of the entries that the model generated, rewritten ones included."""
         return np.isin(self.source, DRAWN)
 
 
@@ -99,11 +99,11 @@ class ThreadRecord:
     """One thread of a problem.
 
     Attributes:
-        path: the ordinals of the forks that lead to it; `()` is the root, `(0, 2)` the third child of the first child.
+        path: the ordinals of the forks that lead to the thread; `()` is the root, `(0, 2)` the third child of the first child.
         parent: number of the parent thread, -1 for the root.
-        stop: why it ended.
-        segment: the threads of one line of reasoning have one path, and are numbered by this.
-        follows: number of the thread whose reasoning it took over where that is not its parent (a beam's), -1 otherwise.
+        stop: why the thread ended.
+        segment: number of the thread within its line; all threads of a line have the same path.
+        follows: number of the thread whose context this one continued if that is not the parent (in beams), else -1.
     """
 
     path: tuple[int, ...]
@@ -122,12 +122,12 @@ class Transcript:
         sample: the caller's number of the sample of that problem.
         stop: why the problem ended (the root's reason, or the capacity that ran out).
         threads: the threads, root first.
-        sees: Bool [M, M]; `sees[a, b]`: a may see entries of b (itself included) whose clock is below its own, see `together`.
+        sees: Bool [M, M]; `sees[a, b]`: rows of a see entries of b (a itself included) with smaller clocks, see `together`.
         log: the tokens.
-        peak_context: the most slots one thread ever saw at once.
-        together: live siblings saw each other's entries of the same clock, too (Hogwild).
-        own: what the protocol kept of each thread, if it asks for that to be recorded: arrays [M, ...] by name.
-        shared: what it kept of the problem, by name.
+        peak_context: the most slots that one thread ever saw at once.
+        together: live siblings also saw each other's entries of the same clock (Hogwild! Inference).
+        own: the protocol's state of each thread, if the protocol's needs say `recorded`: arrays [M, ...] by name.
+        shared: the protocol's state of the problem, in the same case, by name.
     """
 
     problem: int
@@ -143,9 +143,9 @@ class Transcript:
 
     @property
     def lines(self) -> np.ndarray:
-        """The line of reasoning that each thread belongs to, by the number of its first thread: Int [M]."""
+        """The line of each thread, named by the line's first thread: Int [M]."""
         line = np.arange(len(self.threads))
-        for number, thread in enumerate(self.threads):  # the segments of a line stand one after the other
+        for number, thread in enumerate(self.threads):  # the segments of a line are adjacent
             if thread.segment or thread.stop == Stop.SPLIT:
                 line[number] = line[number - 1 if thread.segment else thread.parent]
         return line
@@ -155,12 +155,12 @@ class Transcript:
         return self.log.token[self.log.thread == thread]
 
     def generated(self, thread: int) -> np.ndarray:
-        """The tokens that one thread generated, in order: Int [E']."""
+        """The generated tokens of one thread in order: Int [E']."""
         return self.log.token[(self.log.thread == thread) & self.log.sampled]
 
 
 def peak_context(sees: np.ndarray, log: Log, together: bool = False) -> int:
-    """The most slots that one thread ever saw at once: what its last fed token saw, itself included."""
+    """The most slots that one thread ever saw at once: those that its last fed token saw, itself included."""
     clocks = [np.sort(log.clock[(log.thread == i) & (log.clock >= 0)]) for i in range(len(sees))]
     context = np.array([len(own) for own in clocks])
     for viewer in np.flatnonzero(context):
@@ -173,11 +173,11 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(Log))
 
 
 def write(path: Path, transcripts: Sequence[Transcript], text, extra: Iterable[dict] = ()) -> None:
-    """Write transcripts as JSON lines to `path`, their arrays to an `.npz` of the same name beside it.
+    """Write transcripts as JSON lines to `path`, and their arrays to an `.npz` of the same name beside it.
 
     Args:
         path: the `.jsonl` file.
-        transcripts: what to write.
+        transcripts: the transcripts.
         text: function from token ids to text.
         extra: one dict per transcript with further fields (answer, correct, nums ...), or nothing.
     """
@@ -212,10 +212,10 @@ def write(path: Path, transcripts: Sequence[Transcript], text, extra: Iterable[d
 
 
 def read(path: Path) -> Iterator[tuple[Transcript, dict]]:
-    """Read what `write` wrote: pairs of a transcript and its JSON line.
+    """Read files written by `write`: pairs of a transcript and its JSON line.
 
     Raises:
-        ValueError: a line of another schema version.
+        ValueError: a line has another schema version.
     """
     path = files.local(path, "path")
     with np.load(path.with_suffix(".npz")) as archive:

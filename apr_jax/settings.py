@@ -5,7 +5,7 @@ A configuration file is Python with a function `config()` that returns a frozen 
     config = settings.parse(argv, "configs/sft_apr.py")
 
 and its user may write `--config other_file.py` and then any field by its dotted name: `--optimizer.learning-rate 1e-3`.
-Unknown names are refused with the nearest known one, wrong values with what is allowed; both end the
+Unknown names are refused with the nearest known name, wrong values with the allowed ones; both end the
 program with code 2.
 """
 
@@ -39,16 +39,16 @@ def fail(message: str) -> NoReturn:
 
 
 def load(path: str | Path) -> Any:
-    """The configuration that a file describes: what its `config()` returns.
+    """The configuration of a file: the value that its `config()` returns.
 
     Raises:
-        ValueError: no such file, no function `config` in it, or it does not return an instance of a dataclass.
+        ValueError: there is no such file, the file has no function `config`, or `config` returns no instance of a dataclass.
     """
     if not Path(path).is_file():
         raise ValueError(f"--config {path}: there is no such file; give a Python file with a function config()")
     module = types.ModuleType(f"{MODULE}{Path(path).resolve()}".replace(".", "_"))
     module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # where what reads the classes defined in the file looks for them
+    sys.modules[module.__name__] = module  # readers of the classes defined in the file look the module up here
     exec(compile(Path(path).read_bytes(), str(path), "exec"), module.__dict__)
     if not hasattr(module, "config"):
         raise ValueError(f"--config {path}: the file has no function config(); it should return a frozen dataclass")
@@ -67,16 +67,16 @@ def parse(
 
     Args:
         argv: the arguments, without the program's name.
-        default: the configuration file used when no `--config` is given, or a configuration itself.
-        presets: per dotted field that holds a dataclass, named values for it: `{"model": PRESETS}` allows
-            `--model small` (single fields of it may be changed after that, `--model.layers 2`).
+        default: the configuration file used without `--config`, or a configuration.
+        presets: named values of fields that hold a dataclass, by dotted name: `{"model": PRESETS}` allows
+            `--model small` (single fields can be changed after that, `--model.layers 2`).
 
     Returns:
-        The configuration of the file with the changes of the command line applied, of the type the file returned. When
-        `default` is a configuration, files must return one of its type.
+        The configuration of the file, with the changes of the command line. If `default` is a configuration, files must return
+        one of the same type.
 
     Raises:
-        SystemExit: code 2 and a message on the standard error when something is wrong; code 0 after `--help`.
+        SystemExit: code 2 and a message on the standard error if an argument or the file is wrong; code 0 after `--help`.
     """
     rest = list(argv)
     is_file = isinstance(default, str | Path)
@@ -102,7 +102,7 @@ def parse(
         description=description,
         args=rest,
         default=config,
-        # Which of several dataclasses a field holds is said by the file; its fields are then options as everywhere.
+        # The file chooses among several dataclasses for a field; the fields of the chosen one are ordinary options.
         config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
     )
     try:
@@ -142,7 +142,7 @@ def _replace(config: Any, field: str, value: Any) -> Any:
 def to_dict(config: Any) -> Any:
     """A configuration as nested dicts and lists that JSON can hold.
 
-    The dataclasses in it say their `class`: two of equal fields may be different tasks, or methods.
+    Each dataclass inside is stored with its `class`, because two with equal fields may be different tasks or methods.
     """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {field.name: _part(getattr(config, field.name)) for field in dataclasses.fields(config)}
@@ -159,7 +159,7 @@ def _part(value: Any) -> Any:
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return to_dict(value)
     kind = type(value)
-    # A class of a configuration file is the same wherever the file lies.
+    # A class defined in a configuration file has the same name wherever the file lies.
     name = kind.__qualname__ if kind.__module__.startswith(MODULE) else f"{kind.__module__}.{kind.__qualname__}"
     return {**to_dict(value), CLASS: name}
 
@@ -186,7 +186,7 @@ def flatten(config: Any) -> dict[str, Any]:
 
 
 def describe(config: Any) -> str:
-    """The resolved configuration as text, one dotted field a line, and the class where it is one of several."""
+    """The resolved configuration as text, one dotted field per line, and the class of fields that allow several classes."""
     classes = {f"{name}.{CLASS}" for name in _chosen(config)}
     flat = {name: value for name, value in flatten(config).items() if not _is_class(name) or name in classes}
     width = max(map(len, flat), default=0)
@@ -194,7 +194,7 @@ def describe(config: Any) -> str:
 
 
 def _chosen(value: Any, name: str = "") -> Iterator[str]:
-    """Dotted names of the dataclasses that are one of several kinds: their class has a base."""
+    """Dotted names and class names of the dataclasses of which there are several kinds (their class has a base)."""
     if dataclasses.is_dataclass(value):
         if type(value).__base__ is not object:
             yield name
@@ -216,17 +216,17 @@ def save(config: Any, folder: str | Path) -> Path:
 
 
 def claim(config: Any, folder: str | Path, field: str, names: Iterable[str]) -> Path:
-    """The folder that a program is to write results into, if that replaces nothing but results of its own.
+    """The folder for the results of a program, if writing there replaces only results of the same program.
 
     Args:
-        config: that of the program.
-        folder: a new one, one of an earlier run of the program, or one that has no files of these names yet.
-        field: where the configuration names it, for messages.
-        names: patterns of what is written beside `settings.json`.
+        config: configuration of the program.
+        folder: a new folder, the folder of an earlier run of the program, or a folder without files of these names.
+        field: name of the configuration's field with this folder, for messages.
+        names: patterns of the files written beside `settings.json`.
 
     Raises:
-        ValueError: the folder is not on this machine, or is a file, holds a model, or files of these names that no earlier
-            run of the program has left.
+        ValueError: the folder is not on this machine, is a file, holds a model, or holds files of these names that no earlier
+            run of the program has written.
     """
     path = files.local(folder, field)
     advice = "give another folder; nothing is replaced there"
@@ -236,7 +236,7 @@ def claim(config: Any, folder: str | Path, field: str, names: Iterable[str]) -> 
         raise ValueError(f"{field}: {folder} holds a model ({found}); {advice}")
     taken = sorted(str(file.relative_to(path)) for name in (FILE, *names) for file in path.glob(name))
     known = {entry.name for entry in dataclasses.fields(config)}
-    # Versions differ in some fields, programs in most; earlier versions called the file config.json.
+    # Versions of a program differ in some fields, programs in most. Earlier versions called the file config.json.
     saved = files.read_json(path / FILE).keys() or files.read_json(path / "config.json").keys()
     if taken and not (saved and (saved <= known or known <= saved)):
         raise ValueError(f"{field}: {folder} holds {taken[0]}, which no earlier run of this program has left; {advice}")
@@ -248,7 +248,7 @@ def _is_class(name: str) -> bool:
 
 
 def free_fields(config: Any, prefix: str = "") -> set[str]:
-    """Dotted names of the fields (or whole groups) that are marked with the metadata `FREE`."""
+    """Dotted names of the fields (or whole groups) with the metadata `FREE`."""
     names = set()
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), prefix + field.name
@@ -260,7 +260,7 @@ def free_fields(config: Any, prefix: str = "") -> set[str]:
 
 
 def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted names and values of the fields that have plain defaults, those of nested dataclasses included."""
+    """Dotted names and values of the fields with plain defaults, fields of nested dataclasses included."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), prefix + field.name
@@ -275,8 +275,8 @@ def differences(config: Any, saved: Any) -> list[str]:
     """The differences, in fields that matter, between a configuration and the saved `to_dict` of another.
 
     Returns:
-        One line per field: its dotted name, the saved value and the present one. Fields marked `FREE` are left out, and
-        so are classes and defaults that the saved configuration does not know yet: old runs go on.
+        One line per field: dotted name, saved value and present value. Left out are fields marked `FREE`, and classes and
+        defaults that the saved configuration does not have yet, so that old runs can be resumed.
     """
     now, before, free = flatten(config), flatten(saved), free_fields(config)
     known = _defaults(config) | before

@@ -1,8 +1,8 @@
-"""How arrays lie on a mesh: named axes of parameters, rules from names to mesh axes, refusals where they do not fit.
+"""Shardings of arrays on a mesh: named axes of parameters, rules from axis names to mesh axes, and errors for axes that do not fit.
 
-The mesh has two axes: `data` (problems, rows) and `model` (heads, feed-forward width, vocabulary). A head is never cut:
-heads that `model` does not divide are replicated, query and key/value heads each on their own. The feed-forward width and the
-vocabulary can be padded; a mesh that does not divide them is refused.
+The mesh has two axes: `data` (problems, rows) and `model` (heads, feed-forward width, vocabulary). A head is never cut: if
+`model` does not divide the number of query heads, or of key/value heads, these heads are replicated. The feed-forward width and
+the vocabulary can be padded; a mesh that does not divide them is refused.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh  # an abstract mesh has siz
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """For each logical axis the mesh axis it is cut over, or None to replicate it."""
+    """The mesh axis over which each logical axis is cut; None replicates the axis."""
 
     batch: str | None = "data"
     vocabulary: str | None = "model"
@@ -60,7 +60,7 @@ def make_mesh(data: int = 1, model: int = 1) -> jax.sharding.Mesh:
 
 
 def spec(axes: AxisNames, rules: Rules = RULES) -> jax.sharding.PartitionSpec:
-    """The partition of an array whose axes have these names, if every size divides."""
+    """The partition of an array with these axis names, assuming that every size divides."""
     return jax.sharding.PartitionSpec(*(rules.mesh_axis(name) for name in axes))
 
 
@@ -107,12 +107,12 @@ def shardings(
 def shard_tree(
     params: Mapping[str, Any], axes_tree: Mapping[str, Any], mesh: jax.sharding.Mesh, rules: Rules = RULES
 ) -> Mapping[str, Any]:
-    """The parameters, laid out on the mesh; `axes_tree` is that of `apr_jax.model.transformer.logical_axes`."""
+    """The parameters, placed on the mesh; `axes_tree`: see `apr_jax.model.transformer.logical_axes`."""
     return jax.tree.map(put, params, shardings(params, axes_tree, mesh, rules))
 
 
 def born(init: Callable[[Any], Any], key: Any, axes_tree: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Any:
-    """`init(key)`, each parameter made where it will lie: no device ever holds the whole.
+    """`init(key)`, with each parameter created sharded: no device ever holds all parameters.
 
     Raises:
       ValueError: see `shardings`.
@@ -122,17 +122,17 @@ def born(init: Callable[[Any], Any], key: Any, axes_tree: Mapping[str, Any], mes
 
 
 def put(value: Any, place: jax.NamedSharding) -> jax.Array:
-    """`jax.device_put` that also serves meshes of several processes: each hands its devices their part of the same value."""
+    """`jax.device_put` for meshes of several processes too: every process has the same value, and copies its devices' parts."""
     if place.is_fully_addressable:
         return jax.device_put(value, place)
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
-        return jax.device_put(value, place)  # it lies on the mesh already; refused by jax if it cannot be moved
+        return jax.device_put(value, place)  # the array is on the mesh already; jax refuses impossible moves
     host = np.asarray(value)
     return jax.make_array_from_callback(host.shape, place, lambda index: host[index])
 
 
 def local(array: jax.Array) -> np.ndarray:
-    """The parts along the first axis that this process holds, in order, once each; everything if there is one process.
+    """This process's parts of an array along the first axis, in order, without replicas; with one process the whole array.
 
     The other axes must not be cut.
     """
@@ -141,14 +141,14 @@ def local(array: jax.Array) -> np.ndarray:
 
 
 def by_rows(draw: Callable[..., Any], logits: jax.Array, *rows: jax.Array) -> Any:
-    """`draw(logits, *rows)` inside of a program, each row on one device of `model` with its whole vocabulary.
+    """`draw(logits, *rows)` inside a program, each row on one device of `model` with its whole vocabulary.
 
-    Written out, because XLA would leave the vocabulary cut, and turn cumulative sums and maxima over it into collective
-    permutes: many, and on CPU all devices of the mesh wait for each, while shards of `data` are at different steps. Here one
-    all-to-all brings the rows together, and one all-gather a result tells every device what was drawn.
+    The communication is explicit. XLA would leave the vocabulary cut and turn cumulative sums and maxima into many collective
+    permutes; on CPU all devices of the mesh wait for each of them, although shards of `data` are at different steps. Here one
+    all-to-all gathers whole rows, and one all-gather per result sends the results to every device.
 
     Args:
-      draw: gives a tree of arrays [B].
+      draw: returns a tree of arrays [B].
       logits: [B, V]; V is cut over `model` if the program runs on a mesh.
       rows: further arrays [B], the same on all devices of `model`.
     """
@@ -158,8 +158,8 @@ def by_rows(draw: Callable[..., Any], logits: jax.Array, *rows: jax.Array) -> An
     size = logits.shape[0]
     each = -(-size // count)
 
-    # jax 0.7.2 cannot lower `axis_index` where the axis `data` is manual already: there an array that is cut numbers the devices.
-    # Not so on others, where XLA would cut all bookkeeping as this array is cut.
+    # jax 0.7.2 cannot lower `axis_index` where the axis `data` is manual already: there a sharded array numbers the devices.
+    # Later versions do not use this array, because XLA would then cut all bookkeeping in the same way.
     numbers = (jnp.arange(count),) if jax.__version_info__ < (0, 8) else ()
 
     def mine(logits: jax.Array, *rows: jax.Array) -> Any:
@@ -176,10 +176,10 @@ def by_rows(draw: Callable[..., Any], logits: jax.Array, *rows: jax.Array) -> An
 
 
 def hold(pool: jax.Array, heads: int, axis: int = -1) -> jax.Array:
-    """Inside of a program: key/value arrays [.., K h], cut over `model` or whole along `axis`, as `heads` says.
+    """Constrain key/value arrays [.., K h] inside a program: cut over `model` along `axis` if that fits `heads`, else replicated.
 
-    Where query heads are cut and key/value heads are not, XLA would cut the pool over a part of `model` inside of the loop,
-    and gather it when the loop is left, or in every step. To be said of the pool when it is written and of the blocks read.
+    If query heads are cut and key/value heads are not, XLA would cut the pool over a part of `model` inside the loop, and
+    gather it after the loop or in every step. Constrain the pool when it is written, and the blocks that are read.
     """
     mesh = jax.sharding.get_abstract_mesh()
     count = mesh.shape.get("model", 1)
@@ -188,21 +188,21 @@ def hold(pool: jax.Array, heads: int, axis: int = -1) -> jax.Array:
     cuts: list[str | None] = [None] * pool.ndim
     cuts[axis] = pool_cut(heads, count)
     place = jax.P(*cuts)
-    if jax.__version_info__ < (0, 8):  # it looks for no mesh in the context, and takes none with a manual axis
+    if jax.__version_info__ < (0, 8):  # ignores the mesh in the context, and accepts no mesh with a manual axis
         automatic = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
         place = jax.NamedSharding(mesh.update(axis_types=automatic), place)
     return jax.lax.with_sharding_constraint(pool, place)
 
 
 def pool_cut(heads: int, model: int) -> str | None:
-    """The mesh axis over which the last axis of the pool is cut; None where that would cut a head."""
+    """The mesh axis over which the pool's K kv heads are cut; None if a head would be cut."""
     return "model" if heads % model == 0 else None
 
 
 def explain(
     axes_tree: Mapping[str, Any], shapes: Mapping[str, Any], mesh: Mesh, rules: Rules = RULES
 ) -> dict[str, str]:
-    """For each logical axis that is to be cut: over what it is, or why it is replicated.
+    """For each logical axis with a mesh axis: the cut, or the reason why the axis is replicated, as text.
 
     Args:
       axes_tree: names of the axes of each parameter.

@@ -1,6 +1,6 @@
 """Decoding with threads: one compiled program per (model, protocol, sizes), whatever the model decides.
 
-`decode(model, problems, protocol, sizes, seed)` returns transcripts; `Engine` compiles once, runs slice by slice and counts
+`decode(model, problems, protocol, sizes, seed)` returns transcripts. An `Engine` compiles once, runs slice by slice and counts
 its traces in `Engine.traces`.
 """
 

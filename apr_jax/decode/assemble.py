@@ -1,4 +1,4 @@
-"""From the arrays of a finished problem to its transcript, on the host."""
+"""Makes transcripts from the arrays of finished problems, on the host."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from apr_jax.record import DRAWN, Log, Stop, ThreadRecord, Transcript, peak_cont
 
 
 def transcript(books: states.Kept, logs: states.LogArrays, place: tuple[int, int], program: Program) -> Transcript:
-    """The transcript of one place (shard, row): threads in the order of their paths, entries thread by thread."""
+    """The transcript of the problem at `place` (shard, row): threads in the order of their paths, entries thread by thread."""
     sizes, needs = program.sizes, program.protocol.needs
     book = jax.tree.map(lambda value: value[place], books)
     log = jax.tree.map(lambda x: x[place], logs)
@@ -61,7 +61,7 @@ def transcript(books: states.Kept, logs: states.LogArrays, place: tuple[int, int
 
 
 def named(tree: Any, rows: Any = ...) -> dict[str, np.ndarray]:
-    """The leaves of a protocol's state by their names, in the order of `rows`."""
+    """The leaves of a protocol's state by dotted name, with their `rows` in the given order."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)[rows] for path, leaf in leaves}
 
@@ -73,7 +73,7 @@ def _path(book: states.Kept, thread: int) -> tuple[int, ...]:
 
 
 def _entries(book: states.Kept, thread: int, sizes: Sizes) -> np.ndarray:
-    """Log entries of a thread in order; what was split off stands in its parent's log."""
+    """Log entries of a thread in order; the entries of a split-off thread lie in its parent's log."""
     split_off = book.threads.stop[thread] == Stop.SPLIT
     writer, start = (book.threads.line.parent[thread], book.threads.line.split_at[thread]) if split_off else (thread, 0)
     pages = np.flatnonzero(book.log_owner == writer)
@@ -83,7 +83,7 @@ def _entries(book: states.Kept, thread: int, sizes: Sizes) -> np.ndarray:
 
 
 def _stop(book: states.Kept, thread: int) -> Stop:
-    """Why a thread ended; one that had not when its problem ended was killed, or was never started."""
+    """Why a thread ended. A thread that had not ended when its problem ended counts as killed, or dropped if never started."""
     status = book.threads.status[thread]
     if status == FINISHED:
         return Stop(int(book.threads.stop[thread]))

@@ -1,7 +1,7 @@
 """The book of a problem: its threads, who sees whom, and the messages that wait to be fed.
 
-A book holds bookkeeping only, no keys and no values, so that protocols may rewrite it freely. Everything here is written
-for *one* problem and vmapped by the loop. Axes: M threads, Z pieces of messages, R pages.
+A book holds bookkeeping only, no keys and no values, so that protocols may rewrite it freely. All functions here are written
+for *one* problem; the loop vmaps them. Axes: M threads, Z pieces of messages, R pages.
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.threads import DECIDING, EMPTY, NOBODY, OPENED, READY, WAITING, Threads, pytree
 from apr_jax.record import Stop
 
-# Where the tokens of a message piece stand.
+# The kinds of message pieces, by the place of their tokens.
 TEMPLATE, PROMPT, SPAN = range(3)
 
-# The random generator, whatever `jax_default_prng_impl` says: keys are kept as their two words.
+# The random generator, independent of `jax_default_prng_impl`, because the book keeps keys as two words.
 RANDOM = "threefry2x32"
 
 
@@ -32,26 +32,26 @@ def cast(new: Any, old: Any) -> Any:
 
 @runtime_checkable
 class Owner(Interface):
-    """What a book asks of its protocol, see `apr_jax.decode.protocol.Protocol`."""
+    """The part of `apr_jax.decode.protocol.Protocol` that a book uses."""
 
     needs: Needs
 
     def own_state(self) -> Any:
-        """The state of its own of a thread that nobody forked."""
+        """The protocol's state of a root thread."""
 
     def shared_state(self) -> Any:
-        """The state of a new problem."""
+        """The protocol's state of a new problem."""
 
     def bulk_state(self) -> Any:
-        """What is kept of every line outside the book."""
+        """The protocol's state of every line that is kept outside the book."""
 
     def fresh(self, shared: Any, parent: Any) -> Any:
-        """The state that a child has of its own."""
+        """The protocol's state of a new child."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Nobodys:
-    """In place of a protocol, for books without one: all is allowed, nothing is kept."""
+    """Stands for the protocol in books without one: every feature is allowed, no state is kept."""
 
     needs: Needs = Needs(beside=True, live=True, races=True, splits=True)
 
@@ -70,7 +70,7 @@ class Nobodys:
 
 @pytree
 class Request:
-    """How a problem is to be sampled; see `apr_jax.decode.problem.Problem`."""
+    """The sampling parameters and budgets of a problem; see `apr_jax.decode.problem.Problem`."""
 
     temperature: Float[Array, ""]
     top_k: Int[Array, ""]
@@ -85,9 +85,9 @@ class Pieces:
 
     Attributes:
         kind: TEMPLATE, PROMPT or SPAN.
-        thread: whose log a SPAN is taken from.
-        start: first token of the piece in the template table, the prompt or the log of that thread.
-        offset: tokens of the same message that come before this piece.
+        thread: the thread whose log a SPAN quotes.
+        start: index of the piece's first token in the template table, the prompt or that thread's log.
+        offset: tokens of the same message before this piece.
         length: tokens of the piece.
     """
 
@@ -108,18 +108,19 @@ class Book:
         used: threads opened so far.
         pieces, piece_count: the messages.
         page_owner: Int [pages]; thread that owns a page of the pool, NOBODY if it is free.
-        log_owner, log_first: Int [log_pages]; thread that owns a page of the log, and the place of the page's first entry in the
-            thread's log.
+        log_owner, log_first: Int [log_pages]; thread that owns a page of the log, and the index in that thread's log of the
+            page's first entry.
         log_used: pages of the log handed out.
         prompt, prompt_length: the prompt.
-        problem, sample: the caller's numbers.
-        request: how the problem is to be sampled.
+        problem, sample: the caller's numbers of the problem and of the sample.
+        request: sampling parameters and budgets.
         parts: Int [parts, 2]; start and length of the parts of the prompt that the protocol names.
-        arguments: what the protocol is told of the problem.
-        shared: the state that the protocol keeps of the problem, a tree of arrays.
-        key: UInt32 [2], the key of the problem.
-        active: a problem is here; stop: why it ended, Stop.RUNNING before that.
-        protocol: whose book it is; static.
+        arguments: the problem's numbers for the protocol (`Problem.arguments`).
+        shared: the protocol's state of the problem, a tree of arrays.
+        key: UInt32 [2], the random key of the problem.
+        active: the book holds a problem.
+        stop: why the problem ended; Stop.RUNNING until then.
+        protocol: the protocol that the book serves; static.
     """
 
     threads: Threads
@@ -145,19 +146,19 @@ class Book:
     protocol: Owner = dataclasses.field(default=Nobodys(), metadata={"static": True})
 
     def replace(self, **values: Any) -> "Book":
-        """A copy with other values, in the dtypes of the old ones: a loop's carry must not widen under `jax_enable_x64`."""
+        """A copy with new values, cast to the old dtypes: the carry of a loop must not widen under `jax_enable_x64`."""
         return dataclasses.replace(self, **{name: cast(new, getattr(self, name)) for name, new in values.items()})
 
     def mask(self, who: Bool[Array, "M"] | Int[Array, ""]) -> Bool[Array, "M"]:
-        """Threads as a mask, from a mask or the number of one."""
+        """The mask of the given threads: a mask is returned as given, a thread number becomes a mask."""
         return who if who.dtype == bool else numbers(self) == who
 
     def update(self, who: Bool[Array, "M"] | Int[Array, ""], **columns: Any) -> "Book":
         """A copy in which columns of the thread table have new values.
 
         Args:
-            who: a mask of threads, or the number of one.
-            columns: by name, of whatever part of the table; broadcast over the threads.
+            who: a mask of threads, or a thread number.
+            columns: new values by column name, from any part of the table; broadcast over the threads.
         """
         return self.replace(threads=self.threads.where(self.mask(who), **columns))
 
@@ -168,16 +169,16 @@ class Book:
         return self.replace(threads=dataclasses.replace(self.threads, own=dataclasses.replace(own, **new)))
 
     def thread(self, number: Int[Array, ""]) -> Threads:
-        """One row of the thread table, as scalars."""
+        """The row of one thread in the thread table; each [M, ...] column becomes [...]."""
         return jax.tree.map(lambda field: field[number], self.threads)
 
     def halt(self, condition: Bool[Array, "*P"], stop: Stop) -> "Book":
-        """End the whole problem, or those of P, with `stop` where `condition` holds and it has not ended before."""
+        """End the problem with `stop` if `condition` holds and it still runs; elementwise for the books of P problems."""
         return self.replace(stop=jnp.where(condition & (self.stop == Stop.RUNNING), int(stop), self.stop))
 
 
 def empty(sizes: Sizes, protocol: Owner = Nobodys()) -> Book:  # noqa: B008 - frozen
-    """A book of the protocol without a problem."""
+    """A book for the protocol, without a problem."""
     m, needs = sizes.threads, protocol.needs
 
     def ints(shape, value=0):
@@ -214,7 +215,7 @@ def fold(key: UInt32[Array, "2"], number: Int[Array, ""]) -> UInt32[Array, "2"]:
 
 
 def one_bit(number: Int[Array, ""], words: int) -> UInt32[Array, "words"]:
-    """The row of the visibility matrix in which only `number` is set."""
+    """The row of the visibility matrix in which only the bit of thread `number` is set."""
     return jnp.where(
         jnp.arange(words) == number // 32, jnp.uint32(1) << (number % 32).astype(jnp.uint32), jnp.uint32(0)
     )
@@ -237,7 +238,7 @@ def open_root(book: Book, samples: bool) -> Book:
 
 
 def open_child(book: Book, parent: Int[Array, ""]) -> Book:
-    """Open a child of `parent`; it stays OPENED, and sees itself alone, until a fork. A full thread table ends the problem."""
+    """Open a child of `parent`. Until a fork the child is OPENED and sees only itself. A full thread table ends the problem."""
     full = book.used >= book.threads.status.shape[0]
     new = (numbers(book) == book.used) & ~full
     mother = book.thread(parent)
@@ -268,12 +269,12 @@ def open_child(book: Book, parent: Int[Array, ""]) -> Book:
 
 
 def opened(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
-    """The children that `parent` has opened and not started."""
+    """Children of `parent` that are opened and not started."""
     return (book.threads.line.parent == parent) & (book.threads.status == OPENED)
 
 
 def is_outstanding(book: Book) -> Bool[Array, "M"]:
-    """All threads of lines that were started and not joined, running, ended or killed."""
+    """All threads of outstanding lines: started and not joined, whether they run, have ended or were killed."""
     threads = book.threads
     started = (threads.status != EMPTY) & (threads.status != OPENED)
     gone = (threads.stop == Stop.SPLIT) | (threads.stop == Stop.DROPPED)
@@ -281,12 +282,12 @@ def is_outstanding(book: Book) -> Bool[Array, "M"]:
 
 
 def outstanding(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
-    """All threads of the lines that `parent` has started and not joined, running, ended or killed."""
+    """All threads of the outstanding lines that `parent` forked; see `is_outstanding`."""
     return is_outstanding(book) & (book.threads.line.parent == parent)
 
 
 def last_of_lines(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:
-    """Of the chosen threads one for each line, its last; none for a line that was killed."""
+    """The last thread of each line among the chosen threads; none for a killed line."""
     stop = book.threads.stop
     return chosen & (stop != Stop.KILLED) & (stop != Stop.CONTINUED)
 
@@ -299,7 +300,7 @@ def lines_of(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:
 
 
 def awaited(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
-    """One thread for each line that `parent` waits for, or joins just now: its last; none for a line that was killed."""
+    """The last thread of each line that `parent` waits for or is joining; none for a killed line."""
     return last_of_lines(book, (book.threads.line.parent == parent) & book.threads.bond.awaited)
 
 
@@ -310,35 +311,35 @@ def unfinished(book: Book) -> Bool[Array, "M"]:
 
 
 def eldest(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:
-    """Of the chosen children of one parent the one that was opened first."""
+    """The mask of the child that was opened first among the chosen children of one parent."""
     ordinal = book.threads.line.ordinal
     return chosen & (ordinal == jnp.min(jnp.where(chosen, ordinal, jnp.iinfo(jnp.int32).max)))
 
 
 def by_parent(book: Book, values: Int[Array, "M"]) -> Int[Array, "M"]:
-    """For every thread the sum of its children's values."""
+    """For every thread, the sum of its children's values."""
     return tables.collect(book.threads.line.parent, values, "add")
 
 
 def mates(book: Book, thread: Int[Array, ""]) -> Bool[Array, "M"]:
-    """The threads of all other lines that `thread` is live with."""
+    """The threads of all other lines in the live group of `thread`."""
     threads = book.threads
     same = (threads.pace.group == threads.pace.group[thread]) & (threads.pace.group != NOBODY)
     return same & (threads.line.ordinal != threads.line.ordinal[thread])
 
 
 def union(rows: UInt32[Array, "M words"], chosen: Bool[Array, "M"]) -> UInt32[Array, "words"]:
-    """Everybody whom some chosen row sees."""
+    """The union of the chosen rows of a visibility matrix."""
     return jax.lax.reduce(jnp.where(chosen[:, None], rows, jnp.uint32(0)), jnp.uint32(0), jax.lax.bitwise_or, (0,))
 
 
 def has(row: UInt32[Array, "... words"], number: Int[Array, "..."]) -> Bool[Array, "..."]:
-    """Whether a row of the visibility matrix names a thread."""
+    """Whether thread `number` is set in a row of the visibility matrix."""
     return ((row[..., number // 32] >> (number % 32).astype(jnp.uint32)) & 1).astype(bool)
 
 
 def bits(chosen: Bool[Array, "M"], words: int) -> UInt32[Array, "words"]:
-    """The row of the visibility matrix in which just the chosen threads are set."""
+    """The row of the visibility matrix in which exactly the chosen threads are set."""
     padded = jnp.pad(chosen, (0, 32 * words - chosen.shape[0])).reshape(words, 32)
     return jnp.sum(jnp.where(padded, jnp.uint32(1) << jnp.arange(32, dtype=jnp.uint32), 0), axis=1, dtype=jnp.uint32)
 
@@ -346,7 +347,7 @@ def bits(chosen: Bool[Array, "M"], words: int) -> UInt32[Array, "words"]:
 def stream(book: Book, thread: Int[Array, ""], number: Int[Array, ""]) -> UInt32[Array, "2"]:
     """A key for the `number`-th random choice that a handler makes for the line of `thread`.
 
-    It is none of the keys of the line's draws and children, and the same whatever the schedule.
+    The key differs from the keys of the line's draws and children, and does not depend on the schedule.
     """
     return fold(fold(book.threads.line.key[thread], jnp.int32(-1)), number)
 

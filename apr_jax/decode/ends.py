@@ -1,12 +1,12 @@
-"""How threads end, many at once: from the event that says so to the moment when nothing more is heard of them.
+"""The four stages in which threads end, many at once.
 
     close     a line that has outstanding children waits for all of them first
-    conclude  an end that decides a race waits for its clock (`apr_jax.decode.races`)
+    conclude  an end that decides a race waits for the decision (`apr_jax.decode.races`)
     leave     a thread that its parent will see feeds its last token
-    finish    it has ended
+    finish    the thread has ended
 
-Everything is written for one problem, from and to its book. `who` is a mask of threads [M], or the number of one; `stop` is one
-reason, or one for each thread [M]. Axes: M threads.
+All functions map the book of one problem to its new book. `who` is a mask of threads [M] or one thread number []; `stop` is a
+`Stop` for all of them [] or for each thread [M]. Axes: M threads.
 """
 
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ Reason = Int[Array, ""] | Int[Array, "M"]
 
 
 def close(book: Book, who: Who, stop: Reason) -> Book:
-    """End threads. Children that they opened and never started are dropped; others they wait for."""
+    """End threads. Their opened children that never started are dropped; the threads wait for all other children."""
     mask, parent = book.mask(who), book.threads.line.parent
     mine = (parent != NOBODY) & mask[jnp.maximum(parent, 0)]
     unstarted = mine & (book.threads.status == OPENED)
@@ -36,7 +36,7 @@ def close(book: Book, who: Who, stop: Reason) -> Book:
 
 
 def conclude(book: Book, who: Who, stop: Reason) -> Book:
-    """End threads that wait for nobody; if ends decide the race that one of them is in, when that is decided."""
+    """End threads that wait for nobody. A thread in a race that ends decide becomes DECIDING instead."""
     mask, race = book.mask(who), book.threads.pace.race
     if not book.protocol.needs.races:
         return leave(book, mask, stop)
@@ -45,7 +45,7 @@ def conclude(book: Book, who: Who, stop: Reason) -> Book:
 
 
 def leave(book: Book, who: Who, stop: Reason) -> Book:
-    """End threads whose end is decided; those that are to be seen when their last token is fed (they are drained then)."""
+    """End threads whose end is decided. Threads with `flushes` feed their last token first, and end when they are drained."""
     mask = book.mask(who)
     flush = mask & book.threads.bond.flushes & book.threads.drawn.unfed
     flushing = book.update(flush, status=READY, samples=False, stop=stop, left=0)
@@ -53,7 +53,7 @@ def leave(book: Book, who: Who, stop: Reason) -> Book:
 
 
 def finish(book: Book, who: Who, stop: Reason) -> Book:
-    """End threads at once. A held one keeps an unfed token, which may be handed on. The root's end is the problem's."""
+    """End threads at once. A held thread keeps its unfed token, which may be handed on. The end of the root ends the problem."""
     mask, threads = book.mask(who), book.threads
     book = book.update(
         mask,
@@ -70,5 +70,5 @@ def finish(book: Book, who: Who, stop: Reason) -> Book:
 
 
 def release(book: Book, who: Who) -> Book:
-    """Say that nobody will go on from these lines any more: their slots are freed when no unreleased thread can see them."""
+    """Declare that nobody will continue from these lines: their slots are freed when no unreleased thread can see them."""
     return book.update(who, released=True)

@@ -1,7 +1,7 @@
-"""From problems to transcripts: the host's side of decoding.
+"""The host's side of decoding, from problems to transcripts.
 
-The host fills the queue, runs the compiled program slice by slice, and fetches finished problems between slices. Inside a
-slice nothing is asked of it.
+The host fills the queue, runs the compiled program slice by slice, and fetches finished problems between slices. Within a
+slice the device needs nothing from the host.
 """
 
 import collections
@@ -31,20 +31,20 @@ from apr_jax.record import Transcript
 
 
 class Engine:
-    """A program compiled for one model, protocol and sizes, to be run on any number of problems.
+    """A program compiled for one model, protocol and sizes; it decodes any number of problems.
 
     Args:
         model: the model.
-        protocol: the method.
+        protocol: the protocol.
         sizes: static sizes of a shard.
-        mesh: mesh with the axes `data` and `model` (`sharding.make_mesh`); a mesh of one device by default. The queue is dealt
-            over `data`. It may span processes, which then make the same calls with the same problems.
-        kernel: attention and products by the C++ kernels of `apr_jax.decode.native`: None where it can be (with a warning where
-            only a compiler is lacking), True or an error, False never.
+        mesh: mesh with the axes `data` and `model` (`sharding.make_mesh`); a mesh of one device by default. Problems are dealt
+            over `data`. A mesh may span processes, which must then make the same calls with the same problems.
+        kernel: use the C++ kernels of `apr_jax.decode.native` for attention and products. None: if possible (with a warning if
+            only a compiler is missing); True: or raise an error; False: never.
 
     Raises:
-        ValueError: the mesh does not fit the model, see `Placement`, the sizes do not fit the devices, see `memory.require`, or
-            the kernel is asked for and cannot be had.
+        ValueError: the mesh does not fit the model, see `Placement`; the sizes do not fit the devices, see `memory.require`; or
+            `kernel` is True and the kernels cannot be used.
     """
 
     def __init__(
@@ -83,17 +83,17 @@ class Engine:
         return self.placement.run(params, state, steps)
 
     def compile(self) -> jax.stages.Compiled:
-        """Compile the slice now instead of at the first run, from shapes alone; tells its memory and its text."""
+        """Compile the slice now, from shapes alone, instead of at the first run; the result tells memory use and HLO text."""
         self._run = self._run.lower(self.model.params, self.placement.abstract_state(), np.int32(0)).compile()
         return self._run
 
     def create(self, seed: int) -> State:
-        """An empty state, born in its place on the mesh; `seed`: see `check_seed`."""
+        """An empty state, allocated in its place on the mesh; `seed`: see `check_seed`."""
         key = jax.random.key(np.uint32(check_seed(seed)), impl=RANDOM)
         return self._create(np.asarray(jax.random.key_data(key)))
 
     def load(self, state: State, problems: Sequence[Problem]) -> State:
-        """Put problems into the queue, which must be spent; at most Q per shard are taken, dealt over the shards."""
+        """Put problems, at most Q per shard, into the queue, which must be used up; they are dealt over the shards."""
         queue = states.Queue.of(problems, self.sizes, self.shards, self.program.protocol.needs)
         return dataclasses.replace(state, queue=jax.tree.map(self._put, queue))
 
@@ -101,11 +101,11 @@ class Engine:
         return sharding.put(array, self.placement.place())
 
     def run(self, state: State, steps: int) -> State:
-        """Run one slice; the state given is consumed."""
+        """Run one slice of at most `steps` steps; the given state is donated."""
         return self._run(self.model.params, state, np.int32(steps))
 
     def drain(self, state: State) -> tuple[State, list[Transcript]]:
-        """Fetch what is finished and empty the outbox. Of several processes, each gets what its own shards have finished."""
+        """Fetch finished problems and empty the outbox. Each process gets the problems of its own shards."""
         outbox = state.outbox
         counts = sharding.local(outbox.count)
         if not counts.any():
@@ -117,7 +117,7 @@ class Engine:
         return dataclasses.replace(state, outbox=empty), found
 
     def peek(self, state: State) -> list[Transcript]:
-        """The problems in flight as they stand: their threads so far, with the stop reason RUNNING."""
+        """Transcripts of the problems in flight, so far, with the stop reason RUNNING."""
         book = jax.tree.map(sharding.local, states.kept(state.books, self.program.protocol.needs.recorded))
         log = jax.tree.map(sharding.local, state.log)
         places = [(shard, row) for shard, row in np.argwhere(sharding.local(state.books.active)).tolist()]
@@ -131,20 +131,20 @@ class Engine:
         watch: Callable[[Progress], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> Iterator[Transcript]:
-        """Decode any number of problems; transcripts come as they finish (to each process those of its own shards).
+        """Decode any number of problems; yields transcripts as problems finish (each process those of its own shards).
 
         Args:
-            problems: what to decode.
+            problems: the problems.
             seed: seed of all random draws.
-            slice_steps: steps between two looks of the host.
-            watch: called after each slice.
-            stop: asked after each slice; once it says so, what is finished has come and nothing else does. To end a run with
-                Ctrl-C, enter an `apr_jax.interrupt.Interrupt` and look at its `requested`. Of several processes all must
-                say the same.
+            slice_steps: steps of a slice, between two visits of the host.
+            watch: called with the progress after each slice.
+            stop: called after each slice; when it returns True, decoding ends after the transcripts finished so far. To end a
+                run with Ctrl-C, enter an `apr_jax.interrupt.Interrupt` and return its `requested`. All processes must return
+                the same.
 
         Raises:
-            ValueError: a problem that the sizes cannot hold, named with what is allowed.
-            RuntimeError: nothing can run, but problems have not ended: the protocol lost a thread.
+            ValueError: the sizes cannot hold a problem; the message names the problem and the allowed range.
+            RuntimeError: no thread can run, but problems have not ended: the protocol left a thread without a message.
         """
         for problem in problems:
             check(problem, self.model.config.vocabulary, self.sizes, self.program.protocol.needs)
@@ -176,7 +176,7 @@ class Engine:
         )
 
     def _progress(self, state: State, problems: int, seconds: float) -> Progress:
-        """The same on all processes, so that they stop together."""
+        """The progress over all shards, equal on all processes, so that they stop together; `seconds`: wall time."""
         counters = jax.tree.map(np.asarray, self._share(state.counters))
         sums = {field.name: int(np.sum(getattr(counters, field.name))) for field in dataclasses.fields(counters)}
         rows = sums.pop("decode_rows") / max(sums["decode_steps"] * self.sizes.rows, 1)
@@ -187,30 +187,32 @@ class Engine:
 def decode(
     model: Model, problems: Sequence[Problem], protocol: Protocol, sizes: Sizes, seed: int = 0, **options: Any
 ) -> list[Transcript]:
-    """Decode problems with one method and return their transcripts, in the order of `problems`.
+    """Decode problems with one protocol and return their transcripts, in the order of `problems`.
 
-    Compiles anew at every call: keep an `Engine` to decode more than once, to see transcripts as they come, or to step.
+    Every call compiles anew: keep an `Engine` to decode more than once, to get transcripts as they finish, or to single-step.
 
     Args:
         model: the model.
         problems: prompts with their sampling parameters and budgets; no two with the same `id` and `sample`.
-        protocol: the method, one of `apr_jax.protocols` or of your own.
-        sizes: what is compiled for. Choose
-            `problems`, P: problems in flight; memory grows with it, and so do busy rows;
-            `rows`, A, `lanes`, W: rows of a step, and the most that one problem gets of them. A step costs about as much for
-            idle rows as for busy ones: with P W well above A few idle (`benchmarks.occupancy`);
+        protocol: a protocol, of `apr_jax.protocols` or your own.
+        sizes: static sizes. Choose
+            `problems`, P: problems in flight; memory and the number of busy rows grow with P;
+            `rows`, A, `lanes`, W: rows of a step, and the most rows that one problem gets. Idle rows cost about as much as busy
+            rows; if P W is well above A, few rows are idle (`benchmarks.occupancy`);
             `threads`, M, `slots`, N, `log`, T: for one problem over its life. A problem that needs more ends with
-            THREADS_FULL, POOL_FULL or LOG_FULL; others do not notice. N counts tokens with keys and values, T all tokens;
-            `prompt`, `queue`, `outbox`: see `Sizes`; they bound the host's part and cost little but for the outbox's logs.
+            THREADS_FULL, POOL_FULL or LOG_FULL; other problems are not affected. N counts tokens with keys and values, T all
+            tokens;
+            `prompt`, `queue`, `outbox`: see `Sizes`; they bound the host's part and cost little, except the outbox's logs.
             Memory is the parameters and, above all, the pool: 2 L P N K h numbers of the model's dtype (L layers, K kv heads
-            of size h), or of int8 with `int8_pool`; `transformer.quantise` does the same for the parameters.
-            `memory.costs(model.config, sizes)` prints all parts and what growing each size adds; `memory.choose_sizes`
-            proposes sizes for a memory, a prompt length, tokens a thread and threads.
-        seed: seed of all random draws. A problem's draws depend on seed, id, sample and path of the thread alone.
+            of size h), or of int8 with `int8_pool`; `transformer.quantise` stores the parameters in int8.
+            `memory.costs(model.config, sizes)` prints all parts and the cost of growing each size; `memory.choose_sizes`
+            proposes sizes for given memory, prompt length, tokens per thread and threads.
+        seed: seed of all random draws. A draw depends only on seed, id, sample and the path of its thread.
         options: `slice_steps` and `watch` of `Engine.decode`.
 
     Raises:
-        ValueError: a problem that the sizes cannot hold, sizes that the devices cannot, or problems that are named alike.
+        ValueError: the sizes cannot hold a problem, the devices cannot hold the sizes, or two problems have the same id and
+            sample.
     """
     if len({(problem.id, problem.sample) for problem in problems}) < len(problems):
         raise ValueError("problems: two of them have the same id and sample; number them apart")

@@ -1,11 +1,10 @@
-"""Forks: children are opened, given something to feed, and started; their parent waits for some of them, or for none.
+"""Forks: children are opened, get a message, and are started; their parent waits for some of them, or for none.
 
-A child that was started is outstanding until its parent joins it. What a join takes - clock, count, message, sight - it takes of
-the lines that the parent waited for; the others run on beside it, or have ended, and make no difference. A line that ends waits for
-all that are outstanding.
+A started child is outstanding until its parent joins it. A join takes clock, count, message and visibility from the lines that the
+parent waited for. Other lines, running or ended, do not affect the join. A line that ends waits for all its outstanding children.
 
-A thread that an outstanding child sees does not write: its line goes on as a new thread. Whether the child has ended makes no
-difference either, because that would depend on the schedule. Everything is written for one problem. Axes: M threads.
+A thread that an outstanding child sees does not write: its line continues as a new thread. Whether the child has ended does not
+matter, because that would depend on the schedule. All functions are written for one problem. Axes: M threads.
 """
 
 import jax
@@ -30,21 +29,21 @@ def fork(
     waits: Bool[Array, "M"] | bool = True,
     **columns: Array | int | float | bool,
 ) -> Book:
-    """Start children that `thread` has opened; they are later than the row that sampled the fork.
+    """Start children that `thread` has opened; their clocks are after the row that sampled the fork.
 
     Args:
-        born: the children. Each must have something to feed: a message, or a token that it is handed.
-        context: the thread that each goes on from: it sees what that sees, and that. `thread` itself, or one that has ended and is
-            held; by default, and where it is NOBODY, the child sees itself alone.
-        position: of the first token of each; by default the one after the context's last, 0 without a context.
-        hand: whose first token is the unfed one of its context, or of `thread` where it has none.
+        born: mask of the children. Each child needs a token to feed: a message or a handed token.
+        context: the thread that each child continues: the child sees this thread and all that this thread sees. Allowed are
+            `thread` itself and ended threads that are held. A child without a context (NOBODY, the default) sees only itself.
+        position: position of each child's first token; by default the one after the context's last, 0 without a context.
+        hand: children whose first token is a copy of the unfed token of their context, or of `thread` without a context.
         live: the children see each other.
-        waits: which of them `thread` waits for; the others run beside it. If it waits for none it goes on, as a new thread of its
-            line (`lines.successor`) where they see it: that one is handed its unfed token.
+        waits: children that `thread` waits for; the others run beside it. If `thread` waits for none and they see it, its line
+            continues as a new thread (`lines.successor`), which is handed the unfed token.
         columns: further columns of the children (`budget`, `temperature`, `flushes`, `held`, `own` ...), broadcast over them.
 
     Raises:
-        ValueError: the protocol does not say that it needs `live` or `beside`.
+        ValueError: the fork uses `live` or `beside`, and the protocol's `needs` lack it.
     """
     _require(book, live, waits)
     threads, number, goes_on = book.threads, books.numbers(book), waits is not True
@@ -81,7 +80,7 @@ def fork(
 
 
 def wait_for(book: Book, thread: Int[Array, ""], chosen: Bool[Array, "M"]) -> Book:
-    """Let `thread` wait for the lines of the chosen threads, which must be outstanding; the join follows when all have ended."""
+    """Let `thread` wait for the outstanding lines of the chosen threads; the join follows when all of them have ended."""
     return book.update(books.lines_of(book, chosen), awaited=True).update(thread, status=WAITING)
 
 
@@ -98,10 +97,10 @@ def _require(book: Book, live: bool, waits: Bool[Array, "M"] | bool) -> None:
 
 
 def _rows(book: Book, context: Int[Array, "*M"] | None) -> UInt32[Array, "*M words"]:
-    """What contexts see; of those that have ended not the lines that they were live with, which may write on."""
+    """Visibility rows of contexts, without the live siblings of an ended context, because these may still write."""
     if context is None:
         return jnp.zeros_like(book.sees[0])
-    if not book.protocol.needs.live or context.ndim == 0:  # the forking thread's own, which is not live
+    if not book.protocol.needs.live or context.ndim == 0:  # a scalar context is the forking thread, which is not live
         return book.sees[context]
     words = book.sees.shape[1]
     return book.sees[context] & ~jax.vmap(lambda thread: books.bits(books.mates(book, thread), words))(context)

@@ -1,6 +1,6 @@
-"""Lines of reasoning: a thread and those that continue it. They are joined, killed, go on as another thread, and leave slots.
+"""Lines: a thread and the threads that continue it. Lines are joined, killed, continued as a new thread, and give back slots.
 
-Everything is written for one problem, from and to its book. Axes: M threads.
+All functions map the book of one problem to its new book. Axes: M threads.
 """
 
 import dataclasses
@@ -18,9 +18,10 @@ from apr_jax.record import Stop
 
 
 def joined_row(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> UInt32[Array, "words"]:
-    """What `parent` sees with the chosen children's lines: them and what was stitched into them, but not their live siblings.
+    """The visibility row of `parent` after it joins the chosen children's lines.
 
-    What a line forgot stays forgotten, though a live sibling has seen it.
+    The parent comes to see these lines and the lines stitched into them, but no live siblings that it did not choose. A thread
+    that a chosen line no longer sees stays invisible, even if a live sibling still sees that thread.
     """
     theirs, words = books.union(book.sees, chosen), book.sees.shape[1]
     if not book.protocol.needs.live:
@@ -29,7 +30,7 @@ def joined_row(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> 
     group = threads.pace.group
     groups = collect(group, chosen.astype(jnp.int32), "max") > 0
     live = (group != NOBODY) & groups[jnp.maximum(group, 0)]
-    # The chosen thread of each one's line, if there is one, and whether that sees it.
+    # For each thread: the chosen thread of its line, if any, and whether the chosen thread sees it.
     place = jnp.where(chosen, threads.line.ordinal, count)
     line = jnp.full(count, NOBODY).at[place].set(number, mode="drop")[threads.line.ordinal]
     line = jnp.where(threads.line.parent == parent, line, NOBODY)
@@ -39,7 +40,7 @@ def joined_row(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> 
 
 
 def stitch(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> Book:
-    """Let `parent`, which has waited for them, see the chosen children's lines; its positions go on from the furthest."""
+    """Let `parent` see the lines of the chosen children, for which it has waited; its next position is the largest of theirs."""
     mine = books.numbers(book) == parent
     furthest = jnp.max(jnp.where(chosen | mine, book.threads.cursor.position, 0))
     sees = jnp.where(mine[:, None], joined_row(book, parent, chosen), book.sees)
@@ -47,12 +48,13 @@ def stitch(book: Book, parent: Int[Array, ""], chosen: Bool[Array, "M"]) -> Book
 
 
 def join(book: Book, parent: Int[Array, ""], joined: Callable) -> Book:
-    """Let `parent`, which waits for nobody any more, go on, later than all that it waited for wrote.
+    """Let `parent`, whose awaited lines have all ended, continue with a clock after all their tokens.
 
-    Where it may not write any more, it goes on as a new thread of its line, before the protocol is asked what that is fed.
+    If `parent` may no longer write, a new thread of its line continues instead, and the protocol decides what to feed to that
+    thread.
 
     Args:
-        joined: of the protocol. If `parent` forks or ends in it, or goes on as a new thread, that holds.
+        joined: the protocol's `joined`. It may let `parent` fork, end or continue as a new thread.
     """
     if book.protocol.needs.beside:
         book = _renew(book, parent)
@@ -63,26 +65,29 @@ def join(book: Book, parent: Int[Array, ""], joined: Callable) -> Book:
     done = done.update(lines, awaited=False)
     again = jnp.any(_waited(done, last))
     wakes = (books.numbers(done) == last) & (done.threads.status == WAITING) & ~again
-    room = book.stop == Stop.RUNNING  # or the old thread would come to see what only a new one may
+    room = book.stop == Stop.RUNNING  # else no new thread was made, and the old one must not see the joined lines
     return books.choose(room, done.update(wakes, status=READY), book)
 
 
 def end(book: Book, thread: Int[Array, ""]) -> Book:
-    """End a thread that was closed and has waited for all outstanding children, of whom nobody goes on."""
+    """End a closed thread that has waited for all its outstanding children; nobody will continue from these children."""
     lines = _waited(book, thread)
     book = _take(book, thread).update(lines, awaited=False)
-    # One clock later: a decision below at the last clock waited for comes first.
+    # One clock later, so that a decision among its descendants at the last awaited clock comes first.
     book = book.update(thread, clock=book.threads.cursor.clock + 1)
     return ends.conclude(ends.release(book, lines), thread, book.threads.stop[thread])
 
 
 def _waited(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
-    """All threads of the lines that `parent` waits for, killed ones too."""
+    """All threads of the lines that `parent` waits for, killed threads included."""
     return books.outstanding(book, parent) & book.threads.bond.awaited
 
 
 def _take(book: Book, parent: Int[Array, ""]) -> Book:
-    """Make `parent` later than all that it waited for; lines that a decision ended tell what that waited for."""
+    """Mark the awaited lines joined and move clock and critical path of `parent` behind theirs.
+
+    A line that a decision ended already carries the clock and the count of the threads that the decision waited for.
+    """
     lines, cursor = _waited(book, parent), book.threads.cursor
     waited = lines & (book.threads.stop != Stop.CONTINUED)
     latest = jnp.max(jnp.where(waited, cursor.clock, 0))
@@ -93,10 +98,10 @@ def _take(book: Book, parent: Int[Array, ""]) -> Book:
 
 
 def _renew(book: Book, parent: Int[Array, ""]) -> Book:
-    """The book in which the line of `parent` may write.
+    """The book in which the line of `parent` may write: if needed, the line continues as a new thread.
 
-    What an outstanding child sees may not grow; and what was written beside a child, or after the line that it goes on from,
-    cannot have seen it.
+    A new thread is needed if an outstanding child sees `parent`, because the child's context must not grow. It is also needed
+    before joining a held line that ran beside `parent` or follows another line: earlier tokens of `parent` have not seen it.
     """
     threads = book.threads
     sees = books.has(book.sees, parent)
@@ -108,7 +113,7 @@ def _renew(book: Book, parent: Int[Array, ""]) -> Book:
 
 
 def with_descendants(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:
-    """The chosen threads and all below them."""
+    """The chosen threads and all their descendants."""
     number = books.numbers(book)
     above = jnp.where(book.threads.line.parent == NOBODY, number, book.threads.line.parent)
     for _ in range(number.shape[0].bit_length()):  # the ancestors 1, 2, 4 ... steps above
@@ -118,11 +123,11 @@ def with_descendants(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:
 
 
 def kill(book: Book, chosen: Bool[Array, "M"]) -> Book:
-    """Drop the chosen threads with all their descendants. What none but them sees gives its slots back.
+    """Drop the lines of the chosen threads with all their descendants. Slots that no other thread sees become free.
 
-    Who waits for them will be later than all they wrote; their counts are forgotten. The root's death is the problem's. A thread
-    that still runs may be killed by a decision only (`apr_jax.decode.races`): how far it had come would depend on the schedule
-    otherwise.
+    A parent that waits for a killed line continues with a clock after all the line's tokens; the line's critical path does not
+    count. Killing the root ends the problem. Only a decision (`apr_jax.decode.races`) may kill a thread that still runs;
+    otherwise the number of tokens before its death would depend on the schedule.
     """
     threads = book.threads
     doomed = with_descendants(book, books.lines_of(book, chosen))
@@ -136,9 +141,13 @@ def kill(book: Book, chosen: Bool[Array, "M"]) -> Book:
 
 
 def hand_on(threads: Threads, old: Threads, new: Bool[Array, "M"]) -> Threads:
-    """The table in which the `new` thread has what the `old` one, a row of scalars, hands on to the next of its line.
+    """The table in which the `new` thread has inherited the columns that the next thread of a line takes over from `old`.
 
-    The new one begins with an empty log, inbox and pool, and later than all that the old one did.
+    The new thread has no log entries, message or slots, and its clock starts at that of the old thread.
+
+    Args:
+        old: row of the old thread, scalars.
+        new: mask of the new thread.
     """
     put = lambda columns, values: jax.tree.map(
         lambda c, v: jnp.where(new.reshape(-1, *(1,) * v.ndim), v, c), columns, values
@@ -154,17 +163,17 @@ def hand_on(threads: Threads, old: Threads, new: Bool[Array, "M"]) -> Threads:
 def go_on(
     book: Book, thread: Int[Array, ""], row: UInt32[Array, "words"], position: Int[Array, ""], hand: bool = False
 ) -> Book:
-    """Let the line of `thread` go on as a new thread of the same line, which waits for its message.
+    """Continue the line of `thread` as a new thread of the same line, which waits for its message.
 
-    It has the line's path, draws, budget, count, clock, place in forks and groups, and outstanding children. It must be fed at
-    least one token. A full thread table ends the problem.
+    The new thread takes over the line's path, random keys, budget, counts, clock, groups and outstanding children. It must be
+    fed at least one token. A full thread table ends the problem.
 
     Args:
-        thread: a thread that is ready, or joins.
-        row: what the new thread sees beside itself and its live siblings: threads that the old one saw, the old one, lines
-            that it has waited for. The old thread's slots are freed when nobody sees them.
-        position: of the first token of the new thread.
-        hand: a token of the old thread that was sampled and not fed is the first of the new one; otherwise nobody is fed it.
+        thread: a thread that is ready or joins.
+        row: visibility row of the new thread; itself and its live siblings are added. It may hold the old thread, threads that
+            the old thread saw, and lines that it waited for. The old thread's slots are freed when no thread sees them.
+        position: position of the new thread's first token.
+        hand: the old thread's unfed sampled token becomes the first token of the new thread; otherwise it is never fed.
     """
     number, old = books.numbers(book), book.thread(thread)
     full = book.used >= number.shape[0]
@@ -177,7 +186,7 @@ def go_on(
     threads = threads.where(mine, **ended)
     live = books.mates(book, thread)
     me = books.one_bit(book.used, book.sees.shape[1])
-    # Of live threads those too that have ended, for whom it says nothing: events of one clock must commute.
+    # Finished live siblings get the bit too: it does not affect them, and it makes events of equal clock commute.
     sees = jnp.where(live[:, None], book.sees | me, book.sees)
     sees = jnp.where(new[:, None], row | me | books.bits(live, me.shape[0]), sees)
     next_book = book.replace(threads=threads, sees=sees, used=book.used + 1)
@@ -185,7 +194,7 @@ def go_on(
 
 
 def splittable(book: Book, thread: Int[Array, ""]) -> Bool[Array, ""]:
-    """Whether `thread` may be split: it is not live, and nobody else who has not ended, or may not have, looks on."""
+    """Whether `thread` may be split: it is not live, and no unfinished or outstanding thread sees it."""
     others = (books.unfinished(book) & (books.numbers(book) != thread)) | books.outstanding(book, thread)
     return (book.threads.pace.group[thread] == NOBODY) & ~books.has(books.union(book.sees, others), thread)
 
@@ -193,17 +202,18 @@ def splittable(book: Book, thread: Int[Array, ""]) -> Bool[Array, ""]:
 def split(
     book: Book, thread: Int[Array, ""], start: Int[Array, ""], row: UInt32[Array, "words"], position: Int[Array, ""]
 ) -> Book:
-    """Cut a thread in two and let its line go on as a third, see `go_on`; nothing where it is not `splittable`.
+    """Cut a thread in two and continue its line as a third thread, see `go_on`. Does nothing if it is not `splittable`.
 
-    The tokens from entry `start` of its log on become thread number `book.used`, which has ended and sees the rest. Who saw
-    the whole sees both. They keep clock, index and place in the log, and the line goes on later than all of them. The loop
-    signs their slots anew (`apr_jax.decode.pool.relabel`) for a protocol that says `splits = True`.
+    The tokens from entry `start` of the thread's log on become thread number `book.used`, the tail. The tail has ended and sees
+    the remaining part. Every thread that saw the whole sees both parts. The tail's tokens keep clock, index and log entry, and
+    the line continues with later clocks. The tail uses up one child ordinal. The loop gives its slots to the tail
+    (`apr_jax.decode.pool.relabel`) if the protocol has `needs.splits`.
 
     Args:
-        thread: whose event it is.
-        start: at least 1, less than the length of its log.
-        row: what the line sees from now on: of the two parts one, both or none, and what `go_on` allows.
-        position: of the next token.
+        thread: the thread to cut, which has the event.
+        start: at least 1, less than the length of the thread's log.
+        row: visibility row of the continued line: one, both or none of the two parts, and all that `go_on` allows.
+        position: position of the next token.
     """
     old, number, words = book.thread(thread), books.numbers(book), book.sees.shape[1]
     cut = books.open_child(book, thread)
@@ -219,14 +229,14 @@ def split(
 
 
 def successor(book: Book, thread: Int[Array, ""]) -> Int[Array, ""]:
-    """The last thread of the line of `thread`: itself if it did not go on as another."""
+    """The last thread of the line of `thread`; `thread` itself if no other thread continues it."""
     line = book.threads.line
     same = (line.first == line.first[thread]) & (books.numbers(book) < book.used)
     return jnp.argmax(jnp.where(same, line.segment, -1)).astype(jnp.int32)
 
 
 def free_pages(book: Book) -> Book:
-    """Give back the pages of threads that are released and that no unreleased thread sees.
+    """Free the pages of released threads that no unreleased thread sees.
 
     A page that holds tokens of both sides of a split stays with the thread that was split, which therefore keeps its pages while
     the tail is visible.

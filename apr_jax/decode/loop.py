@@ -6,9 +6,9 @@
     books    = protocol handlers          spawn, wait, join, finish
     finished problems leave, the next of the queue enter
 
-Feed steps [G, C] serve threads with long messages, decode steps [A, 1] everybody else; each has a `while_loop` of its own
-inside an outer one, because a `cond` between them would copy the pool on XLA:CPU. Steps without events stay in the inner loops;
-events are handled, and problems come and go, in the outer one, so that all of that is compiled once.
+Feed steps [G, C] serve threads with long messages, decode steps [A, 1] all other threads. Each kind has its own `while_loop`
+inside an outer loop, because a `cond` between the two kinds would copy the pool on XLA:CPU. Steps without events stay in the
+inner loops. The outer loop handles events and moves problems in and out, so that this code is compiled once.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from apr_jax.record import Source, Stop
 
 
 class Step(enum.Enum):
-    """The two kinds of steps: tiles of several tokens for threads with long messages, one row for each running thread."""
+    """The two kinds of steps. FEED: tiles of several tokens, for threads with long messages. DECODE: one row per running thread."""
 
     FEED = enum.auto()
     DECODE = enum.auto()
@@ -42,7 +42,7 @@ class Step(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a run compiles for: hashable, static. `kernel`: whether attention is that of `apr_jax.decode.native`."""
+    """The static (hashable) inputs of compilation. `kernel`: attention is computed by `apr_jax.decode.native`."""
 
     graph: transformer.Graph
     protocol: Protocol
@@ -54,10 +54,10 @@ class Program:
 
 
 def fit(protocol: Protocol, sizes: Sizes) -> None:
-    """Refuse sizes under which no problem of the protocol could come to its end.
+    """Refuse sizes that are too small for every problem of the protocol.
 
     Raises:
-        ValueError: with the size, its value and the least that would do.
+        ValueError: a size is too small; the message has the size, its value and the least allowed value.
     """
     name, least, together = type(protocol).__name__, protocol.needs.threads, protocol.needs.together
     holds = {
@@ -65,7 +65,7 @@ def fit(protocol: Protocol, sizes: Sizes) -> None:
         "slots": (sizes.pages, sizes.page_size),
         "log": (sizes.log_pages, sizes.log_page_size),
     }
-    for size, (most, unit) in holds.items():  # a thread has a page of slots and a page of the log at least
+    for size, (most, unit) in holds.items():  # every thread needs at least one page of slots and one page of the log
         if most < least:
             raise ValueError(
                 f"sizes.{size} = {getattr(sizes, size)}: {name} opens {least} threads, so at least {least * unit} are needed"
@@ -78,7 +78,7 @@ def fit(protocol: Protocol, sizes: Sizes) -> None:
 
 
 def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, kind: Step) -> State:
-    """One step of either kind: feed the tiles' tokens, sample where a thread has fed all it had, note the events."""
+    """One step of either kind: feed the tiles' tokens, sample for threads that have fed all their tokens, note events."""
     sizes, feeds = program.sizes, kind is Step.FEED
     chunk = sizes.feed_chunk if feeds else 1
     with jax.named_scope("place"):
@@ -95,7 +95,7 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, kin
         slots = pool.write(state.slots, tiles, places, clock)
         view = pool.visibility(placed, slots, tiles, clock, sizes)
     attend = pool.attention(view, tiles, places, sizes.block, program.kernel)
-    placed_tokens = places.slot < sizes.slots  # the rest are none
+    placed_tokens = places.slot < sizes.slots  # False: padding of a tile, or a token of a halted problem
     real = jnp.where(placed_tokens, tokens, -1)
     x, cache = transformer.hidden(program.graph, params, real, position, attend, state.pool)
     with jax.named_scope("sample"):
@@ -127,7 +127,7 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, kin
 
 
 def read_tokens(program: Program, state: State, placed: Book, tiles, places, kind: Step) -> Int[Array, "B C"]:
-    """The tokens to feed. Decode steps in which nobody reads a message, the usual ones, skip the look-up."""
+    """The tokens to feed. Most decode steps read no message; they skip the look-up."""
 
     def read():
         templates = jnp.array(program.protocol.templates, jnp.int32)
@@ -168,7 +168,7 @@ def draw(
 
 
 def _uniform(threads: books.Threads) -> Array:
-    """One uniform a tile, from the thread's own key and the number of the draw."""
+    """One uniform number per tile [B], from the thread's draw key and the number of the draw."""
 
     def draw(key, number):
         return jax.random.uniform(
@@ -179,12 +179,14 @@ def _uniform(threads: books.Threads) -> Array:
 
 
 def record(log: LogArrays, tiles, places, fed, threads, token: Int[Array, "B"], drawn: Drawn) -> LogArrays:
-    """Write what was fed and what was sampled into the logs.
+    """Write fed and sampled tokens into the logs.
 
     Args:
-        fed: tokens, positions, clocks of the tiles, [B, C] each.
-        token: what each tile's thread goes on with.
-        drawn: what was sampled, [B] each.
+        tiles, places: the step's tiles, and the slots and log entries of their tokens.
+        fed: tokens, positions and clocks of the tiles, [B, C] each.
+        threads: rows of the thread table before the step, one per tile, [B] each.
+        token: the token that each tile's thread continues with; the protocol may have rewritten the sampled one.
+        drawn: the sampled tokens, [B] each.
     """
     tokens, position, clock = fed
     nowhere = log.queued.shape[2]
@@ -195,7 +197,7 @@ def record(log: LogArrays, tiles, places, fed, threads, token: Int[Array, "B"], 
     leads = places.message < 0
     source = jnp.where(leads, int(Source.HANDED), int(Source.FED))
     said = jnp.stack([tokens, source, nothing, depth, nothing], axis=-1)
-    # An unfed sampled token was recorded when it was sampled.
+    # A sampled token that is fed now was recorded in the step that sampled it.
     entry = jnp.where(leads & threads.drawn.unfed[:, None], nowhere, places.entry)
     last = jnp.take_along_axis(places.entry, jnp.maximum(tiles.count - 1, 0)[:, None], axis=1)[:, 0]
     source = jnp.where(token == drawn.token, int(Source.SAMPLED), int(Source.REWRITTEN))
@@ -209,7 +211,7 @@ def record(log: LogArrays, tiles, places, fed, threads, token: Int[Array, "B"], 
 
 @books.pytree
 class Seen:
-    """What the protocol made of what the tiles drew.
+    """The protocol's answers to the tokens that the tiles drew.
 
     Attributes:
         own: the threads' own state; `kept`: for which of them it is kept.
@@ -217,7 +219,7 @@ class Seen:
         event: of the protocol, 0 for none.
         draws: a token was sampled at all.
         finite: neither the tile's hidden states nor its logits hold NaN or infinity.
-        drawn: what was sampled, or would have been.
+        drawn: the sampled token, [B] each; meaningless for tiles that do not draw.
     """
 
     own: Any
@@ -232,7 +234,7 @@ class Seen:
 def observe(
     program: Program, state: State, tiles, threads: books.Threads, drawn: Drawn, draws: Bool[Array, "B"], finite
 ) -> tuple[Any, Seen]:
-    """Show the protocol what was drawn; returns the bulk state of all lines, too."""
+    """Show the drawn tokens to the protocol. Returns the bulk state of all lines and the protocol's answers."""
     protocol, at = program.protocol, jnp.minimum(tiles.problem, program.sizes.problems - 1)
     row = jnp.where(draws, tiles.problem, program.sizes.problems)
     lines_of = jax.tree.map(lambda kept: kept[at, threads.line.first], state.bulk)
@@ -265,13 +267,13 @@ def score(
 
 
 def advance(program: Program, placed: Book, tiles, places, old: books.Threads, seen: Seen) -> books.Threads:
-    """The thread table after the step, with the events that it brought."""
+    """The thread table [P, M] after the step, with the step's events; `old`: its rows [B] of the tiles' threads before the step."""
     sizes = program.sizes
     good = places.slot[:, 0] < sizes.slots
     row = jnp.where(good, tiles.problem, sizes.problems)
     lead = schedule.leading(old)
     said = tiles.count - lead
-    appended = tiles.count - old.drawn.unfed.astype(jnp.int32)  # a handed token is new in the log
+    appended = tiles.count - old.drawn.unfed.astype(jnp.int32)  # unlike a handed token, an unfed one is logged already
     token, draws = seen.token, seen.draws
     sampled = draws.astype(jnp.int32)
     generated = old.cursor.generated + sampled
@@ -327,7 +329,7 @@ def advance(program: Program, placed: Book, tiles, places, old: books.Threads, s
 
 
 def handle(program: Program, state: State) -> State:
-    """Let happen what the last steps have brought. Never touches the pool; slots are relabelled where a thread was split."""
+    """Apply the transitions that the last steps made ready, and relabel the slots of split threads. Never touches the pool."""
     held, slots = transitions.settle(program.protocol, state.books), state.slots
     if program.protocol.needs.splits:
         new = jnp.arange(held.threads.status.shape[1])[None, :] >= state.books.used[:, None]
@@ -338,13 +340,13 @@ def handle(program: Program, state: State) -> State:
 
 
 def changes(state: State) -> Bool[Array, ""]:
-    """An ended problem can leave, or one of the queue can enter."""
+    """Whether an ended problem can leave, or a queued problem can enter."""
     enters = jnp.any(~state.books.active) & (state.queue.next < state.queue.count)
     return (jnp.any(leaving(state)) & room(state)) | enters
 
 
 def change(program: Program, state: State) -> State:
-    """Ended problems leave, the next enter. The pool is no part of it."""
+    """Move ended problems out and queued problems in. The pool is kept out of the `cond`, which would copy it."""
 
     def run(rest):
         return refill(retire(rest, program.protocol.needs.recorded), program.protocol, program.sizes)
@@ -367,7 +369,7 @@ def run_slice(program: Program, params: Any, state: State, steps: Int[Array, ""]
         return (taken(s) < limit) & ~blocked & (jnp.any(runnable(s)) | changes(s))
 
     def calm(s):
-        """Nothing has happened that the outer loop must see to."""
+        """Whether the outer loop has nothing to do."""
         halted = jnp.any(leaving(s))
         noted = jnp.any(s.books.threads.event > 0)
         return (taken(s) < limit) & ~noted & ~halted & ~transitions.decides(program.protocol, s.books)

@@ -1,8 +1,7 @@
-"""What a program costs in memory, told before anything is allocated, and sizes that fit.
+"""The memory of a program, known before anything is allocated, and sizes that fit.
 
-Parameters and state are counted exactly, from their shapes on the mesh. The workspace of a step is estimated by the largest arrays
-that it needs at once; `Engine.compile().memory_analysis()` tells what it really is, `experiments/compile_tpu.py` for a TPU.
-Letters are those of `Sizes`.
+Parameters and state are counted exactly, from their shapes on the mesh. The workspace of a step is estimated from its largest
+arrays; `Engine.compile().memory_analysis()` measures it, `experiments/compile_tpu.py` for a TPU. Letters are those of `Sizes`.
 """
 
 import dataclasses
@@ -20,7 +19,7 @@ from apr_jax.decode.sizes import Sizes
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
 
-# What the sizes can be grown by, and what that is called.
+# Sizes that can grow, and the texts of their steps.
 STEPS = {
     "problems": "one more problem in flight (P)",
     "slots": "more slots of every problem (N), one attention block",
@@ -39,7 +38,7 @@ class Estimate:
 
     Attributes:
         parts: bytes by part: parameters, pool, books, logs, outbox, queue, workspace.
-        how: the arithmetic of a part where it is more than a sum of small things.
+        how: the arithmetic of the large parts, as text.
     """
 
     parts: dict[str, int]
@@ -56,16 +55,16 @@ class Estimate:
 
 
 def estimate(config: ModelConfig, sizes: Sizes, mesh: sharding.Mesh | None = None) -> Estimate:
-    """What each device of the mesh holds (all of it by default, on one device).
+    """The bytes that each device of the mesh holds; by default for a single device.
 
     Raises:
-        ValueError: the mesh does not fit the model; the message names the parameter and the sizes that would do.
+        ValueError: the mesh does not fit the model; the message names the parameter and the mesh sizes that would fit.
     """
     return _estimator(config, mesh)(sizes)
 
 
 def costs(config: ModelConfig, sizes: Sizes, mesh: sharding.Mesh | None = None) -> str:
-    """The estimate as a table, and what growing each size adds on every device."""
+    """The estimate as a text table, and the bytes that growing each size adds on every device."""
     at = _estimator(config, mesh)
     now = at(sizes)
     lines = [str(now), "", "growing a size adds"]
@@ -80,10 +79,10 @@ def require(config: ModelConfig, sizes: Sizes, memory: int, mesh: sharding.Mesh 
     """The estimate, if it fits.
 
     Args:
-        memory: bytes that a device has.
+        memory: bytes of a device.
 
     Raises:
-        ValueError: it does not fit; the message has the arithmetic and sizes that would.
+        ValueError: the sizes do not fit; the message has the arithmetic and sizes that fit.
     """
     at = _estimator(config, mesh)
     found = at(sizes)
@@ -98,7 +97,7 @@ def require(config: ModelConfig, sizes: Sizes, memory: int, mesh: sharding.Mesh 
 
 
 def largest(config: ModelConfig, sizes: Sizes, memory: int, name: str, mesh: sharding.Mesh | None = None) -> int:
-    """The largest value of one size (`problems`, `slots` or `outbox`) at which the estimate fits, 0 if none does."""
+    """The largest value of the size `name` (`problems`, `slots` or `outbox`) whose estimate fits in `memory` bytes; 0 if none."""
     return _largest(_estimator(config, mesh), sizes, memory, name)
 
 
@@ -115,18 +114,18 @@ def choose_sizes(
     page_size: int = 16,
     int8_pool: bool = False,
 ) -> Sizes:
-    """Sizes under which no problem of these bounds is stopped for want of room, with as many in flight as fit.
+    """Sizes that have room for every problem within the given bounds, with as many problems in flight as fit.
 
-    Print `costs(config, sizes, mesh)` to see what they cost.
+    Print `costs(config, sizes, mesh)` to see the cost of the sizes.
 
     Args:
         memory: bytes that a device may use.
         prompt: tokens of the longest prompt.
-        tokens: tokens that a thread is fed or samples, at most.
+        tokens: largest number of tokens that a thread is fed or samples.
         threads: threads of a problem over its life.
-        lanes: threads of a problem that compute at once; no fewer than `together` of the protocol.
-        problems: the most that are wanted in flight per shard.
-        page_size: slots of a page; 8 to 16 suits CPU, 128 TPU.
+        lanes: threads of a problem that compute at once; at least `needs.together` of the protocol.
+        problems: upper bound of problems in flight per shard.
+        page_size: slots of a page; 8 to 16 suits CPU, 128 suits TPU.
         int8_pool: keys and values in int8, see `Sizes`: about twice as many problems or slots.
 
     Raises:
@@ -134,7 +133,7 @@ def choose_sizes(
     """
     up = lambda count, step: math.ceil(count / step) * step
     block = 32 * page_size if page_size < 128 else 512
-    # A thread wastes less than a page of slots, and less than a page of the log; its last token is not fed, but logged.
+    # A thread wastes less than a page of slots and less than a page of the log. Its last token is logged, but not fed.
     slots, log = (
         up(prompt + threads * (tokens + page_size), block),
         up(prompt + threads * (tokens + 1 + page_size), page_size),
@@ -151,7 +150,7 @@ def choose_sizes(
 
 
 def device_memory(device: Any) -> int | None:
-    """Bytes that a device may use: its own limit, or its share of the machine's memory for a CPU; None if unknown."""
+    """Bytes that a device may use: its own limit, or for a CPU device its share of the machine's memory; None if unknown."""
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
@@ -171,7 +170,7 @@ def readable(size: int) -> str:
 
 
 def _estimator(config: ModelConfig, mesh: sharding.Mesh | None) -> Callable[[Sizes], Estimate]:
-    """`estimate` for many sizes of one model on one mesh, whose parameters are counted once."""
+    """`estimate` for many sizes of one model on one mesh; counts the parameters once."""
     mesh = mesh or jax.sharding.AbstractMesh((1, 1), ("data", "model"))
     shapes = transformer.abstract_params(config)
     places = sharding.shardings(shapes, transformer.logical_axes(config), mesh)
@@ -230,7 +229,7 @@ def _workspace(config: ModelConfig, sizes: Sizes, model: int, width: int) -> int
     heads = config.heads // model if config.heads % model == 0 else config.heads
 
     def rows(count: int, mask_rows: int, keys: int) -> int:
-        mask = 5 * mask_rows * sizes.slots  # visibility bits in 32-bit words, and the mask made of them
+        mask = 5 * mask_rows * sizes.slots  # visibility in 32-bit words, and the boolean mask
         scores = 2 * 4 * mask_rows * heads * sizes.block
         blocks = 2 * keys * sizes.block * width * item
         hidden = count * (3 * config.ffn // model + 4 * config.width) * item
@@ -249,7 +248,7 @@ def _grown(sizes: Sizes, name: str) -> Sizes:
 
 
 def _last(fits: Callable[[int], bool]) -> int:
-    """The largest count from 1 on for which `fits` holds, which must not hold again after it has failed; 0 if none."""
+    """The largest count from 1 on for which `fits` holds, 0 if none; `fits` must be monotone."""
     if not fits(1):
         return 0
     low, high = 1, 2

@@ -1,4 +1,4 @@
-"""Messages: composed of pieces in the branch of events, read when they are fed, never copied in between.
+"""Messages: event handlers compose them of pieces; the tokens are read when they are fed, and never copied in between.
 
 Axes: M threads, Z pieces, B tiles, C tokens of a tile, R pages, T log entries.
 """
@@ -22,9 +22,14 @@ def compose(
     length: Int[Array, "n"],
     valid: Bool[Array, "n"],
 ) -> Book:
-    """Append message pieces; each thread named in `to` gets its valid pieces, which must stand together, as its message.
+    """Append message pieces. Each thread in `to` gets its valid pieces as its message; they must be adjacent in the arguments.
 
-    Nothing is copied here: the tokens are read when they are fed. A full table of pieces ends the problem.
+    No tokens are copied: they are read when they are fed. A full table of pieces ends the problem.
+
+    Args:
+        to: the receiving thread of each of n pieces.
+        kind, thread, start, length: see `book.Pieces`.
+        valid: the piece exists; other pieces are skipped.
     """
     place = book.piece_count + jnp.cumsum(valid.astype(jnp.int32)) - 1
     size = book.pieces.kind.shape[0]
@@ -53,7 +58,7 @@ def compose(
 
 
 def read(book: Book, log_tokens, templates, tiles: Tiles, places: Places, sizes: Sizes) -> Int[Array, "B C"]:
-    """The tokens that the tiles feed: an unfed or handed token, or what stands at that place of the waiting message.
+    """The tokens that the tiles feed: an unfed or handed token, or the next tokens of the message.
 
     Args:
         log_tokens: Int [P, T], the token of every log entry.
@@ -80,7 +85,12 @@ def read(book: Book, log_tokens, templates, tiles: Tiles, places: Places, sizes:
 
 
 def find_entry(book: Book, at: Int[Array, "B"], thread: Int[Array, "B C"], ordinal: Int[Array, "B C"], sizes: Sizes):
-    """Log entry of the `ordinal`-th token of a thread: the page that holds it is found by comparison."""
+    """Log entries, Int [B, C], of the `ordinal`-th tokens of threads; compares all log pages to find the one that holds each.
+
+    Args:
+        at: problem of each row.
+        ordinal: index of the token in its thread's log, from 0 on.
+    """
     owner, first = book.log_owner[at][:, None, :], book.log_first[at][:, None, :]  # [B, 1, R]
     holds = (owner == thread[:, :, None]) & (
         first == (ordinal // sizes.log_page_size * sizes.log_page_size)[:, :, None]

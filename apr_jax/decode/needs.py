@@ -1,4 +1,4 @@
-"""What a protocol needs of the engine: one declared value, which the engine is compiled for."""
+"""The features that a protocol needs: one declared value, for which the engine is compiled."""
 
 import dataclasses
 
@@ -7,13 +7,15 @@ from apr_jax.decode.signals import Signal
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """What a protocol needs of the engine. What it does not need costs nothing.
+    """The features of the engine that a protocol needs. A feature that is not declared costs nothing.
 
     Attributes:
-        threads: threads that every problem opens at least, the root included; a protocol that may fork needs room for a child.
+        threads: least number of threads that every problem opens, the root included; a protocol that may fork needs room for
+            a child.
         beside: children may run while their parent writes, see `apr_jax.decode.forks`.
-        live: threads may see others that still run.
-        together: 0, or live siblings see each other's tokens of the same clock too, and a fork has so many at most (Hogwild).
+        live: threads may see other threads that still run.
+        together: 0, or the largest number of live siblings of a fork, which then see each other's tokens of the same clock too
+            (Hogwild! Inference).
         races: an event of one thread may end another, see `apr_jax.decode.races`.
         splits: threads may be cut in two, see `apr_jax.decode.lines.split`.
         adjusts: the protocol changes the logits that tokens are drawn from (`Protocol.adjust`): bans, penalties.
@@ -46,5 +48,5 @@ class Needs:
 
     @property
     def groups(self) -> bool:
-        """Whether threads must keep pace with others."""
+        """Whether threads may have to keep pace with other threads."""
         return self.live or self.races

@@ -1,9 +1,9 @@
-"""A program on a mesh: how parameters and state lie on it, and the slice that runs over it.
+"""A program on a mesh: the shardings of parameters and state, and the slice that runs over the mesh.
 
-The loop runs inside `shard_map`, manual over `data`: every shard has problems, queue and outbox of its own, takes as many
-steps as it needs, and nothing crosses `data`. It is automatic over `model`: XLA cuts the products where the parameters are cut
-(heads, feed-forward width, vocabulary) and puts its all-reduces there. The pool is cut over `model` where that cuts no kv head,
-and replicated otherwise; everything else of the state is the same on all devices of a shard.
+The loop runs inside `shard_map`, manual over `data`: every shard has its own problems, queue and outbox, takes as many steps as it
+needs, and nothing crosses `data`. The loop is automatic over `model`: XLA partitions the products as the parameters are partitioned
+(heads, feed-forward width, vocabulary) and inserts all-reduces. The pool is cut over `model` if no kv head is cut by that, and
+replicated otherwise; all other parts of the state are replicated on the devices of a shard.
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ class Placement:
     """A program on a mesh with the axes `data` and `model`; allocates nothing by itself.
 
     Attributes:
-        program: what runs.
-        mesh: where; `sharding.make_mesh` makes one. A mesh of described devices serves to compile for them.
-        dtype: of activations and pool.
+        program: the program.
+        mesh: the mesh, see `sharding.make_mesh`. A mesh of described devices serves to compile for these devices.
+        dtype: dtype of activations and pool.
 
     Raises:
-        ValueError: the mesh lacks an axis or has one that is not automatic, or does not divide the model; the message names the
-            parameter and the sizes that would do.
+        ValueError: the mesh lacks an axis, has an axis that is not automatic, or does not divide the model; the message names
+            the parameter and the mesh sizes that would fit.
     """
 
     program: Program
@@ -51,7 +51,7 @@ class Placement:
 
     @property
     def shards(self) -> int:
-        """Shards of problems; each has all of `program.sizes` for itself."""
+        """Number of shards; each has all of `program.sizes` for itself."""
         return self.mesh.shape["data"]
 
     def param_places(self) -> transformer.Params:
@@ -66,11 +66,11 @@ class Placement:
         return jax.tree.map(_with_place, transformer.abstract_params(graph.config, graph.fused), self.param_places())
 
     def place(self, *axes: str | None) -> jax.NamedSharding:
-        """The sharding of an array with a leading axis of shards."""
+        """The sharding of an array with a leading axis of shards; `axes`: mesh axes of the further array axes."""
         return jax.NamedSharding(self.mesh, jax.P("data", *axes))
 
     def create(self, seed: UInt32[Array, "2"]) -> State:
-        """An empty state with a leading axis of shards; traceable, to be jitted with the shardings of `abstract_state`."""
+        """An empty state with a leading axis of shards; traceable: jit it with the shardings of `abstract_state`."""
         config = self.program.graph.config
         heads = config.kv_heads, config.head_dim
         state = states.create(self.program.sizes, config.layers, *heads, self.dtype, seed, self.program.protocol)
@@ -90,7 +90,7 @@ class Placement:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
 
     def run(self, params: transformer.Params, state: State, steps: Int[Array, ""]) -> State:
-        """At most `steps` steps of every shard; traceable."""
+        """Run at most `steps` steps of every shard; traceable."""
 
         def shard(params, state, steps):
             state = jax.tree.map(lambda x: x[0], state)
@@ -102,7 +102,7 @@ class Placement:
         return jax.shard_map(shard, mesh=self.mesh, check_vma=False, **specs)(params, state, steps)
 
     def compile(self, options: Mapping[str, str] | None = None) -> jax.stages.Compiled:
-        """The slice compiled from shapes alone, for whatever devices the mesh is of; `options` are those of the compiler."""
+        """The slice, compiled from shapes alone for the devices of the mesh; `options`: compiler options."""
         run = jax.jit(self.run, donate_argnums=1, out_shardings=self.state_places())
         return run.lower(self.abstract_params(), self.abstract_state(), np.int32(0)).compile(dict(options or {}))
 

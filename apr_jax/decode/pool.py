@@ -1,9 +1,9 @@
 """The pool of key/value slots and attention over it.
 
-Attention is over a set: a slot is visible or it is not, whatever its place. Keys and values are kept per layer in arrays
-[P, N, K h] (heads merged, so that the last axis fills TPU tiles); a step writes its rows first and reads afterwards, which
-keeps the arrays in place. In int8 they have scales [P, K, N] (slots last, because TPUs pad the last axis to 128), which
-multiply scores and weights instead of keys and values.
+Attention is over a set: a slot is visible or not, wherever it lies in the pool. Each layer keeps keys and values in arrays
+[P, N, K h] (heads merged, so that the last axis fills TPU tiles). A step writes its rows before it reads, so that XLA updates
+the arrays in place. Keys and values in int8 have scales [P, K, N] (slots last, because TPUs pad the last axis to 128); the
+scales multiply attention scores and weights instead of keys and values.
 
 Axes: P problems, N slots, W lanes, B tiles, C tokens of a tile, H heads, K kv heads, h head size.
 """
@@ -28,11 +28,11 @@ Stored = Float[Array, "P N Kh"] | Quantised  # the keys or the values of a layer
 
 @pytree
 class Slots:
-    """Who wrote a slot, and when.
+    """The writer and the clock of every slot.
 
     Attributes:
-        owner: thread that wrote the slot, NOBODY before that.
-        clock: clock of the token in it.
+        owner: thread that wrote the slot; NOBODY if the problem has not written it.
+        clock: clock of the token in the slot.
     """
 
     owner: Int[Array, "P N"]
@@ -41,11 +41,11 @@ class Slots:
 
 @pytree
 class View:
-    """What the rows of a step may see.
+    """The attention mask of a step.
 
     Attributes:
-        mask: Bool [P, W, N] when decoding (one row a lane), [B, C, N] when feeding.
-        blocks: blocks that attention reads: up to the fill mark of the fullest problem.
+        mask: Bool [P, W, N] in a decode step (one row per lane), [B, C, N] in a feed step.
+        blocks: number of blocks that attention reads, up to the fill mark of the fullest problem.
     """
 
     mask: Bool[Array, "..."]
@@ -53,7 +53,7 @@ class View:
 
 
 def empty(sizes: Sizes, heads: int, size: int, dtype: Any) -> Stored:
-    """Keys or values of a layer: all zero."""
+    """Keys or values of one layer, all zero; `heads`: K, `size`: h."""
     shape = sizes.problems, sizes.slots, heads * size
     if not sizes.int8_pool:
         return jnp.zeros(shape, dtype)
@@ -62,10 +62,10 @@ def empty(sizes: Sizes, heads: int, size: int, dtype: Any) -> Stored:
 
 
 def put(stored: Stored, new: Float[Array, "B C K h"], row: Int[Array, "B C"], slot: Int[Array, "B C"]) -> Stored:
-    """Store the keys or the values of a step; slot N is nowhere.
+    """Store the keys or the values of a step; rows with slot N are dropped.
 
-    What is not finite is stored as 0: its problem ends with this step (Stop.NOT_FINITE), but the next problem of the place has
-    the slot in its pool, and a masked NaN would still be one in the sums.
+    NaN and infinity are stored as 0. Their problem ends with this step (Stop.NOT_FINITE), but the next problem in its place
+    inherits the slot, and a masked NaN would still spoil the sums of attention.
     """
     heads, flat = new.shape[-2], (*row.shape, -1)
     new = jnp.where(jnp.isfinite(new), new, 0)
@@ -79,7 +79,7 @@ def put(stored: Stored, new: Float[Array, "B C K h"], row: Int[Array, "B C"], sl
 
 
 def write(slots: Slots, tiles: Tiles, places: Places, clock: Int[Array, "B C"]) -> Slots:
-    """Sign the slots that the step writes."""
+    """Record owner and clock of the slots that the step writes."""
     row = jnp.broadcast_to(tiles.problem[:, None], places.slot.shape)
     thread = jnp.broadcast_to(tiles.thread[:, None], places.slot.shape)
     return Slots(
@@ -89,13 +89,13 @@ def write(slots: Slots, tiles: Tiles, places: Places, clock: Int[Array, "B C"]) 
 
 
 def relabel(slots: Slots, log_clock: Int[Array, "P T"], books: Book, sizes: Sizes) -> tuple[Slots, Book]:
-    """After `lines.split`: write the number of their new owner on the slots of the tokens that were split off.
+    """After `lines.split`: give the slots of the split-off tokens to their new owner.
 
-    The first of these tokens is found in the log; all that their thread wrote from the clock of that token on was split off. A page
-    changes its owner only if all its tokens were split off.
+    The log tells the clock of the first split-off token; all later tokens of the same thread are split off too. A page changes
+    its owner only if all its tokens were split off.
 
     Args:
-        log_clock: clock of every entry, -1 if it was not fed.
+        log_clock: clock of every log entry, -1 if its token was not fed.
     """
     threads, every = books.threads, jnp.arange(books.active.shape[0])
     entry = messages.find_entry(books, every, threads.line.parent, threads.line.split_at, sizes)
@@ -104,7 +104,7 @@ def relabel(slots: Slots, log_clock: Int[Array, "P T"], books: Book, sizes: Size
     theirs = slots.owner[:, None, :] == threads.line.parent[:, :, None]  # [P, M, N]
     moves = written[:, :, None] & theirs & (slots.clock[:, None, :] >= first[:, :, None])
     owner = jnp.where(jnp.any(moves, axis=1), jnp.argmax(moves, axis=1).astype(jnp.int32), slots.owner)
-    # Clocks grow along a page: it moves if its first slot does.
+    # Clocks grow along a page: if its first slot moves, all its slots do.
     moved = jnp.any(moves, axis=1)[:, :: sizes.page_size] & (books.page_owner != NOBODY)
     pages = jnp.where(moved, owner[:, :: sizes.page_size], books.page_owner)
     return Slots(owner, slots.clock), books.replace(page_owner=pages)
@@ -118,17 +118,17 @@ def visible(
     page_size: int = 1,
     together: bool = False,
 ) -> Bool[Array, "X Y N"]:
-    """Which slots a row may see: those of threads its thread sees with an earlier clock, its own up to and with itself.
+    """The attention mask: a row sees its own thread up to and including itself, and visible threads at earlier clocks.
 
-    All that depends on the owner is found once for a page, so that the work for a slot does not grow with the threads.
+    The visibility of an owner is looked up once per page, so that the work per slot does not grow with the number of threads.
 
     Args:
-        words: row of the visibility matrix of each row's thread.
-        thread, clock: of each row.
-        slots: of the row's problem, [X, N].
-        page_size: slots of a page. They have one owner, from the first on; behind its slots may stand those of an earlier owner,
-            whom nobody sees any more.
-        together: those with the same clock too. Only a live sibling can have written one, in this step.
+        words: for each row, the visibility-matrix row of its thread.
+        thread, clock: thread and clock of each row.
+        slots: slots of the row's problem, [X, N] each.
+        page_size: slots of a page. The first slot tells the page's owner; later slots may still hold tokens of an earlier
+            owner, which no thread sees any more.
+        together: slots with the same clock are visible too. Only live siblings can have written them, in this step.
     """
     owner = slots.owner.reshape(slots.owner.shape[0], 1, -1, page_size)  # [X, 1, pages, page_size]
     first = jnp.maximum(owner[..., 0], 0)  # [X, 1, pages]
@@ -145,7 +145,7 @@ def visible(
 
 
 def visibility(books: Book, slots: Slots, tiles: Tiles, clock: Int[Array, "B C"], sizes: Sizes) -> View:
-    """The view of the rows of a step, after their slots were signed."""
+    """The attention mask of a step, after `write` has recorded its slots; `clock`: clock of every row."""
     needs = books.protocol.needs
     together = needs.together > 0
     page_size = 1 if needs.splits else sizes.page_size  # a page may hold tokens of both sides of a split
@@ -168,15 +168,16 @@ def visibility(books: Book, slots: Slots, tiles: Tiles, clock: Int[Array, "B C"]
         part = visible(words, thread, clock, piece, page_size, together) & busy[:, :, None]
         return jax.lax.dynamic_update_slice_in_dim(mask, part, i * sizes.block, axis=2)
 
-    # Block by block, so that slots behind the fill mark cost nothing.
+    # Computed block by block, so that slots behind the fill mark cost nothing.
     mask = jax.lax.fori_loop(0, blocks, one, jnp.zeros((*thread.shape, sizes.slots), bool))
     return View(mask, blocks)
 
 
 def attention(view: View, tiles: Tiles, places: Places, block: int, kernel: bool) -> Callable:
-    """The `attend` function of a step (see `apr_jax.model.transformer.hidden`); a layer's cache is its (keys, values).
+    """The `attend` function of a step (see `apr_jax.model.transformer.hidden`); the cache of a layer is its (keys, values).
 
     Args:
+        block: slots that attention reads at a time.
         kernel: see `attend`.
     """
     row = jnp.broadcast_to(tiles.problem[:, None], places.slot.shape)
@@ -208,9 +209,10 @@ def attend(
     """Softmax attention under `view.mask`; a row that sees nothing gives 0.
 
     Args:
-        q: rows of X problems, not scaled.
-        kernel: by `apr_jax.decode.native` instead of `blockwise_attention`.
-        problem: of each of the X, P for one that is idle; None if they are all P in order.
+        q: queries of X problems, not scaled.
+        block: slots that attention reads at a time.
+        kernel: compute with `apr_jax.decode.native` instead of `blockwise_attention`.
+        problem: row of the pool for each of the X, P for an idle one; None means all P rows in order.
     """
     if kernel:
         every = jnp.arange(keys.shape[0], dtype=jnp.int32)
@@ -229,12 +231,13 @@ def blockwise_attention(
 ) -> Float[Array, "X Y H h"]:
     """Softmax attention under `view.mask`, block by block up to the fill mark; a row that sees nothing gives 0.
 
-    Running maximum and sum are kept as in FlashAttention (Dao et al. 2022, section 3.1), so that only the blocks in use are
-    read: a large pool costs no more than a small one with the same fill.
+    Running maximum and sum are kept as in FlashAttention (Dao et al. 2022, section 3.1). Only the blocks in use are read, so
+    that a large pool costs no more than a small pool with the same fill.
 
     Args:
-        q: rows of X problems, not scaled.
-        rows: problem of each of the X; None if they are all P in order.
+        q: queries of X problems, not scaled.
+        block: slots that attention reads at a time.
+        rows: row of the pool for each of the X; None means all P rows in order.
     """
     x, y, heads, size = q.shape
     kv = keys.shape[-1] // size
@@ -246,7 +249,7 @@ def blockwise_attention(
         return a if rows is None else a[rows]
 
     def read_block(stored, i):
-        """Numbers [x, kv, block, size] and what scales them, [x, kv, 1, block] or None."""
+        """Keys or values [x, kv, block, size] and their scales, [x, kv, 1, block] or None."""
         numbers, scale = stored, None
         if isinstance(stored, Quantised):
             numbers, scale = stored.values, piece(stored.scale, i, 2, 1)[:, :, None]

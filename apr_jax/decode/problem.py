@@ -1,4 +1,4 @@
-"""A problem as the engine is given it, and what is refused before anything is decoded."""
+"""The problems given to the engine, and the checks made before decoding."""
 
 import dataclasses
 import operator
@@ -15,20 +15,20 @@ _INT32, _FLOAT32 = np.iinfo(np.int32), np.finfo(np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is to be decoded.
+    """A problem to decode.
 
     Attributes:
-        id: the caller's number of the problem; part of the key of its random draws.
+        id: the caller's number of the problem; part of the random key.
         prompt: Int [n], token ids, at least one.
-        sample: the caller's number of the sample; part of the key too.
-        temperature: 0 is greedy, and so is what is below `sampling.COLDEST`.
-        top_k: keep that many tokens, 0 is off.
-        top_p: keep that share of the probability, 1 is off.
+        sample: the caller's number of the sample; part of the random key.
+        temperature: sampling is greedy at 0, and at values below `sampling.COLDEST`.
+        top_k: number of tokens to keep, 0 means off.
+        top_p: share of the probability to keep, 1 means off.
         max_tokens: tokens that each thread may generate.
-        child_max_tokens: the same for all threads but the root, 0: max_tokens.
-        arguments: Int [n], what the protocol is told of this problem; n is its `needs.arguments`.
-        parts: stretches of the prompt by name, from and to, those at least that the protocol needs (the question inside its
-            template, say, which messages quote).
+        child_max_tokens: the same for all threads except the root; 0 means `max_tokens`.
+        arguments: Int [n], numbers for the protocol; n is the protocol's `needs.arguments`.
+        parts: ranges (begin, end) of the prompt by name, at least those that the protocol needs. Messages may quote them, for
+            example the question without its template.
     """
 
     id: int
@@ -44,10 +44,10 @@ class Problem:
 
 
 def whole(name: str, value: Any, least: int = _INT32.min, most: int = _INT32.max) -> int:
-    """The number, if it is whole and in range.
+    """`value` as an int, if it is whole and in range.
 
     Raises:
-        ValueError: with the name, the value and what is allowed.
+        ValueError: `value` is not; the message has the name, the value and the allowed range.
     """
     if (
         isinstance(value, (bool, np.bool_))
@@ -59,19 +59,19 @@ def whole(name: str, value: Any, least: int = _INT32.min, most: int = _INT32.max
 
 
 def check_seed(seed: int) -> int:
-    """The seed, unless it draws what another one draws: JAX keeps 32 bits of it."""
+    """The seed, if it fits into the 32 bits that JAX keeps; a larger seed would draw the same numbers as a smaller one."""
     return whole("seed", seed, 0, 2**32 - 1)
 
 
 def check_sampling(given: Any, where: str = "") -> None:
-    """Refuse parameters of sampling and budgets that mean nothing, in the 32 bits in which sampling computes.
+    """Refuse sampling parameters and budgets that are out of range, in the 32 bits in which sampling computes.
 
     Args:
-        given: what has the fields `temperature`, `top_k`, `top_p`, `max_tokens` and `child_max_tokens`.
-        where: put before the name of the field, as in "problem 3: ".
+        given: an object with the fields `temperature`, `top_k`, `top_p`, `max_tokens` and `child_max_tokens`.
+        where: prefix of the field's name in messages, as in "problem 3: ".
 
     Raises:
-        ValueError: with the field, its value and what is allowed.
+        ValueError: a field is out of range; the message has the field, its value and the allowed range.
     """
     if not 0 <= given.temperature <= _FLOAT32.max:
         raise ValueError(
@@ -86,10 +86,15 @@ def check_sampling(given: Any, where: str = "") -> None:
 
 
 def check(problem: Problem, vocabulary: int, sizes: Sizes, needs: Needs = Needs()) -> None:  # noqa: B008 - frozen
-    """Refuse a problem that cannot be decoded as it is; `needs`: of the protocol.
+    """Refuse a problem that cannot be decoded.
+
+    Args:
+        vocabulary: V, number of token ids of the model.
+        sizes: the static sizes, which must hold the prompt.
+        needs: the needs of the protocol.
 
     Raises:
-        ValueError: with the field, its value and what is allowed.
+        ValueError: a field is out of range; the message has the field, its value and the allowed range.
     """
     name = f"problem {problem.id}"
     whole(f"{name}: id", problem.id)
@@ -99,7 +104,7 @@ def check(problem: Problem, vocabulary: int, sizes: Sizes, needs: Needs = Needs(
         raise ValueError(f"{name}: prompt of shape {prompt.shape}; a list of at least one token id is needed")
     if not np.issubdtype(prompt.dtype, np.integer):
         raise ValueError(f"{name}: prompt of {prompt.dtype}; token ids are whole numbers")
-    holds = {"prompt": sizes.prompt, "slots": sizes.slots, "log": sizes.log - 1}  # the log also holds what is sampled
+    holds = {"prompt": sizes.prompt, "slots": sizes.slots, "log": sizes.log - 1}  # the log also holds the sampled token
     for size, most in holds.items():
         if len(prompt) > most:
             value = getattr(sizes, size)

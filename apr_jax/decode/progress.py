@@ -1,4 +1,4 @@
-"""How far a run has come."""
+"""The progress of a run."""
 
 import collections
 import dataclasses
@@ -9,17 +9,17 @@ from apr_jax.record import Stop
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a run stands after a slice; sums over the run.
+    """The progress of a run after a slice; sums over the run.
 
     Attributes:
-        finished: problems done.
-        problems: problems given.
-        sampled, fed: tokens generated and fed.
-        feed_steps, decode_steps: device steps, over all shards.
-        occupancy: busy rows of the decode steps over all their rows.
+        finished: finished problems.
+        problems: problems of the run.
+        sampled, fed: tokens sampled and fed.
+        feed_steps, decode_steps: device steps, summed over all shards.
+        occupancy: busy rows of the decode steps over all rows of the decode steps.
         seconds: wall time, compilation included.
-        shard_steps: steps of each shard. The queue is dealt over the shards, and each runs until its part is done.
-        stops: how often each stop reason was the end of a problem (of those of this process).
+        shard_steps: steps of each shard. Problems are dealt over the shards, and each shard runs until its part is done.
+        stops: number of this process's problems that ended with each stop reason.
     """
 
     finished: int
@@ -35,14 +35,14 @@ class Progress:
 
     @property
     def imbalance(self) -> float:
-        """Steps of the shard with the most over the mean: 1 is even, 1.5 means that a third of the shards' time is idle."""
+        """Largest number of steps of a shard over the mean: 1 is even; at 1.5 shards are idle for a third of the time."""
         return max(self.shard_steps) * len(self.shard_steps) / max(sum(self.shard_steps), 1)
 
     def after(self, earlier: "Progress") -> "Progress":
-        """Progress of a run that was resumed: this part and the `earlier` one.
+        """Progress of a resumed run: this part plus the `earlier` one.
 
         Raises:
-            ValueError: they ran on different numbers of shards.
+            ValueError: the two parts ran on different numbers of shards.
         """
         if len(self.shard_steps) != len(earlier.shard_steps):
             raise ValueError(f"progress of {len(earlier.shard_steps)} shards cannot go on with {len(self.shard_steps)}")

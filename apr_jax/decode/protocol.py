@@ -1,7 +1,7 @@
-"""What the engine asks of a method of parallel reasoning: its contract with a protocol.
+"""The contract between the engine and a protocol, which implements a method of parallel reasoning.
 
-A protocol is a frozen dataclass (hashable, static). It is written for one problem and one thread; the loop vmaps it, and applies a
-handler only in steps where some problem has that event. Handlers see the book, never keys and values.
+A protocol is a frozen dataclass (hashable, static). Its functions are written for one problem and one thread. The loop vmaps them,
+and applies a handler only after steps in which some problem has its event. Handlers see the book, never keys and values.
 """
 
 import abc
@@ -20,7 +20,7 @@ from apr_jax.record import Stop
 
 @dataclasses.dataclass(frozen=True)
 class ForAll:
-    """A handler that is given all threads at once that have the event in a step, as a mask."""
+    """A handler that takes the mask of all threads with the event, instead of one thread at a time."""
 
     apply: Callable[[Book, Bool[Array, "M"]], Book]
 
@@ -33,13 +33,13 @@ Handler = Callable[[Book, Int[Array, ""]], Book] | ForAll
 
 @pytree
 class Drawn:
-    """What a thread has just sampled.
+    """The token that a thread has just sampled.
 
     Attributes:
-        token: its id.
-        logprob: its log-probability under the model, nats.
-        behaviour_logprob: the same under the distribution that it was drawn from.
-        signals: those that the protocol needs, of the row that it was drawn from.
+        token: token id.
+        logprob: log-probability of the token under the model, nats.
+        behaviour_logprob: the same under the distribution that the token was drawn from (temperature, truncation).
+        signals: the signals in `needs.signals`, of the row that the token was drawn from.
     """
 
     token: Int[Array, ""]
@@ -49,13 +49,13 @@ class Drawn:
 
 
 class Protocol(abc.ABC):
-    """How a problem begins, which tokens are events, and what each event does; `thread` is the number of the thread concerned.
+    """Defines how a problem begins, which tokens are events, and what each event does. Arguments `thread` are thread numbers.
 
     Attributes:
-        needs: what the engine must be compiled for.
-        templates: tokens that messages may quote, one table for all; at least one.
-        handlers: what the events of `observe` do, in order. Each may write its own thread and children of it that have not started,
-            so that the events of one step commute.
+        needs: features that the engine must be compiled for.
+        templates: one table of the tokens that messages may quote; at least one token.
+        handlers: one handler for each event of `observe`, in order. A handler may change only its own thread and this thread's
+            unstarted children, so that the events of one step commute.
     """
 
     needs: Needs = Needs()
@@ -63,33 +63,33 @@ class Protocol(abc.ABC):
     handlers: tuple[Handler, ...] = ()
 
     def own_state(self) -> Any:
-        """The state that the root has of its own when it is opened: a tree of small arrays, kept as `book.threads.own`.
+        """The protocol's state of a root thread: a tree of small arrays, kept as `book.threads.own`.
 
-        It goes over to the thread that continues a line.
+        A thread that continues a line takes over the state of the line.
         """
         return ()
 
     def fresh(self, shared: Any, parent: Any) -> Any:
-        """The state of its own that a child begins with, from the problem's and its parent's: by default that of a root."""
+        """The first state of a child, from the shared state and the parent's state; by default that of a root."""
         return self.own_state()
 
     def shared_state(self) -> Any:
-        """The state that the threads of a problem share, when it begins: a tree of small arrays, kept as `book.shared`.
+        """The first value of the state that all threads of a problem share: a tree of small arrays, kept as `book.shared`.
 
-        `observe` reads it. Events of one step must commute, so only `joined` and `decided` may write it.
+        `observe` reads the shared state. Events of one step must commute, so only `joined` and `decided` may write it.
         """
         return ()
 
     def bulk_state(self) -> Any:
-        """What is kept of every line outside the book, because handlers should not copy it: a tree of arrays of any size.
+        """The bulk state of one line: a tree of arrays of any size, kept outside the book so that handlers do not copy it.
 
-        The threads of a line share it. It is not cleared: a new line finds what an earlier one left there, and must tell by its own
-        state (a count, say) how much of it is its own.
+        The threads of a line share their bulk state. It is never cleared: a new line finds the values of an earlier line, and
+        must know from its own state (from a count, for example) which values are its own.
         """
         return ()
 
     def watch(self, bulk: Any, own: Any, drawn: "Drawn") -> tuple[Any, Any]:
-        """Bring the line's bulk state, and with it the thread's own, up to date with what was drawn; before `observe`."""
+        """Update the bulk state of the line and the state of the thread with the drawn token; called before `observe`."""
         return bulk, own
 
     def adjust(self, shared: Any, own: Any, bulk: Any, logits: Float[Array, "V"]) -> Float[Array, "V"]:
@@ -115,22 +115,22 @@ class Protocol(abc.ABC):
 
     @abc.abstractmethod
     def begin(self, book: Book) -> Book:
-        """Open the root in an empty book that holds the prompt, and give it something to feed."""
+        """Open the root in an empty book that holds the prompt, and give the root a message to feed."""
 
     @abc.abstractmethod
     def observe(self, shared: Any, own: Any, drawn: Drawn) -> tuple[Any, Int[Array, ""], Int[Array, ""]]:
-        """Look at what a thread has drawn, before it is recorded.
+        """Look at the token that a thread has drawn, before it is recorded.
 
         Args:
-            shared, own: the problem's state and the thread's.
+            shared, own: the state of the problem and the state of the thread.
 
         Returns:
-            The thread's state; the token to go on with, which is recorded as rewritten where it is not the one that was drawn; the
-            event that this is, 0 for none, else 1 + the index of its handler.
+            The new state of the thread; the token to continue with, recorded as rewritten if it is not the drawn one; the number
+            of the event, 0 for none, else 1 + the index of its handler.
         """
 
     def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
-        """`thread`, which does not sample, has fed all it had."""
+        """Handle the event that `thread`, which does not sample, has fed all its tokens."""
         return book
 
     def spent(self, book: Book, mask: Bool[Array, "M"]) -> Book:
@@ -138,19 +138,19 @@ class Protocol(abc.ABC):
         return ends.close(book, mask, jnp.int32(Stop.LENGTH))
 
     def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
-        """All lines that `thread` waited for (`books.awaited`) have ended: give it something to feed, or close it."""
+        """Handle the end of all lines that `thread` waited for (`books.awaited`): give `thread` a message, or close it."""
         return book
 
     def suffices(self, book: Book, thread: Int[Array, ""]) -> Bool[Array, ""]:
-        """Whether the ends so far, that of `thread` the last, decide its race; asked by clock, in races with `enough`."""
+        """Whether the ends so far, the last of them that of `thread`, decide the race; asked by clock, in races with `enough`."""
         return jnp.bool(False)
 
     def decided(self, book: Book, thread: Int[Array, ""]) -> Book:
-        """An event of `thread` that was deferred may be acted on. Only asked of protocols that race."""
+        """Handle a deferred event of `thread` at its turn by clock. Only called for protocols with `needs.races`."""
         return book
 
 
 def is_one_of(token: Int[Array, ""], words: tuple[int, ...]) -> Int[Array, ""]:
-    """1 + the place of the token among the words, 0 if it is none of them: an event by token."""
+    """The event number of a token: 1 + its index in `words`, 0 if it is not among them."""
     match = token == jnp.array(words, jnp.int32)
     return jnp.sum(jnp.where(match, jnp.arange(1, len(words) + 1), 0), dtype=jnp.int32)

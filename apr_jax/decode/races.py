@@ -1,18 +1,18 @@
-"""Decisions by clock: what one thread of a race may do to another, whenever the scheduler ran which.
+"""Races and their decisions by clock: the effects of one thread on another, independent of the schedule.
 
-A race is children of one fork, with their descendants, if something that one of them does may end another:
+A race is a set of children of one fork, with their descendants, in which one thread may end another. Three things decide races:
 
-    ends     as soon as enough of them have ended the others are killed, or nobody waits for them any more
-    budget   the members may sample so many tokens together; when they have, those that run are ended where they stand
-    events   of the protocol that touch other members (kill one, say)
+    ends     when enough members have ended, the others are killed, or their parent stops waiting for them
+    budget   the members share a number of tokens; when these are sampled, the running members are ended where they stand
+    events   of the protocol, if they affect other members (kill one, for example)
 
-In the outermost race or live group that a thread stands in, its *scope*, a row of clock c runs only when no thread of the scope
-still has a row below c to feed. So when a decision falls due at clock c, and everybody of the scope is past c, everything up to c
-has happened and nothing beyond: it is taken then. Of several the least clock is first, then the outer race, then the child that was
-opened first; the budget of a race comes after the decisions of its members.
+The *scope* of a thread is its outermost race or live group. A row of clock c runs only when no thread of the scope still has a row
+below c to feed. A decision that falls due at clock c is taken when all threads of the scope are past c: then all rows up to c have
+run and none beyond. Decisions are taken in the order of clock, then nesting (outer race first), then order of opening; the budget
+of a race is decided after the ends and events of its members.
 
-A thread whose end or event awaits a decision is DECIDING; its clock is that of the row that sampled the event. A protocol that uses
-any of this says `races = True`. Everything is written for one problem. Axes: M threads.
+A thread whose end or event awaits a decision is DECIDING; its clock is that of the row that sampled the event. A protocol with
+races must declare `needs.races`. All functions are written for one problem. Axes: M threads.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from apr_jax.decode.book import Book
 from apr_jax.decode.threads import DECIDING, NOBODY, READY, collect
 from apr_jax.record import Stop
 
-# What is decided; 0 is nothing.
+# The kinds of decisions; 0 is none.
 END, BUDGET, EVENT = range(1, 4)
 _MOST = jnp.iinfo(jnp.int32).max
 
@@ -40,12 +40,13 @@ def start(
     kills: Bool[Array, ""] | bool = True,
     budget: Int[Array, ""] | int = 0,
 ) -> Book:
-    """Make a race of children that were forked just now, none of whom is in another.
+    """Make a race of newly forked children, none of which is in another race.
 
     Args:
-        enough: so many ends decide it, or fewer if the protocol's `suffices` says so; 0: ends do not.
-        kills: the others are killed then; otherwise they run on, and a parent that has waited since the fork does so no longer.
-        budget: tokens that they and all below them may sample together, settled at whole clocks; 0 is any number.
+        enough: number of ends that decide the race, or fewer if the protocol's `suffices` says so; 0: ends do not decide it.
+        kills: the decision kills the other members; otherwise they run on, and a parent that has waited since the fork stops
+            waiting for them.
+        budget: tokens that the members and their descendants may sample together, counted at whole clocks; 0 means no limit.
     """
     pace, first = book.threads.pace, jnp.argmax(books.eldest(book, members)).astype(jnp.int32)
     book = book.update(members, race=first, scope=jnp.where(pace.scope == NOBODY, first, pace.scope))
@@ -55,13 +56,13 @@ def start(
 def defer(book: Book, who: Bool[Array, "M"] | Int[Array, ""]) -> Book:
     """Let an event of a thread wait, or those of many: the protocol's `decided` is called when each may be acted on.
 
-    That may touch the other members of its race and what is below them, the problem's shared state, and nobody else.
+    `decided` may change the other members of the thread's race, their descendants and the problem's shared state, nothing else.
     """
     return book.update(who, status=DECIDING)
 
 
 def flushing(book: Book) -> Bool[Array, "M"]:
-    """Threads whose end is decided, and who only feed their last token."""
+    """Threads whose end is decided and that still feed their last token."""
     return (book.threads.status == READY) & (book.threads.stop != Stop.RUNNING)
 
 
@@ -73,14 +74,14 @@ def rivals(book: Book, thread: Int[Array, ""]) -> Bool[Array, "M"]:
 
 
 def due(book: Book) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """What is to be decided now, once all events are handled: END, BUDGET, EVENT or 0, and the thread concerned.
+    """The next decision that is due after all events are handled: its kind (END, BUDGET, EVENT or 0) and its thread.
 
-    That is the thread whose end or event waited, or the first thread of the race whose budget is used up.
+    The thread is the one whose end or event waits, or the first thread of the race whose budget is used up.
     """
     threads, number = book.threads, books.numbers(book)
     least = schedule.least_clock(threads, (threads.status == READY) & (schedule.waiting(threads) > 0))
     exhausted, latest = _exhausted(book)
-    # Twice all threads: their own events, then the budgets of the races that they are the first of.
+    # Two entries per thread, [2 M]: its own end or event, then the budget of the race whose first thread it is.
     clock = jnp.concatenate([threads.cursor.clock, latest])
     left = jnp.concatenate([threads.status == DECIDING, exhausted]) & ~(jnp.tile(least, 2) < clock)
     any_left = jnp.any(left) & book.active & (book.stop == Stop.RUNNING)
@@ -95,12 +96,13 @@ def due(book: Book) -> tuple[Int[Array, ""], Int[Array, ""]]:
 
 
 def _exhausted(book: Book) -> tuple[Bool[Array, "M"], Int[Array, "M"]]:
-    """For the first thread of every race: whether its budget is used up, and the last clock at which it was drawn upon.
+    """In the row of every race's first thread: whether the race's budget is used up, and the last clock that drew on the budget.
 
-    Clocks of threads may be later than that: of one that waited for others before it ended, say.
+    A thread's own clock may be later, if it waited for others before it ended, for example.
     """
     threads, parent, race = book.threads, book.threads.line.parent, book.threads.pace.race
-    own = jnp.where(threads.stop == Stop.CONTINUED, 0, threads.cursor.generated)  # the next of the line counts on
+    # The next thread of a line inherits the count of a continued one.
+    own = jnp.where(threads.stop == Stop.CONTINUED, 0, threads.cursor.generated)
 
     def climb(_, below):
         sampled, latest = below
@@ -114,10 +116,10 @@ def _exhausted(book: Book) -> tuple[Bool[Array, "M"], Int[Array, "M"]]:
 
 
 def arrive(book: Book, thread: Int[Array, ""], suffices: Callable) -> Book:
-    """The end of a thread is decided: it is one of those that decide the race, or comes too late for that.
+    """Take the decision on the end of a thread, which counts towards its race's `enough` unless the race is decided already.
 
     Args:
-        suffices: of the protocol.
+        suffices: the protocol's `suffices`.
     """
     race = book.threads.pace.race[thread]
     left = book.threads.pace.enough[race]
@@ -125,7 +127,7 @@ def arrive(book: Book, thread: Int[Array, ""], suffices: Callable) -> Book:
     book = book.update(race, enough=jnp.where(over, 0, jnp.maximum(left - 1, 0)))
     others = rivals(book, thread) & ~flushing(book)
     killed = lines.kill(book.update(race, shared_budget=0), others)
-    # A parent that waits since the fork waits no longer; one that came to wait later may not have come to it yet.
+    # Only a parent that has waited since the fork stops waiting; whether a later wait has begun would depend on the schedule.
     since_fork = books.lines_of(book, others & ~book.threads.bond.beside)
     let_go = book.update(since_fork, awaited=False, beside=True)
     decided = books.choose(book.threads.pace.kills[race], killed, let_go)
@@ -133,10 +135,13 @@ def arrive(book: Book, thread: Int[Array, ""], suffices: Callable) -> Book:
 
 
 def exhaust(book: Book, first: Int[Array, ""]) -> Book:
-    """The members of a race have used their budget up: they are ended where they stand, or killed if ends were to kill them.
+    """End the running members of a race that has used up its budget; kill them instead if ends would have killed them.
 
-    What is below them is killed. A member that had ended, and only feeds its last token, is let be. Who waits for those that are
-    ended waits for all members.
+    Descendants of the ended members are killed. Members that already feed their last token are left alone. The ended members get
+    the race's last clock and longest critical path, so that a parent that waits for one of them waits for all.
+
+    Args:
+        first: the first thread of the race.
     """
     threads, clock = book.threads, _exhausted(book)[1][first]
     members = books.last_of_lines(book, threads.pace.race == first)
@@ -152,5 +157,5 @@ def exhaust(book: Book, first: Int[Array, ""]) -> Book:
 
 
 def event(book: Book, thread: Int[Array, ""], decided: Callable) -> Book:
-    """Let the protocol act on an event that has waited; the thread goes on unless it is ended."""
+    """Let the protocol's `decided` handle a deferred event; the thread continues unless `decided` ends it."""
     return decided(book.update(thread, status=READY), thread)

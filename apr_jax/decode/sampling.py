@@ -1,7 +1,7 @@
-"""Draw one token a row: greedy, or by inversion of the cumulative distribution with one uniform a row.
+"""Draws one token per row: greedy, or by inversion of the cumulative distribution with one uniform number per row.
 
-Sums go over blocks of the vocabulary, never over a sort: on CPU and TPU alike a sort of the vocabulary costs more than a
-small model's whole step. Axes: B rows, V vocabulary.
+The vocabulary is summed in blocks and never sorted: on CPU and TPU alike, sorting it costs more than a whole step of a small
+model. Axes: B rows, V vocabulary.
 """
 
 import jax
@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 _BISECTIONS = 48
-# Below this temperature sampling is greedy. A logit in f32 is known to about 1e-6: divided by less than this, differences
-# that are only rounding would decide the draw, and would do so anew in every program that XLA fuses in another way.
+# Below this temperature sampling is greedy. A logit in f32 is accurate to about 1e-6: divided by a smaller temperature, rounding
+# errors would decide the draw, and the draw would change with every way in which XLA fuses the program.
 COLDEST = 1e-5
 
 
 def _blocks(vocabulary: int) -> int:
-    """Number of blocks: the largest block of at most 256 that divides the vocabulary."""
+    """Number of blocks; a block is the largest power of two up to 256 that divides the vocabulary."""
     size = next(size for size in (256, 128, 64, 32, 16, 8, 4, 2, 1) if vocabulary % size == 0)
     return vocabulary // size
 
@@ -37,7 +37,7 @@ def _threshold(x: Float[Array, "B V"], mass: Float[Array, "B V"], least: Float[A
         enough = jnp.sum(jnp.where(x >= middle[:, None], mass, 0), axis=-1) >= least
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    # The upper bound is raised by its own magnitude so that the maximum itself can be reached.
+    # The upper bound lies above the maximum, so that the search can reach the maximum itself.
     top = jnp.max(x, axis=-1)
     least_of = jnp.min(jnp.where(x > -jnp.inf, x, top[:, None]), axis=-1)  # of the tokens that are not banned
     low, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (least_of, top + 1 + jnp.abs(top) * 1e-6))
@@ -45,7 +45,7 @@ def _threshold(x: Float[Array, "B V"], mass: Float[Array, "B V"], least: Float[A
 
 
 def _keep(x: Float[Array, "B V"], top_k: Int[Array, "B"], top_p: Float[Array, "B"]) -> Bool[Array, "B V"]:
-    """Which tokens truncation leaves: the `top_k` largest, then of those the fewest that hold `top_p` of the mass."""
+    """The mask of the tokens that truncation keeps: the `top_k` largest, and of them the fewest that hold `top_p` of the mass."""
     ones = jnp.ones_like(x)
     count = jnp.where(top_k > 0, top_k, x.shape[-1]).astype(x.dtype)
     keep = x >= _threshold(x, ones, count)[:, None]
@@ -55,11 +55,11 @@ def _keep(x: Float[Array, "B V"], top_k: Int[Array, "B"], top_p: Float[Array, "B
 
 
 def _invert(weights: Float[Array, "B V"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:
-    """Smallest token whose cumulative weight is above `uniform` times the total."""
+    """The smallest token whose cumulative weight is above `uniform` times the total."""
     blocks = weights.reshape(weights.shape[0], _blocks(weights.shape[1]), -1)
     sums = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
     goal = uniform.astype(weights.dtype) * sums[:, -1]
-    # Rounding may push the goal to the total: the last block, and in it the last token, that has weight stands for it.
+    # Rounding may push the goal up to the total: then the last token with a weight is drawn.
     last_block = blocks.shape[1] - 1 - jnp.argmax(jnp.any(blocks > 0, axis=-1)[:, ::-1], axis=-1)
     block = jnp.minimum(jnp.sum(sums <= goal[:, None], axis=-1), last_block)
     before = jnp.where(block > 0, jnp.take_along_axis(sums, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0], 0)
@@ -77,18 +77,18 @@ def sample(
     top_p: Float[Array, "B"],
     adjusted: Float[Array, "B V"] | None = None,
 ) -> tuple[Int[Array, "B"], Float[Array, "B"], Float[Array, "B"]]:
-    """Draw a token a row.
+    """Draw one token per row.
 
     Args:
         logits: in f32 (f64 in exact tests).
-        uniform: one number in [0, 1) a row.
+        uniform: one number in [0, 1) per row.
         temperature: below `COLDEST` means greedy.
         top_k: keep that many tokens; 0 means off.
         top_p: keep that share of the mass; 1 means off. Applied after `top_k`, on what it left.
         adjusted: the logits that tokens are drawn from, where those are not the model's.
 
     Returns:
-        Token, its log-probability under the model, its log-probability under the distribution it was drawn from (nats).
+        The token, its log-probability under the model, and its log-probability under the distribution drawn from (nats).
     """
     greedy, offered = temperature < COLDEST, logits if adjusted is None else adjusted
 

@@ -1,4 +1,4 @@
-"""Which threads compute in a step, and where what they feed goes.
+"""The scheduler: which threads compute in a step, and which slots and log entries their tokens get.
 
 A step works on B *tiles* of C tokens, each tile a stretch of one thread: [A, 1] when decoding, [G, C] when feeding.
 Axes: P problems, M threads, W lanes, B tiles, C tokens of a tile, R pages, N slots, T log entries.
@@ -23,10 +23,10 @@ class Tiles:
     Attributes:
         lane_thread: thread of each lane, 0 where the lane is idle (see `lane_busy`).
         lane_busy: the lane computes in this step.
-        problem, lane, thread: whose tile it is; `problem` is P for an idle tile.
+        problem, lane, thread: the tile's problem, lane and thread; `problem` is P for an idle tile.
         busy: the tile computes.
-        count: tokens that the tile feeds.
-        draws: the tile samples a token when it has fed them.
+        count: tokens that the tile feeds, at most C.
+        draws: the tile samples a token after its last fed token.
     """
 
     lane_thread: Int[Array, "P W"]
@@ -39,24 +39,24 @@ class Tiles:
     draws: Bool[Array, "B"]
 
     def to_lanes(self, values: Int[Array, "B"]) -> Int[Array, "P W"]:
-        """Put one number a tile where its lane is; 0 for idle lanes."""
+        """Move one number per tile to the tile's lane; 0 for idle lanes."""
         return jnp.zeros(self.lane_busy.shape, values.dtype).at[self.problem, self.lane].set(values, mode="drop")
 
     def at(self, values: Int[Array, "P W"]) -> Int[Array, "B"]:
-        """The lane's number for each tile."""
+        """For each tile, the number of its lane."""
         return values[jnp.minimum(self.problem, values.shape[0] - 1), self.lane]
 
 
 @pytree
 class Places:
-    """Where the tokens of the tiles go. Slot N and entry T stand for nowhere.
+    """The slots and log entries of the tiles' tokens. Slot N and entry T mean that the token is not stored.
 
     Attributes:
         index: index of each token in its thread.
-        slot: its slot in the pool.
-        message: its place in the thread's waiting message; -1 for an unfed sampled token, or one that was handed.
-        entry: its entry in the log.
-        drawn: the entry of the token that will be sampled.
+        slot: slot of the token in the pool.
+        message: index of the token in the unfed rest of the message; -1 for an unfed sampled token or a handed token.
+        entry: log entry of the token.
+        drawn: log entry of the token that the tile will sample.
     """
 
     index: Int[Array, "B C"]
@@ -67,7 +67,7 @@ class Places:
 
 
 def leading(threads: Threads) -> Int[Array, "*P M"]:
-    """Tokens that each thread feeds before its message: 1 for an unfed sampled one or one that it was handed, else 0."""
+    """Tokens that each thread feeds before its message: 1 if it has an unfed sampled token or a handed token, else 0."""
     return (threads.drawn.unfed | threads.drawn.handed).astype(jnp.int32)
 
 
@@ -77,13 +77,13 @@ def waiting(threads: Threads) -> Int[Array, "*P M"]:
 
 
 def runnable(books: Book, groups: bool, together: bool = False) -> Bool[Array, "P M"]:
-    """Threads that have something to feed and may.
+    """Threads that have tokens to feed and may feed them in this step.
 
     Args:
-        groups: the protocol's threads may see each other while they run, or end each other: in a group of them, and of what is
-            below them, the least clock goes first.
-        together: live siblings feed all rows of a clock in one step. Of a problem such a group then runs alone, the oldest first:
-            it is granted lanes and rows as a whole.
+        groups: the protocol's threads may see or end each other while they run. Within a scope, only the threads with the
+            least clock may then feed.
+        together: live siblings feed all rows of a clock in one step. The oldest live group of a problem then runs alone, so
+            that it gets lanes and rows as a whole.
     """
     threads, running = books.threads, books.active & (books.stop == Stop.RUNNING)
     ready = (threads.status == READY) & (waiting(threads) > 0) & running[:, None]
@@ -99,7 +99,7 @@ def runnable(books: Book, groups: bool, together: bool = False) -> Bool[Array, "
 
 
 def least_clock(threads: Threads, runs: Bool[Array, "M"]) -> Int[Array, "M"]:
-    """Of the threads that run, the least clock in the scope of each thread; the largest number where there is none."""
+    """For each thread, the least clock of the running threads in its scope; the largest int32 where there is none."""
     scope = threads.pace.scope
     least = by_group(scope, threads.cursor.clock, runs, jnp.iinfo(jnp.int32).max, "min")
     return jnp.where(scope == NOBODY, jnp.iinfo(jnp.int32).max, least)
@@ -108,12 +108,12 @@ def least_clock(threads: Threads, runs: Bool[Array, "M"]) -> Int[Array, "M"]:
 def by_group(
     group: Int[Array, "M"], values: Int[Array, "M"], chosen: Bool[Array, "M"], start: int, how: str
 ) -> Int[Array, "M"]:
-    """For each thread the sum (`how` is "add"), the minimum or the maximum ("min", "max") over the chosen ones of its group."""
+    """For each thread, the sum, minimum or maximum of `values` over the chosen members of its group; see `threads.collect`."""
     return collect(jnp.where(chosen, group, NOBODY), values, how, start)[jnp.maximum(group, 0)]
 
 
 def crowded(threads: Threads, most: int) -> Bool[Array, "P"]:
-    """Problems with a live group of more unfinished threads than may go together."""
+    """Problems with a live group of more than `most` unfinished threads."""
 
     def one(threads):
         going = (threads.status == READY) | (threads.status == DECIDING)
@@ -125,10 +125,10 @@ def crowded(threads: Threads, most: int) -> Bool[Array, "P"]:
 
 
 def critical_path_seen(threads: Threads) -> Int[Array, "P M"]:
-    """The largest count that each thread sees of its live siblings in this step: of tokens with a clock below the one it feeds.
+    """For each thread, the largest critical-path count of the tokens of live siblings that it sees in this step.
 
-    It says so of those that may run, who are all at the least clock of their scope: a sibling that has fed that clock already is
-    seen up to the token before, one that has not, or has ended, whole.
+    A row sees sibling tokens of earlier clocks only. The result holds for threads that may run, which are at the least clock of
+    their scope. A sibling that has fed this clock already is seen up to its previous token; any other sibling is seen whole.
     """
 
     def one(threads):
@@ -142,7 +142,12 @@ def critical_path_seen(threads: Threads) -> Int[Array, "P M"]:
 
 
 def choose(books: Book, ready: Bool[Array, "P M"], lanes: int, tiles: int, chunk: int) -> Tiles:
-    """Grant tiles: the oldest ready threads of each problem take its lanes; tiles go round the problems, lane by lane."""
+    """Grant tiles. The oldest ready threads of each problem take its lanes; tiles are dealt round robin over the problems.
+
+    Args:
+        ready: threads that may compute.
+        lanes, tiles, chunk: lanes per problem, B and C of the step.
+    """
     problems, threads = ready.shape
     rank = jnp.cumsum(ready, axis=1) - 1
     takes = ready[:, None, :] & (rank[:, None, :] == jnp.arange(lanes)[None, :, None])  # [P, W, M]
@@ -166,10 +171,11 @@ def choose(books: Book, ready: Bool[Array, "P M"], lanes: int, tiles: int, chunk
 def allot(
     tiles: Tiles, start: Int[Array, "B"], count: Int[Array, "B"], page_size: int
 ) -> tuple[Int[Array, "B"], Int[Array, "B"], Int[Array, "P"]]:
-    """How many new pages each tile needs to go from `start` to `start + count`, and which of its problem's it gets.
+    """Allot new pages to the tiles, whose threads grow from `start` to `start + count` tokens.
 
     Returns:
-        new pages of the tile, number of the first of them among the new pages of the problem, new pages of the problem.
+        New pages of each tile; the index of the tile's first new page among the new pages of its problem; new pages of each
+        problem.
     """
     need = -(-(start + count) // page_size) - (-(-start // page_size))
     by_lane = tiles.to_lanes(need)
@@ -178,20 +184,20 @@ def allot(
 
 
 def place(books: Book, tiles: Tiles, chunk: int, sizes: Sizes) -> tuple[Book, Places]:
-    """Hand out slots and log entries to the tokens of the tiles. A problem that runs out of either is halted.
+    """Allocate slots and log entries for the tokens of the tiles. A problem that runs out of slots or entries is halted.
 
-    Its tokens of this step then have no place, and nothing of them is kept.
+    The tokens of a halted problem in this step get no place and are dropped.
     """
     threads = books.threads
     problems = threads.status.shape[0]
     at = jnp.minimum(tiles.problem, problems - 1)
     step = jnp.arange(chunk, dtype=jnp.int32)[None, :]
     fed, length = threads.cursor.fed[at, tiles.thread], threads.cursor.length[at, tiles.thread]
-    lead = leading(threads)[at, tiles.thread]  # of these, an unfed token is in the log already, a handed one is not
+    lead = leading(threads)[at, tiles.thread]  # a leading unfed token is in the log already, a handed one is not
     unfed = threads.drawn.unfed[at, tiles.thread].astype(jnp.int32)
     appended = jnp.maximum(tiles.count - unfed, 0) + tiles.draws.astype(jnp.int32)
 
-    new_pages = -(-chunk // sizes.page_size)  # of one tile, at most
+    new_pages = -(-chunk // sizes.page_size)  # upper bound for one tile
     new_log_pages = -(-(chunk + 1) // sizes.log_page_size)
     most = min(sizes.lanes, tiles.busy.shape[0]) * new_pages
     need, first, wanted = allot(tiles, fed, tiles.count, sizes.page_size)
@@ -242,13 +248,14 @@ def place(books: Book, tiles: Tiles, chunk: int, sizes: Sizes) -> tuple[Book, Pl
 def locate(
     ordinal: Int[Array, "B C"], begin: Int[Array, "B"], page_size: int, current: Int[Array, "B"], numbered: Callable
 ) -> Int[Array, "B C"]:
-    """Slot or log entry of each token of a thread.
+    """Slot or log entry of each token of a tile.
 
     Args:
-        ordinal: of the token among those of its thread.
-        begin: tokens that the thread had before this step.
-        current: the page that holds the last of them.
-        numbered: from the number of a new page of the tile, [B, C], to the page.
+        ordinal: index of the token in its thread.
+        begin: number of tokens of the thread before this step.
+        page_size: slots or entries of a page.
+        current: page of the thread's last token before this step.
+        numbered: maps the index of a new page within the tile, [B, C], to the page.
     """
     new = ordinal // page_size - (begin[:, None] - 1) // page_size  # 0: the current page; k: the k-th new one
     return jnp.where(new > 0, numbered(new - 1), current[:, None]) * page_size + ordinal % page_size

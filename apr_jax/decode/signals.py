@@ -1,4 +1,4 @@
-"""Numbers about the distribution that a row predicts, for protocols that ask for them."""
+"""Signals: numbers about the next-token distribution of a row, for protocols that need them."""
 
 import abc
 import dataclasses
@@ -10,11 +10,11 @@ from jaxtyping import Array, Float
 
 @dataclasses.dataclass(frozen=True)
 class Signal(abc.ABC):
-    """A number that is computed of the logits of every row; static, so that what nobody asks for costs nothing."""
+    """A number computed from the logits of every row; static, so that a signal that no protocol needs costs nothing."""
 
     @abc.abstractmethod
     def __call__(self, logprobs: Float[Array, "B V"]) -> Float[Array, "B"]:
-        """From the log-probabilities of the model as it is, nats."""
+        """The signal of each row, from the log-probabilities of the model (temperature 1, no truncation), nats."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class BestMean(Signal):
 
 @dataclasses.dataclass(frozen=True)
 class Logprobs(Signal):
-    """The log-probability that one of the tokens comes next, nats: a yes, say, in its spellings."""
+    """The log-probability that the next token is one of `tokens`, nats; `tokens` may be the spellings of "yes", for example."""
 
     tokens: tuple[int, ...]
 
@@ -51,7 +51,7 @@ class Logprobs(Signal):
 
 
 def measure(signals: tuple[Signal, ...], logits: Float[Array, "B V"]) -> Float[Array, "B n"]:
-    """The signals of every row; nothing is computed if there are none."""
+    """The signals of every row, [B, n]; nothing is computed if n is 0."""
     if not signals:
         return jnp.zeros((logits.shape[0], 0), jnp.float32)
     logprobs = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))

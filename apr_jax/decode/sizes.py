@@ -1,6 +1,6 @@
 """Static sizes: everything the compiled program depends on beside the model and the protocol.
 
-What each costs in memory: `apr_jax.decode.memory`.
+`apr_jax.decode.memory` tells the memory that each size costs.
 """
 
 import dataclasses
@@ -16,18 +16,18 @@ class Sizes:
         rows: A, rows of a decode step, shared by all problems (at most P W).
         feed_tiles: G, threads that a feed step serves.
         feed_chunk: C, tokens of one thread in a feed step (a feed step has F = G C rows).
-        feed_threshold: a thread with more waiting tokens than this is served by feed steps, any other by decode steps.
+        feed_threshold: a thread with more waiting tokens than this is served by feed steps, every other thread by decode steps.
         threads: M, threads of a problem over its life.
         slots: N, key/value slots of a problem.
         page_size: slots of a page; a page belongs to one thread.
         log: T, log entries of a problem.
-        log_page_size: entries of a page of the log, which belongs to one thread.
-        queue: Q, problems that one call of the compiled program may be given.
+        log_page_size: entries of a page of the log; such a page belongs to one thread.
+        queue: Q, problems that one call of the compiled program can take.
         prompt: longest prompt, tokens.
         outbox: O, finished problems kept on the device until the host fetches them.
-        attention_block: slots that attention reads at a time; it stops at the fill mark.
-        int8_pool: keys and values are kept in int8, with a scale for each of them of a slot and kv head, which takes half the
-            memory of bfloat16; `experiments.measure_int8` tells what is lost. Attention is then XLA's on CPU too.
+        attention_block: slots that attention reads at a time, up to the fill mark.
+        int8_pool: keys and values are kept in int8, with one scale per slot and kv head for keys and one for values; about half
+            the memory of bfloat16. `experiments.measure_int8` measures the loss. Attention is then XLA's on CPU too.
     """
 
     problems: int = 8

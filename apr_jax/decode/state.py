@@ -1,6 +1,6 @@
 """The state that the loop carries, and how problems enter and leave it.
 
-Every leaf of a state has a leading axis of shards; inside `shard_map` a shard sees its own part without it.
+Every leaf of a state has a leading axis of shards; inside `shard_map` a shard sees its own part without this axis.
 Axes: P problems in flight, Q problems of the queue, O places of the outbox, N slots, T log entries, L layers.
 """
 
@@ -26,15 +26,15 @@ from apr_jax.record import Stop
 
 @pytree
 class LogArrays:
-    """The flat logs; fields that are written at the same moment share an array, so that one scatter writes them.
+    """The flat logs. Fields that are written at the same moment share an array, so that one scatter writes them.
 
-    Entries are the last axis: as the last but one they would be padded to 128 numbers each on TPU.
+    Entries are the last axis, because TPUs pad the last axis to 128: with the fields last, each entry would take 128 numbers.
 
     Attributes:
-        queued: Int [P, 5, T]: token, source, predictor, depth, the token that was drawn; written when it is sampled or fed.
+        queued: Int [P, 5, T]: token, source, predictor, depth, drawn token; written when the token is sampled or first fed.
         fed: Int [P, 3, T]: index, position, clock; written when the token is fed, -1 before.
-        logprob: Float [P, 2, T]: under the model, under the distribution drawn from; anything for tokens not sampled (no NaN,
-            which `jax_debug_nans` would take for a fault).
+        logprob: Float [P, 2, T]: log-probability under the model and under the distribution drawn from, nats; arbitrary for
+            tokens that were not sampled (but never NaN, which `jax_debug_nans` would report).
     """
 
     queued: Int[Array, "P 5 T"]
@@ -44,7 +44,7 @@ class LogArrays:
 
 @pytree
 class Queue:
-    """Problems that wait; `next` is the first that has not entered, `count` how many there are."""
+    """The waiting problems; `next`: index of the first problem that has not entered, `count`: number of problems."""
 
     prompt: Int[Array, "Q prompt"]
     prompt_length: Int[Array, "Q"]
@@ -62,7 +62,7 @@ class Queue:
 
     @classmethod
     def of(cls, problems: Sequence[Problem], sizes: Sizes, shards: int, needs: Needs) -> "Queue":
-        """The queues of all shards, arrays of NumPy with a leading axis of shards, over which the problems are dealt in turn."""
+        """The queues of all shards, as NumPy arrays with a leading axis of shards; problems are dealt to the shards in turn."""
         blank = lambda *shape, dtype=np.int32: np.zeros((shards, sizes.queue, *shape), dtype)
         same = ("sample", "max_tokens", "child_max_tokens", "temperature", "top_k", "top_p", "arguments")
         arrays = {name: blank() for name in ("prompt_length", "problem", *same)}
@@ -84,7 +84,7 @@ class Queue:
 
 @pytree
 class KeptThreads:
-    """The columns of the thread table that a transcript is made from, see `book.Threads`."""
+    """The columns of the thread table that a transcript needs, see `threads.Threads`."""
 
     status: Int[Array, "M"]
     stop: Int[Array, "M"]
@@ -94,7 +94,7 @@ class KeptThreads:
 
 @pytree
 class Kept:
-    """What of a book a transcript is made from, see `book.Book`; `own` and `shared` are empty where they are not recorded."""
+    """The fields of a book that a transcript needs, see `book.Book`; `own` and `shared` are empty if they are not recorded."""
 
     threads: KeptThreads
     sees: UInt32[Array, "M words"]
@@ -110,7 +110,7 @@ class Kept:
 
 @pytree
 class Outbox:
-    """Finished problems that the host has not fetched: books and logs in their first `count` places."""
+    """Finished problems that the host has not fetched: the first `count` rows of `log` and `book`."""
 
     log: LogArrays
     book: Kept
@@ -119,7 +119,7 @@ class Outbox:
 
 @pytree
 class Counters:
-    """Sums over the life of a state: steps of either kind, rows that computed, tokens sampled, problems finished."""
+    """Sums over the life of a state: steps of either kind, busy rows of decode steps, tokens fed and sampled, problems finished."""
 
     feed_steps: Int[Array, ""]
     decode_steps: Int[Array, ""]
@@ -135,12 +135,12 @@ class State:
 
     Attributes:
         pool: per layer (keys, values), each [P, N, K h], or in int8 with its scales [P, K, N].
-        slots: who wrote each slot.
+        slots: owner and clock of each slot.
         log: the logs of the problems in flight.
-        books: their books, vmapped over P.
-        bulk: what the protocol keeps of each line beside them, a tree of arrays [P, M, ...]; in the row of the line's first thread.
-        queue, outbox, counters: see there.
-        seed: UInt32 [2], the key that problem keys are folded from.
+        books: the books of the problems in flight, with a leading axis P.
+        bulk: the protocol's bulk state of each line, a tree of arrays [P, M, ...], in the row of the line's first thread.
+        queue, outbox, counters: see their classes.
+        seed: UInt32 [2], the random key from which the problems' keys are folded.
     """
 
     pool: tuple[tuple[Stored, Stored], ...]
@@ -154,14 +154,14 @@ class State:
     seed: Array
 
     def replace(self, **values: Any) -> "State":
-        """A copy with other values, in the dtypes of the old ones where the structure is the same."""
+        """A copy with new values, cast to the old dtypes if the tree structure is the same."""
         structure = jax.tree.structure
         same = lambda new, old: books.cast(new, old) if structure(new) == structure(old) else new
         return dataclasses.replace(self, **{name: same(new, getattr(self, name)) for name, new in values.items()})
 
 
 def kept(book: Book, recorded: bool) -> Kept:
-    """What of a book a transcript is made from; `recorded`: the protocol's own state, too."""
+    """The fields of a book that a transcript needs; `recorded`: the protocol's state too."""
     threads, (own, shared) = book.threads, (book.threads.own, book.shared) if recorded else ((), ())
     table = KeptThreads(threads.status, threads.stop, threads.line, threads.cursor.length)
     return Kept(
@@ -186,10 +186,14 @@ def create(
     seed: Array,
     protocol: books.Owner = books.Nobodys(),  # noqa: B008 - frozen
 ) -> State:
-    """An empty state of one shard; jit it with `out_shardings` to have it born in its place.
+    """An empty state of one shard; jit it with `out_shardings` to allocate every array in its place on the mesh.
 
     Args:
-        protocol: whose state it is.
+        sizes: static sizes.
+        layers, kv_heads, head_dim: L, K and h of the model.
+        dtype: dtype of keys and values.
+        seed: UInt32 [2], random key.
+        protocol: the protocol that the books serve.
     """
     p = sizes.problems
     wide = jnp.promote_types(dtype, jnp.float32)
@@ -223,12 +227,12 @@ def create(
 
 
 def leaving(state: State) -> Bool[Array, "P"]:
-    """Problems that have ended and still occupy a place."""
+    """Ended problems that still occupy a place."""
     return state.books.active & (state.books.stop != Stop.RUNNING)
 
 
 def room(state: State) -> Bool[Array, ""]:
-    """The outbox can take one more problem."""
+    """Whether the outbox can take one more problem."""
     return state.outbox.count < state.outbox.book.used.shape[0]
 
 
@@ -255,7 +259,7 @@ def retire(state: State, recorded: bool) -> State:
 
 
 def refill(state: State, protocol: Protocol, sizes: Sizes) -> State:
-    """Let the next problems of the queue enter the free places. Stale keys and values stay; nobody sees them."""
+    """Move the next problems of the queue into the free places. Old keys and values stay in the pool; no thread sees them."""
     queue = state.queue
     free = ~state.books.active
     number = queue.next + jnp.cumsum(free) - 1

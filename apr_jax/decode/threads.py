@@ -1,4 +1,4 @@
-"""The thread table of a problem, in parts by who writes them. Axis: M threads."""
+"""The thread table of a problem, in parts according to the code that writes them. Axis: M threads."""
 
 import dataclasses
 from typing import Any
@@ -21,16 +21,18 @@ def pytree(cls):
 
 
 def masked(mask: Bool[Array, "M"], old: Array, new: Any) -> Array:
-    """A column [M, ...] with new values for the masked threads, broadcast over them, in its dtype."""
+    """The column `old` [M, ...] with `new` for the masked threads, broadcast over them and cast to the column's dtype."""
     return jnp.where(mask.reshape(mask.shape + (1,) * (old.ndim - 1)), jnp.asarray(new).astype(old.dtype), old)
 
 
 def collect(names: Int[Array, "M"], values: Int[Array, "M"], how: str, start: int = 0) -> Int[Array, "M"]:
-    """For every number the sum ("add"), the least ("min") or the largest ("max") of the values of the threads that name it.
+    """For each thread number, reduce the values of the threads that name this number.
 
     Args:
-        names: a number, or NOBODY, that each thread names.
-        start: what the sum begins with, and the least or the largest where nobody names a number.
+        names: the thread number that each thread names, or NOBODY.
+        values: one value per naming thread.
+        how: the reduction: "add", "min" or "max".
+        start: initial value of the reduction, and the result for numbers that no thread names.
     """
     place = jnp.where(names == NOBODY, names.shape[0], names)
     return getattr(jnp.full(names.shape, start, values.dtype).at[place], how)(values, mode="drop")
@@ -38,18 +40,18 @@ def collect(names: Int[Array, "M"], values: Int[Array, "M"], how: str, start: in
 
 @pytree
 class Lineage:
-    """Where a thread comes from. Written at its birth, but `opened`, and `parent` where the parent goes on as another thread.
+    """The origin of a thread. Written at its birth; only `opened`, and `parent` when the parent continues as a new thread, change.
 
     Attributes:
-        parent: thread number, NOBODY for the root.
-        ordinal: its place among all children that its line's parent ever opened.
-        segment: how many threads of its line came before it.
-        first: the first thread of its line.
-        nesting: forks above it.
-        opened: children it ever opened.
-        follows: the thread whose reasoning it took over, where that is not its parent; NOBODY otherwise.
-        split_at: of a thread that was split off: where it begins in its parent's log.
-        key, draw_key: UInt32 [M, 2], of its path and of its draws.
+        parent: thread number of the parent, NOBODY for the root.
+        ordinal: index among all children that the parent's line has opened.
+        segment: number of earlier threads of the same line.
+        first: the first thread of the line.
+        nesting: number of forks above the thread.
+        opened: number of children that the thread's line has opened.
+        follows: the held thread whose context this one continues, if that is not its parent; else NOBODY.
+        split_at: for a thread made by a split, the index of its first token in its parent's log.
+        key, draw_key: UInt32 [M, 2], random keys of the thread's path and of its draws.
     """
 
     parent: Int[Array, "M"] = NOBODY
@@ -66,17 +68,17 @@ class Lineage:
 
 @pytree
 class Bond:
-    """How a line stands to its parent, the same for all threads of the line. Written by forks, waits, joins and decisions.
+    """The relation of a line to its parent, equal for all threads of the line. Written by forks, waits, joins and decisions.
 
-    A child is opened, then started; from then on it is *outstanding* until its parent joins it.
+    A child is opened, then started; a started child is *outstanding* until its parent joins it.
 
     Attributes:
-        awaited: its parent waits for it.
-        beside: its parent wrote while it ran.
-        joined: its parent has joined it.
-        flushes: its last token is fed at its end, because its parent will see it.
-        held: its slots are kept until the protocol releases it.
-        released: nobody will go on from it; its slots are freed when no unreleased thread can see it.
+        awaited: the parent waits for the line.
+        beside: the parent wrote while the line ran.
+        joined: the parent has joined the line.
+        flushes: the line's last token is fed at its end, because the parent will see it.
+        held: the line's slots are kept until the protocol releases the line.
+        released: nobody will continue from the thread; its slots are freed when no unreleased thread can see it.
     """
 
     awaited: Bool[Array, "M"] = False
@@ -89,17 +91,17 @@ class Bond:
 
 @pytree
 class Pace:
-    """Whom a thread must keep pace with. Written by forks and decisions. A group's number is that of its first thread.
+    """The groups and races of a thread. Written by forks and decisions. Groups and races are numbered by their first thread.
 
     Attributes:
-        group: the live group it is a member of, NOBODY if it is not live.
-        race: the race it is a member of, NOBODY if an event of another cannot end it.
-        scope: the outermost group or race that it or a thread above it is a member of, NOBODY if there is none.
-        enough: of the first thread of a race: ends that decide it, 0 if ends do not.
-        kills: of the first thread of a race: those that have not ended when it is decided are killed; otherwise nobody waits for
-            them any more.
-        shared_budget: of the first thread of a race: tokens that its members may sample together, with all below them; 0 is any
-            number.
+        group: the live group of the thread, NOBODY if it is not live.
+        race: the race of the thread, NOBODY if no event of another thread can end it.
+        scope: the outermost group or race of the thread or of a thread above it, NOBODY if there is none.
+        enough: in the row of a race's first thread: number of ends that decide the race, 0 if ends do not decide it.
+        kills: in the row of a race's first thread: the decision kills the members that still run; otherwise their parent stops
+            waiting for them.
+        shared_budget: in the row of a race's first thread: tokens that the members and their descendants may sample together;
+            0 means no limit.
     """
 
     group: Int[Array, "M"] = NOBODY
@@ -112,18 +114,18 @@ class Pace:
 
 @pytree
 class Cursor:
-    """How far a thread has come. Written by every step in which it computes.
+    """The progress of a thread. Written by every step in which the thread computes.
 
     Attributes:
-        fed: tokens fed, the index of the next one.
-        length: entries of its log.
-        position: position of the next token.
-        clock: largest clock that it wrote or must be later than.
-        generated: tokens it sampled.
-        critical_path: generated tokens on the longest chain that ends with it.
-        critical_path_fed, critical_path_before: that count for the token it fed last, and for the one before.
-        page, log_page: the page of slots, and of log entries, that it writes to.
-        predictor: log entry of its last fed token, from whose logits it samples next.
+        fed: number of tokens fed, which is the index of the next token.
+        length: number of log entries.
+        position: position (for RoPE) of the next token.
+        clock: largest clock of the thread's tokens and of all tokens that its next token must follow.
+        generated: number of tokens that the line has sampled.
+        critical_path: generated tokens on the longest chain that ends with this thread.
+        critical_path_fed, critical_path_before: the same count at the token fed last, and at the token before that.
+        page, log_page: the current page of slots, and the current page of log entries.
+        predictor: log entry of the token fed last; the next token is sampled from its logits.
     """
 
     fed: Int[Array, "M"] = 0
@@ -141,16 +143,16 @@ class Cursor:
 
 @pytree
 class LastDrawn:
-    """The token that a thread sampled last, or was handed. Written by every step in which it samples.
+    """The token that a thread sampled last or was handed. Written by every step in which the thread computes.
 
     Attributes:
-        token: its id.
-        entry: its log entry.
-        unfed: it has not been fed.
-        handed: it is a copy of another thread's unfed token, and comes before the message in the inbox.
-        drawn_at: clock of the row that it was sampled from.
-        logprob: its log-probability under the model, nats.
-        signals: of the last row that the thread computed, whether it sampled then or not; see `apr_jax.decode.signals`.
+        token: token id.
+        entry: log entry of the token.
+        unfed: the token has not been fed.
+        handed: the token is a copy of another thread's unfed token, to be fed before the message in the inbox.
+        drawn_at: clock of the row that the token was sampled from.
+        logprob: log-probability of the token under the model, nats.
+        signals: signals of the last row that the thread computed, sampled or not; see `apr_jax.decode.signals`.
     """
 
     token: Int[Array, "M"] = 0
@@ -164,12 +166,12 @@ class LastDrawn:
 
 @pytree
 class Inbox:
-    """The message that waits to be fed to a thread. Written by `apr_jax.decode.messages` and as it is fed.
+    """The message that waits to be fed to a thread. Written by `apr_jax.decode.messages` and by the steps that feed the message.
 
     Attributes:
-        begin, end: its pieces, from and to.
-        done: tokens of it that are fed.
-        left: tokens of it that are not.
+        begin, end: range of the message's pieces in `Pieces`.
+        done: tokens of the message that are fed.
+        left: tokens of the message that are not fed yet.
     """
 
     begin: Int[Array, "M"] = 0
@@ -180,11 +182,11 @@ class Inbox:
 
 @pytree
 class Sampling:
-    """How a thread samples. Written at its birth.
+    """Sampling parameters of a thread. Written at its birth.
 
     Attributes:
         temperature, top_k, top_p: see `apr_jax.decode.sampling`.
-        budget: tokens that it may generate.
+        budget: tokens that the thread's line may generate.
     """
 
     temperature: Float[Array, "M"] = np.float32(0)
@@ -195,15 +197,16 @@ class Sampling:
 
 @pytree
 class Threads:
-    """The thread table, in parts by who writes them.
+    """The thread table, in parts according to the code that writes them.
 
     Attributes:
-        status: EMPTY, OPENED (its message is still being written), READY, WAITING, FINISHED or DECIDING (its event or its
-            end awaits a decision, see `apr_jax.decode.races`).
-        stop: a `Stop`; of a thread that has closed and not finished, why it will end.
-        event: what the last step brought it, see `apr_jax.decode.transitions`; 0 for nothing.
-        samples: it samples when its inbox is empty; otherwise it only reports that it is drained.
-        own: the state that the protocol keeps of each thread, a tree of arrays with a leading axis M.
+        status: EMPTY, OPENED (its message is still being written), READY, WAITING, FINISHED or DECIDING (an event or an end
+            of the thread awaits a decision, see `apr_jax.decode.races`).
+        stop: a `Stop`; for a thread that is closed and not finished, the reason with which it will end.
+        event: number of the event of the last step, see `apr_jax.decode.transitions`; 0 for none.
+        samples: the thread samples when its inbox is empty; otherwise an empty inbox makes it drained.
+        line, bond, pace, cursor, drawn, inbox, sampling: the parts of the table.
+        own: the protocol's state of each thread, a tree of arrays with a leading axis M.
     """
 
     status: Int[Array, "M"] = EMPTY
@@ -220,7 +223,7 @@ class Threads:
     own: Any = ()
 
     def where(self, mask: Bool[Array, "M"], **columns: Any) -> "Threads":
-        """A copy in which the named columns, of whatever part, have new values for the masked threads (broadcast over them)."""
+        """A copy in which the named columns, of any part, have new values for the masked threads (broadcast over them)."""
         parts: dict[str, dict[str, Any]] = {}
         for name, value in columns.items():
             part = _PART_OF[name]
@@ -231,7 +234,7 @@ class Threads:
 
 
 def _parts() -> dict[str, str]:
-    """The part of the thread table that each column stands in; "" for those that stand in none."""
+    """The part of the thread table that holds each column; "" for columns of `Threads` itself."""
     found = {}
     for field in dataclasses.fields(Threads):
         columns = dataclasses.fields(field.type) if dataclasses.is_dataclass(field.type) else ()
@@ -243,7 +246,13 @@ _PART_OF = _parts()
 
 
 def empty(count: int, own: Any, signals: int = 0) -> Threads:
-    """A table without threads; `own`: the protocol's state of a new one; `signals`: how many the protocol reads."""
+    """A table without threads.
+
+    Args:
+        count: M, rows of the table.
+        own: the protocol's state of a new thread, without the axis M.
+        signals: number of signals that the protocol reads.
+    """
 
     def column(value):
         whole = isinstance(value, int) and not isinstance(value, bool)

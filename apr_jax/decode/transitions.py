@@ -1,7 +1,7 @@
-"""What may happen to threads between steps: one table, in order of precedence, and the loop that applies it.
+"""The transitions of threads between steps: one table, in order of precedence, and the loop that applies it.
 
-A step notes an event with the thread that it concerns (`threads.event`: the place of a transition in the table, from 1 on).
-Whatever else may happen follows from the threads themselves: a join when nobody is waited for any more, decisions by clock.
+A step notes events in the column `threads.event`: the place of a transition in the table, from 1 on. All other transitions follow
+from the thread table itself: a join when all awaited lines have ended, and decisions by clock.
 Axes: P problems, M threads, K transitions.
 """
 
@@ -23,12 +23,13 @@ DRAINED, NOT_FINITE, SPENT = "drained", "not finite", "budget"
 
 @dataclasses.dataclass(frozen=True)
 class Transition:
-    """One thing that may happen to a thread.
+    """A change that may happen to a thread between steps.
 
     Attributes:
-        name: what it is called.
-        ready: whom it concerns now; from the books of all problems.
-        apply: what it does; for one problem and one thread, or if it is a `ForAll` for all that are ready at once.
+        name: unique name in the table.
+        ready: maps the books of all problems to the threads for which the transition is ready.
+        apply: maps the book of one problem and one ready thread, or for a `ForAll` the mask of all ready threads, to the new
+            book.
     """
 
     name: str
@@ -37,10 +38,9 @@ class Transition:
 
 
 def transitions(protocol: Protocol) -> tuple[Transition, ...]:
-    """All that may happen, in order of precedence.
+    """All transitions in order of precedence: events of the last step, then joins, then decisions by clock.
 
-    What was sampled comes first, then the joins that follow from it, then what is to be decided by clock. The events of one
-    step commute.
+    The events of one step commute.
     """
     by_step = {
         **{f"event {number}": handler for number, handler in enumerate(protocol.handlers, start=1)},
@@ -73,17 +73,17 @@ def transitions(protocol: Protocol) -> tuple[Transition, ...]:
 
 
 def event(protocol: Protocol, name: str) -> int:
-    """The number by which a step notes an event."""
+    """The number with which a step notes the event `name`."""
     return 1 + [transition.name for transition in transitions(protocol)].index(name)
 
 
 def _break(book: Book, mask: Bool[Array, "M"]) -> Book:
-    """The problem ends: what the other threads still do would be an answer of a model that is not sound."""
+    """End the problem: a model that gives NaN or infinity for one thread is not sound for the others."""
     return ends.finish(book, mask, jnp.int32(Stop.NOT_FINITE)).halt(jnp.bool(True), Stop.NOT_FINITE)
 
 
 def _joinable(held: Book, closed: bool) -> Bool[Array, "P M"]:
-    """Threads that wait and have nobody left to wait for; `closed`: those that will end then."""
+    """Waiting threads whose awaited lines have all ended; `closed`: those that then end, otherwise those that then join."""
     live = held.active & (held.stop == Stop.RUNNING)
     waits = (held.threads.status == WAITING) & ((held.threads.stop != Stop.RUNNING) == closed) & live[:, None]
     running = jax.vmap(
@@ -98,12 +98,12 @@ def _due(held: Book, kind: int) -> Bool[Array, "P M"]:
 
 
 def decides(protocol: Protocol, held: Book) -> Bool[Array, ""]:
-    """Something is to be decided by clock, which steps do not note."""
+    """Whether a decision by clock is due; steps do not note decisions as events."""
     return jnp.any(jax.vmap(races.due)(held)[0] > 0) if protocol.needs.races else jnp.bool(False)
 
 
 def settle(protocol: Protocol, held: Book) -> Book:
-    """Apply transitions, one a problem at a time, until none is ready. Never touches the pool."""
+    """Apply transitions, one per problem at a time, until none is ready. Never touches the pool."""
     table = transitions(protocol)
     spent_event, together = event(protocol, SPENT), protocol.needs.together
     number = jnp.arange(held.threads.status.shape[1])[None, :]
@@ -111,7 +111,7 @@ def settle(protocol: Protocol, held: Book) -> Book:
     by_all = lambda kind: jnp.any(kind[:, None] == jnp.array(whole)[None, :], axis=1)
 
     def first(held: Book) -> tuple[Int[Array, "P"], Bool[Array, "P M"]]:
-        """Of each problem the first transition that is ready, its place from 1 on or 0, and the threads that it is applied to."""
+        """For each problem, the place (from 1 on, 0 for none) of the first ready transition, and the threads to apply it to."""
         ready = jnp.stack([transition.ready(held) for transition in table], axis=1)  # [P, K, M]
         place = jnp.argmax(ready.reshape(ready.shape[0], -1), axis=1).astype(jnp.int32)
         kind = jnp.where(jnp.any(ready, axis=(1, 2)), 1 + place // ready.shape[2], 0)
@@ -139,7 +139,7 @@ def settle(protocol: Protocol, held: Book) -> Book:
 
 
 def _spent(held: Book, thread: Int[Array, "P"]) -> Bool[Array, "P"]:
-    """Whether the thread of each problem could sample, had it not used up its budget."""
+    """Whether the given thread of each problem would sample but has used up its budget."""
     row = jax.tree.map(lambda column: column[jnp.arange(thread.shape[0]), thread], held.threads)
     runs = (held.stop == Stop.RUNNING) & (row.status == READY) & row.samples
     return runs & (row.cursor.generated >= row.sampling.budget)
@@ -148,7 +148,7 @@ def _spent(held: Book, thread: Int[Array, "P"]) -> Bool[Array, "P"]:
 def _apply(
     apply: Callable | ForAll, chosen: Bool[Array, "P"], held: Book, thread: Int[Array, "P"], mask: Bool[Array, "P M"]
 ) -> Book:
-    """Apply a transition to the chosen problems; costs nothing where there are none."""
+    """Apply a transition to the chosen problems; skipped if no problem is chosen."""
     whom = mask if isinstance(apply, ForAll) else thread
 
     def run(held):

@@ -1,7 +1,7 @@
-"""Which generated token had to wait for which, read from a transcript alone.
+"""The order in which generated tokens had to wait for each other, recovered from a transcript alone.
 
-The engine counts the critical path while it runs; this module finds the same order again from clocks, visibility and
-parents, so that the count can be checked and so that other machines (k workers) can be asked how long they would take.
+The engine counts the critical path while it runs. This module recovers the same order from clocks, visibility and parents, to
+check the count and to compute how long other machines (k workers) would take.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ class Causality:
     """The partial order of a problem's generated tokens.
 
     Attributes:
-        waits_for: per log entry the entries of the generated tokens it came directly after: those its row had to wait
-            for if it was generated, those that it was fed after if not; `()` where there are none.
-        forks: pairs (entry of the last token the parent generated before the fork or -1, child thread).
-        joins: pairs (child thread, first entry that its parent was fed after it had waited for the child).
-        end: entries of the generated tokens that the end of the problem came directly after.
+        waits_for: per log entry, the entries of the generated tokens that directly precede it: the row of a generated token
+            had to wait for them, a fed token was fed after them; `()` if there are none.
+        forks: pairs (entry of the parent's last generated token before the fork, or -1; child thread).
+        joins: pairs (child thread; first entry that the parent was fed after waiting for the child).
+        end: entries of the generated tokens that directly precede the end of the problem.
     """
 
     waits_for: tuple[tuple[int, ...], ...]
@@ -31,7 +31,7 @@ class Causality:
 
 
 def causality(transcript: Transcript) -> Causality:
-    """Recovers who waited for whom.
+    """Recovers the partial order.
 
     A token is sampled from the row (a fed token) that its predictor names. The row follows what its line generated
     before, what it sees of other threads (smaller clocks only), and, if it is the first of its line, what the parent
@@ -39,17 +39,17 @@ def causality(transcript: Transcript) -> Causality:
     next, is a wait: it follows the children that ended before, but nothing of those that were killed. A thread that goes
     on as another, or is split, leaves its line as it is.
 
-    What a record does not say: whether rivals fell to one of them or to the budget that they shared (then their parent
-    waited for them all), and how a line stood with the children that it waited for when such a budget ended it.
+    A record does not tell whether the members of a race were ended by one of them or by their shared budget (the parent then
+    waited for them all), nor the state of a line's own wait when such a budget ended the line.
 
     Raises:
-        ValueError: a generated token without a predictor that was fed.
+        ValueError: the predictor of a generated token was never fed.
     """
     log, threads, line = transcript.log, transcript.threads, transcript.lines.tolist()
     drawn, sampled, count = _drawn_from(log), log.sampled, len(threads)
-    # Of lines, by the numbers of their first threads, as all that follows but `sees` and `shown`.
+    # All lists are per line, named by the line's first thread; only `sees` and `shown` are per thread.
     last_clock = _last_clocks(log, line)
-    stop = {line[b]: thread.stop for b, thread in enumerate(threads) if thread.stop != Stop.SPLIT}  # of its last thread
+    stop = {line[b]: thread.stop for b, thread in enumerate(threads) if thread.stop != Stop.SPLIT}  # the last thread's
     unjoined = [{b for b in stop if threads[b].parent >= 0 and line[threads[b].parent] == a} for a in range(count)]
     sees = [[b for b in range(count) if line[b] != line[a] and transcript.sees[a, b]] for a in range(count)]
 
@@ -93,7 +93,7 @@ def causality(transcript: Transcript) -> Causality:
 
 
 def _last_clocks(log: Log, line: list[int]) -> list[int]:
-    """The clock of the last token that each line fed, by the number of its first thread; -1 for none."""
+    """The clock of the last token that each line fed, by the line's first thread; -1 for none."""
     last = [-1] * len(line)
     for entry in np.flatnonzero(log.clock >= 0):
         last[line[log.thread[entry]]] = max(last[line[log.thread[entry]]], int(log.clock[entry]))
@@ -101,10 +101,7 @@ def _last_clocks(log: Log, line: list[int]) -> list[int]:
 
 
 def _waited_for(lines: list[int], unjoined: list[set[int]], stop: Mapping[int, Stop]) -> list[int]:
-    """`lines` and below them those that their own parents waited for without being fed anything afterwards.
-
-    A line that was killed is not waited for.
-    """
+    """`lines` without killed ones, and the descendants for which their parents waited without being fed anything afterwards."""
     found = [line for line in lines if stop[line] != Stop.KILLED]
     for line in found:  # grows while it is read
         below = [] if _cut_off(line, unjoined, stop) else sorted(unjoined[line])
@@ -113,7 +110,7 @@ def _waited_for(lines: list[int], unjoined: list[set[int]], stop: Mapping[int, S
 
 
 def _cut_off(line: int, unjoined: list[set[int]], stop: Mapping[int, Stop]) -> bool:
-    """Whether a shared budget ended a line that waited for others, which were killed then."""
+    """Whether a shared budget ended the line while it waited for others, which were then killed."""
     return stop[line] == Stop.SHARED and any(stop[below] == Stop.KILLED for below in unjoined[line])
 
 
@@ -121,8 +118,8 @@ def depths(order: Causality, sampled: np.ndarray) -> np.ndarray:
     """The critical-path count of every token: Int [E]; a generated token counts itself, a fed one does not.
 
     Args:
-        order: of `causality`.
-        sampled: Bool [E], which entries were generated.
+        order: the result of `causality`.
+        sampled: Bool [E], mask of the generated entries.
     """
     result = np.zeros(len(sampled), np.int64)
     for entry in topological(order, sampled):
@@ -133,7 +130,7 @@ def depths(order: Causality, sampled: np.ndarray) -> np.ndarray:
 
 
 def topological(order: Causality, sampled: np.ndarray) -> list[int]:
-    """The generated tokens, each after all that it waited for."""
+    """The generated tokens, each after all tokens that it waited for."""
     open_ = {int(entry): len(order.waits_for[entry]) for entry in np.flatnonzero(sampled)}
     followers = followers_of(order, sampled)
     ready = [entry for entry, missing in open_.items() if missing == 0]
@@ -146,7 +143,7 @@ def topological(order: Causality, sampled: np.ndarray) -> list[int]:
 
 
 def followers_of(order: Causality, sampled: np.ndarray) -> list[list[int]]:
-    """Per log entry, the generated tokens that waited for it directly."""
+    """Per log entry, the generated tokens that directly waited for it."""
     followers: list[list[int]] = [[] for _ in order.waits_for]
     for entry in np.flatnonzero(sampled).tolist():
         for other in order.waits_for[entry]:
@@ -155,7 +152,7 @@ def followers_of(order: Causality, sampled: np.ndarray) -> list[list[int]]:
 
 
 def _rows_by_clock(log: Log) -> list[list[int]]:
-    """The fed entries, those of one clock together, in order of clock."""
+    """The fed entries in order of clock, grouped by clock."""
     fed = np.flatnonzero(log.clock >= 0)
     fed = fed[np.lexsort((log.index[fed], log.thread[fed], log.clock[fed]))]
     starts = np.flatnonzero(np.diff(log.clock[fed], prepend=-1))
@@ -163,7 +160,7 @@ def _rows_by_clock(log: Log) -> list[list[int]]:
 
 
 def _drawn_from(log: Log) -> dict[int, list[int]]:
-    """Row -> the entries that were sampled from its logits."""
+    """The entries that were sampled from the logits of each row, by row."""
     drawn: dict[int, list[int]] = {}
     for entry in np.flatnonzero(log.sampled).tolist():
         row = int(log.predictor[entry])

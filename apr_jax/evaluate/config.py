@@ -16,15 +16,15 @@ class EvaluateConfig:
     """An evaluation.
 
     Attributes:
-        methods: by name; `--only` picks some of them.
-        task: questions and how they are judged; its fields are options without a prefix (`--problems-file`).
-        tokenizer: what `apr_jax.pretrained.tokenizer.load` reads.
-        seed: of the questions drawn and of all sampling.
+        methods: the methods, by name; `--only` selects some of them.
+        task: the questions and their judge; the fields of the task are options without a prefix (`--problems-file`).
+        tokenizer: path of the tokenizer, see `apr_jax.pretrained.tokenizer.load`.
+        seed: seed of drawn questions and of all sampling.
         only: names of the methods to run; empty: all.
         makespan: numbers k of workers for which the mean makespan(k) is reported.
-        shown: about how many questions are on the timeline page; one on which each method forked is added.
+        shown: approximate number of questions on the timeline page; for each method a question on which it forked is added.
         output: folder of the results.
-        resume: go on with what an earlier run, the same but for its methods, has left in `output`.
+        resume: continue from the rollouts that an earlier run, with the same settings except methods, has left in `output`.
     """
 
     methods: Mapping[str, MethodConfig]

@@ -1,8 +1,8 @@
-"""Rollouts on disk, so that an evaluation that was ended goes on where it was.
+"""Partial rollouts on disk, so that an interrupted evaluation can be resumed.
 
-A folder holds, by the name of a method, NAME.jsonl and NAME.npz (transcripts of the questions that are finished, see
-`apr_jax.record.write`) and NAME.json (what was asked, of which files, and what it took). The last is written last:
-without it the others do not count. How answers were judged is not kept: that can be repeated.
+A folder holds, by the name of a method, NAME.jsonl and NAME.npz (transcripts of the finished questions, see
+`apr_jax.record.write`) and NAME.json (settings, source files and costs of the rollout). NAME.json is written last: without it the
+other two do not count. Judgements of answers are not kept, because judging can be repeated.
 """
 
 import dataclasses
@@ -31,23 +31,23 @@ PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """Everything beside the code that determines a rollout; where it is equal, the rollout may be resumed.
+    """Everything except the code that determines a rollout; a rollout with an equal `Asked` may be resumed.
 
     Attributes:
         rollout: a `methods.RolloutConfig`.
         task, tokenizer, seed: as in the evaluation's configuration.
-        files: the identity of each file that is read for it (see `apr_jax.files`), by its path.
+        files: the identity of each file that the rollout reads (see `apr_jax.files`), by its path.
     """
 
     rollout: Any
     task: Task
     tokenizer: str
     seed: int
-    files: Mapping[str, str] = dataclasses.field(metadata=settings.FREE)  # compared by `read`, with its own words
+    files: Mapping[str, str] = dataclasses.field(metadata=settings.FREE)  # compared by `read`, with its own message
 
     @classmethod
     def now(cls, rollout: Any, task: Task, tokenizer: str, seed: int) -> "Asked":
-        """With the files as they are: the model's, the tokenizer's (its chat template among them), and the questions'."""
+        """With the present identities of the files of model, tokenizer (chat template included) and questions."""
         found: dict[str, str] = {}
         for path in map(Path, (rollout.checkpoint, tokenizer, *task.files().values())):
             part = PART.fullmatch(path.name)
@@ -63,9 +63,9 @@ class Kept:
 
     Attributes:
         finished: transcripts by the numbers of their questions.
-        progress: counts and seconds, those of transcripts that were cut off included.
-        traces: how often the program was traced.
-        machines: what decoded it; several where it was resumed on another one.
+        progress: counts and seconds, including those of transcripts that were cut off.
+        traces: number of traces of the program.
+        machines: the machines that decoded the rollout; several if it was resumed on another one.
     """
 
     finished: Mapping[int, Transcript]
@@ -74,7 +74,7 @@ class Kept:
     machines: tuple[Machine, ...] = ()
 
     def after(self, earlier: "Kept | None") -> "Kept":
-        """The `earlier` part of a rollout and this one together."""
+        """The `earlier` part of a rollout and this part together."""
         if earlier is None:
             return self
         progress = self.progress.after(earlier.progress)
@@ -86,7 +86,10 @@ def write(folder: Path, name: str, asked: Asked, kept: Kept, about: Sequence[Map
     """Save the finished part of a rollout.
 
     Args:
-        about: what `Task.about` says of each question.
+        folder, name: the folder and the name of the method.
+        asked: the settings of the rollout.
+        kept: the finished part.
+        about: the fields of each question from `Task.about`.
         codec: the tokenizer that reads the transcripts.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +99,7 @@ def write(folder: Path, name: str, asked: Asked, kept: Kept, about: Sequence[Map
     progress["stops"] = {stop.name.lower(): count for stop, count in kept.progress.stops.items()}
     machines = [dataclasses.asdict(one) for one in kept.machines]
     note = {"asked": settings.to_dict(asked), "traces": kept.traces, "progress": progress, "machines": machines}
-    with tempfile.TemporaryDirectory(dir=folder) as new:  # what was kept before stays until all of it is there
+    with tempfile.TemporaryDirectory(dir=folder) as new:  # the earlier files stay until the new ones are complete
         record.write(Path(new) / f"{name}.jsonl", [kept.finished[n] for n in numbers], codec.decode, facts)
         (Path(new) / f"{name}.json").write_text(json.dumps(note, indent=2) + "\n")
         discard(folder, name)
@@ -113,11 +116,10 @@ def read(folder: Path, name: str, asked: Asked, prompts: Sequence[np.ndarray]) -
     """The saved part of a rollout; None if there is none.
 
     Args:
-        prompts: token ids of each question, as the rollout is to be fed them.
+        prompts: token ids of each question's prompt, Int [n] each.
 
     Raises:
-        ValueError: it was asked otherwise, or other questions, or of files that were replaced since: it does not belong to
-            this evaluation.
+        ValueError: the saved part does not belong to this evaluation: its settings, questions or files differ.
     """
     file = folder / f"{name}.json"
     if not file.is_file():
@@ -135,7 +137,7 @@ def read(folder: Path, name: str, asked: Asked, prompts: Sequence[np.ndarray]) -
         fed, prompt = (
             transcript.tokens(0),
             prompts[number],
-        )  # where several threads answer, the root is not fed the last token
+        )  # if several threads answer, the root is not fed the prompt's last token
         if not np.array_equal(fed[: len(prompt)], prompt[: len(fed)]):
             raise ValueError(
                 f"resume: question {number + 1} is not the one that {file.with_suffix('.jsonl')} has, or is put otherwise; {advice}"
@@ -145,5 +147,5 @@ def read(folder: Path, name: str, asked: Asked, prompts: Sequence[np.ndarray]) -
         raise ValueError(f"resume: {file} was decoded with other files ({'; '.join(other)}); {advice}")
     progress = note["progress"] | {"shard_steps": tuple(note["progress"]["shard_steps"])}
     progress["stops"] = {Stop[stop.upper()]: count for stop, count in progress["stops"].items()}
-    machines = tuple(map(Machine.of_entry, note.get("machines", [])))  # earlier versions did not say
+    machines = tuple(map(Machine.of_entry, note.get("machines", [])))  # absent in files of earlier versions
     return Kept(finished, Progress(**progress), note["traces"], machines)

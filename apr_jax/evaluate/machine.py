@@ -1,4 +1,4 @@
-"""What decoded: Python, jax, devices, processor, and what attention and products were computed with."""
+"""The machine that decoded: Python, jax, devices, processor, and the kernels of attention and products."""
 
 import dataclasses
 import platform
@@ -20,15 +20,15 @@ _INFO = Path("/proc/cpuinfo")
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What an engine ran on.
+    """The machine of an engine.
 
     Attributes:
         python, jax: versions.
-        device: what jax calls the devices of the mesh ("cpu", "NVIDIA H100 80GB HBM3").
-        devices: how many there are.
+        device: jax's name of the devices of the mesh ("cpu", "NVIDIA H100 80GB HBM3").
+        devices: number of devices.
         processor: name of the host's processor.
-        instructions: which of `INSTRUCTIONS` it has.
-        attention, products: the path of the CPU kernels (see `apr_jax.decode.native`) that computes them, or "XLA".
+        instructions: those of `INSTRUCTIONS` that the processor has.
+        attention, products: the CPU kernel that computes them (see `apr_jax.decode.native`), or "XLA".
     """
 
     python: str
@@ -42,7 +42,7 @@ class Machine:
 
     @classmethod
     def of_entry(cls, entry: Mapping[str, Any]) -> "Machine":
-        """As JSON gives its fields."""
+        """From its fields as read from JSON."""
         return cls(**{**entry, "instructions": tuple(entry["instructions"])})
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ class Machine:
 
 
 def of(engine: Engine) -> Machine:
-    """The machine of an engine; every process that runs its mesh gets its own host's processor."""
+    """The machine of an engine; each process of a mesh reports the processor of its own host."""
     devices = engine.mesh.devices
     attention = products = XLA
     if engine.program.kernel:
@@ -76,12 +76,12 @@ def of(engine: Engine) -> Machine:
 
 
 def processor() -> str:
-    """The name of the processor: as Linux describes it, elsewhere as Python does."""
+    """The name of the processor: from Linux, elsewhere from Python."""
     return _field("model name") or platform.processor() or platform.machine()
 
 
 def flags() -> tuple[str, ...]:
-    """The instructions of the processor by the names that Linux gives them; none elsewhere."""
+    """The instructions of the processor by their Linux names; none on other systems."""
     return tuple(_field("flags").split())
 
 

@@ -1,7 +1,7 @@
-"""Methods: how each decodes, what its answer is, and what it costs.
+"""Methods in an evaluation: their rollouts, their answers and their costs.
 
-Several methods may be read off one rollout (a majority vote and the likeliest of the same samples): rollouts that agree are decoded
-once, and their wall time stands with each of the methods.
+Several methods may share one rollout (a majority vote and the likeliest of the same samples): equal rollouts are decoded once, and
+their wall time is reported with each of the methods.
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ from apr_jax.tokenizer import TextCodec
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
-    """How problems are decoded.
+    """Configuration of a rollout.
 
     Attributes:
-        method: how threads come and go, which of them answer, and the control words.
-        checkpoint: the model, see `apr_jax.pretrained.load_model`.
-        sampling: how tokens are drawn, and how many.
-        ask: how questions are put, where this method wants them put in its own way (tasks in language).
+        method: the method: protocol, answering threads and control words.
+        checkpoint: path of the model, see `apr_jax.pretrained.load_model`.
+        sampling: sampling parameters and budgets.
+        ask: the prompt format of this method, if it differs from the task's (tasks in language).
         sizes: static sizes of the compiled program.
     """
 
@@ -52,12 +52,12 @@ class RolloutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MethodConfig:
-    """A method: a rollout, and the rule that picks one of its answers.
+    """A method: a rollout, and the selector of its answer.
 
     Attributes:
-        rollout: how problems are decoded.
-        select: see `apr_jax.evaluate.select`.
-        also: further rules, reported as `accuracy_NAME`.
+        rollout: configuration of the rollout.
+        select: the selector, see `apr_jax.evaluate.select`.
+        also: further selectors, reported as `accuracy_NAME`.
     """
 
     rollout: RolloutConfig
@@ -85,9 +85,9 @@ class Rollout:
     Attributes:
         transcripts, answers: in the order of the questions; answers are judged.
         codec: the tokenizer with the method's control words.
-        progress: of the run, at its end.
-        traces: how often the program was traced.
-        machines: what decoded it.
+        progress: progress at the end of the run.
+        traces: number of traces of the program.
+        machines: the machines that decoded the rollout.
         makespan: by k, the mean over the questions of the steps that k workers need.
     """
 
@@ -110,7 +110,7 @@ class Result:
 
 
 def make_engine(config: RolloutConfig, codec: TextCodec) -> tuple[Engine, TextCodec]:
-    """The engine of a rollout, and its tokenizer with the control words that the method adds.
+    """The engine of a rollout, and the tokenizer with the control words that the method adds.
 
     Raises:
         FileNotFoundError, ValueError: the checkpoint cannot be read, or its vocabulary is smaller than the tokenizer's.
@@ -128,11 +128,11 @@ def put(task: Task, config: RolloutConfig) -> Task:
 
 
 def requests(task: Task, questions: Sequence, config: RolloutConfig, codec: TextCodec) -> list[Problem]:
-    """The questions as problems of the engine, numbered by their places. `codec` may lack control words that are to be added.
+    """The questions as problems of the engine, numbered in order. `codec` may lack the control words that the method adds.
 
     Raises:
-        ValueError: a question whose prompt is longer than the sizes allow, or for which the chat template gives no token, or sizes
-            in which the method cannot work.
+        ValueError: a prompt is longer than the sizes allow, or has no token under the chat template; or the method cannot work
+            with the sizes.
     """
     sampling = dataclasses.asdict(config.sampling)
     task, codec = put(task, config), config.method.spoken(codec)
@@ -172,10 +172,15 @@ def roll_out(
     stop: Callable[[], bool] | None = None,
     earlier: Kept | None = None,
 ) -> tuple[Kept, TextCodec]:
-    """Decode all questions but those of `earlier`; returns the rollout and the tokenizer that reads it.
+    """Decode all questions except those in `earlier`; returns the rollout and the tokenizer that reads its transcripts.
+
+    Args:
+        watch: called with the progress after each slice.
+        stop: called after each slice; True interrupts the rollout.
+        earlier: the finished part of the rollout.
 
     Raises:
-        Interrupted: `stop` returned True before all were decoded, or a second Ctrl-C came within a slice.
+        Interrupted: `stop` returned True before all questions were decoded, or a second Ctrl-C came within a slice.
     """
     asked = requests(task, questions, config, codec)
     if earlier and len(earlier.finished) == len(questions):
@@ -195,7 +200,7 @@ def judged(
     """Read and judge the answers of a rollout whose questions are all finished; `kept` is not changed.
 
     Args:
-        workers: numbers k for which makespan(k) is counted.
+        workers: numbers k for which makespan(k) is computed.
     """
     transcripts = [kept.finished[i] for i in range(len(questions))]
     answers = read(put(task, config), questions, transcripts, codec, config)
@@ -233,9 +238,9 @@ def _decode(
 def read(
     task: Task, questions: Sequence, transcripts: Sequence[Transcript], codec: TextCodec, config: RolloutConfig
 ) -> list[list[Answer]]:
-    """The answers of each transcript, graded: of the threads and in the tokens that the method says.
+    """The graded answers of each transcript, from the method's answering threads and answer tokens.
 
-    Where the model gave NaN there is no answer.
+    A transcript in which the model gave NaN has no answers.
     """
     said = lambda transcript, thread: config.method.said(transcript, thread, codec)
     answers = [
@@ -245,7 +250,7 @@ def read(
         ]
         for transcript in transcripts
     ]
-    # The same answer to the same question is graded once: verifiers may be slow.
+    # Equal answers to one question are graded once, because verifiers may be slow.
     wanted = {(place, answer) for place, given in enumerate(answers) for _, answer in given if answer is not None}
     pairs = sorted(wanted)
     found = grades(task, [(questions[place], answer) for place, answer in pairs])
@@ -263,13 +268,13 @@ def read(
 
 
 def choose(answers: Sequence[Answer], rule: Selector) -> Answer | None:
-    """The answer that a rule picks; None if there is none of valid format."""
+    """The answer that a selector selects; None if no answer has a valid format."""
     chosen = rule.choose([answer.candidate for answer in answers])
     return None if chosen is None else answers[chosen]
 
 
 def evaluate(method: MethodConfig, rollout: Rollout) -> Result:
-    """Choose among a rollout's answers by a method's rule and sum up."""
+    """Select among a rollout's answers by the method's selector, and compute the outcomes."""
 
     def chosen(rule: Selector) -> list[tuple[str | None, bool]]:
         picked = [choose(answers, rule) for answers in rollout.answers]

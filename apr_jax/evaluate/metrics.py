@@ -1,8 +1,8 @@
-"""Counts of a transcript, taken alike for every method.
+"""Counts of a transcript, defined alike for every method.
 
-*Generated* tokens are those the model sampled, *fed* tokens everything else that went through it (prompts, messages).
+*Generated* tokens are sampled by the model; *fed* tokens are all other tokens that went through it (prompts, messages).
 The *critical path* is the longest chain of generated tokens under fork and join: children start at their parent's
-count, a join takes the maximum of those it waited for. Definitions: ThreadWeaver and APR, unified.
+count, and a join takes the maximum over the awaited children. Definitions: ThreadWeaver and APR, unified.
 """
 
 import heapq
@@ -17,7 +17,7 @@ from apr_jax.record import Source, Stop, Transcript
 
 
 def generated_tokens(transcript: Transcript) -> int:
-    """Tokens sampled by the model, over all threads, fed afterwards or not."""
+    """Tokens sampled by the model, in all threads, whether fed afterwards or not."""
     return int(transcript.log.sampled.sum())
 
 
@@ -36,13 +36,13 @@ def critical_path(transcript: Transcript) -> int:
 
 
 def recomputed_critical_path(transcript: Transcript) -> int:
-    """The same number, found again from clocks, visibility and parents without looking at `log.depth`."""
+    """The critical path, recomputed from clocks, visibility and parents without `log.depth`."""
     found = depths(causality(transcript), transcript.log.sampled)
     return int(found[_last(transcript)].max(initial=0))
 
 
 def _last(transcript: Transcript) -> np.ndarray:
-    """The generated tokens that the problem's end waited for; all of them where none was killed, or all were with the problem."""
+    """The generated tokens that the end of the problem waited for; all if no thread was killed, or all died with the problem."""
     killed = [
         line for line, thread in zip(transcript.lines, transcript.threads, strict=True) if thread.stop == Stop.KILLED
     ]
@@ -52,10 +52,10 @@ def _last(transcript: Transcript) -> np.ndarray:
 
 
 def makespans(transcript: Transcript, workers: Sequence[float]) -> list[int]:
-    """Steps in which k workers generate the same tokens, one token a worker and step, for each k in `workers`.
+    """Steps in which k workers generate the same tokens, one token per worker and step, for each k in `workers`.
 
-    List scheduling: whenever a worker is free it takes, of the tokens that wait for nothing more, the one with the
-    longest chain behind it. `math.inf` workers give the critical path, one worker the number of generated tokens.
+    List scheduling: a free worker takes, among the tokens that are ready, the one with the longest chain of later
+    tokens. `math.inf` workers give the critical path, one worker gives the number of generated tokens.
 
     Raises:
         ValueError: fewer than one worker.
@@ -73,7 +73,7 @@ def makespans(transcript: Transcript, workers: Sequence[float]) -> list[int]:
 
 
 def _schedule(followers: list[list[int]], tail: dict[int, int], missing: dict[int, int], workers: float) -> int:
-    """Steps of the list schedule. `missing`, how many tokens each one still waits for, is used up."""
+    """Steps of the list schedule; `missing`, the number of tokens that each token still waits for, is changed in place."""
     ready = [(-tail[entry], entry) for entry, count in missing.items() if count == 0]
     heapq.heapify(ready)
     steps = 0
@@ -89,13 +89,13 @@ def _schedule(followers: list[list[int]], tail: dict[int, int], missing: dict[in
 
 
 def acceleration_ratio(transcript: Transcript) -> float:
-    """1 - critical path / generated tokens; 0 where nothing was generated."""
+    """1 - critical path / generated tokens; 0 if no token was generated."""
     total = generated_tokens(transcript)
     return 1 - critical_path(transcript) / total if total else 0.0
 
 
 def parallel_ratio(transcript: Transcript) -> float:
-    """Share of the generated tokens that stand in forked threads (all but the root's line)."""
+    """Share of the generated tokens in forked threads (all lines but the root's)."""
     sampled = transcript.log.sampled
     return (
         float((sampled & (transcript.lines[transcript.log.thread] > 0)).sum() / sampled.sum()) if sampled.any() else 0.0
@@ -103,14 +103,14 @@ def parallel_ratio(transcript: Transcript) -> float:
 
 
 def threads(transcript: Transcript) -> int:
-    """Lines of threads that generated something, the root included; one that only holds the prompt of samples does not count."""
+    """Number of lines that generated a token, the root's included; a root that only reads the prompt of samples does not count."""
     return len(np.unique(transcript.lines[transcript.log.thread[transcript.log.sampled]]))
 
 
 def forked(transcript: Transcript) -> bool:
-    """Whether the model forked at all: a thread that generated something has a child that did.
+    """Whether the model forked: a thread with generated tokens has a child with generated tokens.
 
-    Samples drawn from a common prompt are no fork of the model's. The mean over problems is the activation ratio.
+    Samples of a common prompt are not forked by the model. The mean over problems is the activation ratio.
     """
     line = transcript.lines
     active = set(line[transcript.log.thread[transcript.log.sampled]].tolist())
@@ -135,7 +135,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     The unbiased estimate of pass@k.
 
     Raises:
-        ValueError: k or correct outside of what was sampled.
+        ValueError: `k` or `correct` is out of range.
     """
     if not 1 <= k <= samples:
         raise ValueError(f"k is {k}; between 1 and the {samples} samples that were drawn is possible")
@@ -148,7 +148,7 @@ def cons_at_k(samples: Sequence[Candidate], k: int) -> bool:
     """Whether the majority vote of the first k samples is right; samples without a valid answer do not vote (APR, 5.1).
 
     Raises:
-        ValueError: k outside of what was sampled.
+        ValueError: `k` is out of range.
     """
     if not 1 <= k <= len(samples):
         raise ValueError(f"k is {k}; between 1 and the {len(samples)} samples that were drawn is possible")

@@ -30,20 +30,20 @@ BUDGETS = ("critical_path", "peak_context")
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The result of a method on one problem, all its samples together.
+    """The result of a method on one problem, over all its samples.
 
     Attributes:
         problem: the caller's number of the problem.
         correct: whether the verifier accepts the answer.
-        answer: the answer chosen, None if there was none of valid format.
-        critical_path: generated tokens on the longest chain; of independent samples the longest.
-        generated: tokens sampled, all threads and samples.
-        fed: tokens of prompts and messages, all threads and samples.
-        threads: threads that generated something, all samples.
+        answer: the selected answer, None if no answer had a valid format.
+        critical_path: generated tokens on the longest chain; for independent samples, of the longest sample.
+        generated: sampled tokens, in all threads and samples.
+        fed: tokens of prompts and messages, in all threads and samples.
+        threads: number of lines that generated a token, in all samples.
         forked: whether the model forked in one of the samples.
         acceleration: 1 - critical path / generated.
         parallel: share of the generated tokens outside the root's line.
-        peak_context: the most slots one thread ever saw at once.
+        peak_context: the most slots that one thread ever saw at once.
         stop: name of a `Stop` in lower case.
     """
 
@@ -64,8 +64,8 @@ class Outcome:
 def outcome(transcript: Transcript, answer: str | None, correct: bool) -> Outcome:
     """Counts the threads of one problem as one computation.
 
-    Samples are threads whose root only reads the prompt. The stop reason is `end` only if every sample ended so; otherwise
-    the most frequent other one.
+    Samples are the children of a root that only reads the prompt. The stop reason is `end` only if every sample ended with
+    `end`, otherwise the most frequent other reason.
     """
     cut = Counter(stop for stop in _stops(transcript) if stop != Stop.END)
     stop = cut.most_common(1)[0][0] if cut else Stop.END
@@ -86,7 +86,7 @@ def outcome(transcript: Transcript, answer: str | None, correct: bool) -> Outcom
 
 
 def _stops(transcript: Transcript) -> list[Stop]:
-    """Why a transcript ended, or why its samples did where the root generated nothing."""
+    """The stop reason of a transcript, or those of its samples if the root generated no token."""
     log = transcript.log
     if transcript.stop != Stop.END or (log.sampled & (log.thread == 0)).any():
         return [transcript.stop]
@@ -97,12 +97,12 @@ def accuracy_within(outcomes: Sequence[Outcome], budget: float, field: str = "cr
     """Accuracy if a problem counts as solved only when it was solved with `field` <= budget (APR, 5.2).
 
     Args:
-        outcomes: of one method, all problems.
-        budget: in tokens.
+        outcomes: outcomes of one method on all problems.
+        budget: budget in tokens.
         field: `critical_path` or `peak_context`.
 
     Raises:
-        ValueError: another field, or no outcome.
+        ValueError: `field` is another name, or there is no outcome.
     """
     if field not in BUDGETS:
         raise ValueError(f"field is {field!r}; a budget can be set on {' or '.join(BUDGETS)}")
@@ -122,10 +122,10 @@ def summary(outcomes: Sequence[Outcome], wall_s: float, steps: int, traces: int)
         outcomes: one per problem.
         wall_s: seconds for all problems together.
         steps: device steps for all problems together.
-        traces: how often the decode program was traced.
+        traces: number of traces of the decode program.
 
     Raises:
-        ValueError: no outcome.
+        ValueError: there is no outcome.
     """
     if not outcomes:
         raise ValueError("outcomes is empty; a summary needs at least one problem")
@@ -151,7 +151,7 @@ def summary(outcomes: Sequence[Outcome], wall_s: float, steps: int, traces: int)
 
 
 def write_summary(path: Path, problems: int, methods: Mapping[str, Mapping]) -> dict:
-    """Writes `summary.json` and returns what was written.
+    """Writes `summary.json` and returns its contents.
 
     Raises:
         ValueError: a method lacks one of `KEYS`.
@@ -163,10 +163,10 @@ def write_summary(path: Path, problems: int, methods: Mapping[str, Mapping]) -> 
 
 
 def read_summary(path: Path) -> dict:
-    """Reads what `write_summary` wrote.
+    """Reads a file written by `write_summary`.
 
     Raises:
-        ValueError: not of that shape.
+        ValueError: the file has another shape.
     """
     read = json.loads(path.read_text())
     _check(path, read)

@@ -10,7 +10,7 @@ from rich.table import Table
 from apr_jax.evaluate.machine import Machine
 from apr_jax.evaluate.outcomes import Outcome, accuracy_within, read_summary
 
-# Names of methods in tables, plots and pages; a method that is not listed is shown under its own name.
+# Names of methods in tables, plots and pages; other methods are shown under their own names.
 TITLES = {
     "apr": "APR (spawn and join)",
     "self_consistency": "self-consistency",
@@ -28,7 +28,7 @@ COLUMNS = (  # what fits a terminal of 80 characters
 )
 RATIOS = (("acceleration_ratio", "acceleration ratio"), ("parallel_ratio", "parallel ratio"))
 FAILURES = ("judge_failures", "judge failed")  # a column where there are any
-REASONS = 3  # why judges failed, in one line
+REASONS = 3  # most reasons of judges' failures in one line
 _SHARES = ("accuracy", "activation", "acceleration_ratio", "parallel_ratio")
 _NAME = 17  # characters of a method's name, at least; longer ones are folded
 _PREFIX, _MAKESPAN = "accuracy_", "makespan_"
@@ -37,21 +37,21 @@ BUDGETS = (64, 128, 192, 256, 320, 384, 512, 768, 1024, 1536, 2048)  # tokens
 
 
 def title(method: str) -> str:
-    """The name of a method as readers see it; `folder/method` keeps its folder."""
+    """The name of a method for readers; `folder/method` keeps its folder."""
     folder, _, name = method.rpartition("/")
     return (f"{folder}: " if folder else "") + TITLES.get(name, name.replace("_", " "))
 
 
 def rows(methods: Mapping[str, Mapping], shown: Sequence[tuple[str, str]] = COLUMNS) -> list[tuple[str, ...]]:
-    """The cells of the table, one row per method and one more per further selection rule of it.
+    """The cells of the table, one row per method and one more per further selector of the method.
 
-    A key `accuracy_RULE` of a method gives a row that differs in accuracy only; an oracle is named as such. What an entry does
-    not say is empty.
+    A key `accuracy_RULE` of a method gives a row that differs in accuracy only; oracles are marked. Missing values give empty
+    cells.
     """
     cells = lambda label, entry: (label, *(_cell(key, entry.get(key)) for key, _ in shown))
     made = []
     for name, entry in methods.items():
-        entry = {FAILURES[0]: 0, "oracles": ["verifier"], **entry}  # earlier summaries do not say
+        entry = {FAILURES[0]: 0, "oracles": ["verifier"], **entry}  # earlier summaries lack these keys
         made.append(cells(title(name), entry))
         for key in entry:
             if key.startswith(_PREFIX):
@@ -65,8 +65,8 @@ def rows(methods: Mapping[str, Mapping], shown: Sequence[tuple[str, str]] = COLU
 def columns(methods: Mapping[str, Mapping], wide: bool) -> tuple[tuple[str, str], ...]:
     """Keys and headings of the table's columns: `COLUMNS`, and the failures of judges if there are any.
 
-    A wide table also has the makespans that were counted, from the most workers to the fewest (the critical path is that of
-    any number, the generated tokens are that of one), and `RATIOS`.
+    A wide table also has the computed makespans, from the most workers to the fewest, and `RATIOS`. (The critical path is the
+    makespan of any number of workers, the generated tokens are the makespan of one.)
     """
     keys = {key for entry in methods.values() for key in entry if key.startswith(_MAKESPAN)}
     workers = sorted((int(key.removeprefix(_MAKESPAN)) for key in keys), reverse=True)
@@ -78,7 +78,7 @@ def columns(methods: Mapping[str, Mapping], wide: bool) -> tuple[tuple[str, str]
 
 
 def judge_failures(methods: Mapping[str, Mapping]) -> list[str]:
-    """A line for each method with answers on which its judge failed: how many, and the most frequent reasons."""
+    """A line for each method whose judge failed on answers: the number of failures, and the most frequent reasons."""
     lines = []
     for name, entry in methods.items():
         if not entry.get(FAILURES[0]):
@@ -91,17 +91,17 @@ def judge_failures(methods: Mapping[str, Mapping]) -> list[str]:
 
 
 def _line(text: str) -> str:
-    """A text that may quote what a model wrote, as a part of a line for a terminal."""
+    """A text, which may quote model output, made safe as a part of a line for a terminal."""
     return textwrap.shorten("".join(c if c.isprintable() else " " for c in text), 120)
 
 
 def table(methods: Mapping[str, Mapping], problems: int | None = None, width: int = 80) -> Table:
-    """The table for the terminal: the wide one if that fits, else the one for 80 characters, which says what it leaves out.
+    """The table for the terminal: the wide table if it fits, else the table for 80 characters, which names what it leaves out.
 
     Args:
         methods: entries of `summary.json` by name.
         problems: number of problems, for the caption.
-        width: of the terminal, in characters.
+        width: width of the terminal, in characters.
     """
     shown, needed = columns(methods, wide=True), _width(methods)
     captions = [f"{problems:,} problems; counts are means per problem, wall time is for all"] if problems else []
@@ -131,7 +131,7 @@ def table(methods: Mapping[str, Mapping], problems: int | None = None, width: in
 
 
 def _width(methods: Mapping[str, Mapping]) -> int:
-    """Characters that the wide table needs at least."""
+    """The least number of characters that the wide table needs."""
     shown = columns(methods, wide=True)
     table = [("", *(heading for _, heading in shown)), *rows(methods, shown)]
     words = [[word for row in table for word in row[i].split()] for i in range(1, len(table[0]))]
@@ -139,7 +139,7 @@ def _width(methods: Mapping[str, Mapping]) -> int:
 
 
 def markdown(methods: Mapping[str, Mapping], problems: int | None = None, wide: bool = True) -> str:
-    """The same table as Markdown, with a line about the units below it."""
+    """The table as Markdown, with a line about the units below it."""
     shown = columns(methods, wide)
     lines = [
         "| " + " | ".join(["method", *(heading for _, heading in shown)]) + " |",
@@ -152,16 +152,16 @@ def markdown(methods: Mapping[str, Mapping], problems: int | None = None, wide: 
 
 
 def machines(methods: Mapping[str, Mapping]) -> list[str]:
-    """A line for each machine that decoded methods; it names them where there are several."""
+    """A line for each machine that decoded methods; with several machines, each line names its methods."""
     users: dict[str, list[str]] = {}
     for name, entry in methods.items():
-        for machine in entry.get("machines", []):  # earlier summaries do not say
+        for machine in entry.get("machines", []):  # absent in earlier summaries
             users.setdefault(str(Machine.of_entry(machine)), []).append(title(name))
     return [f"{', '.join(names)}: {text}" if len(users) > 1 else text for text, names in users.items()]
 
 
 def budget_markdown(outcomes: Mapping[str, Sequence[Outcome]], field: str) -> str:
-    """Accuracy of each method within budgets of `field`, from the smallest to one that nothing exceeds, as Markdown."""
+    """Accuracy of each method within budgets of `field`, up to a budget that no problem exceeds, as Markdown."""
     largest = max(getattr(o, field) for found in outcomes.values() for o in found)
     budgets = [budget for budget in BUDGETS if budget < largest] + [largest]
     lines = [f"| {field.replace('_', ' ')} at most | " + " | ".join(f"{b:,}" for b in budgets) + " |"]
@@ -179,8 +179,8 @@ def compare(folders: Iterable[Path]) -> dict[str, dict]:
         Entries by `folder/method`, in the order given, ready for `table`, `markdown` and `plots.plot_summary`.
 
     Raises:
-        FileNotFoundError: a folder without `summary.json`.
-        ValueError: a file of another shape, or two folders of the same name.
+        FileNotFoundError: a folder has no `summary.json`.
+        ValueError: a file has another shape, or two folders have the same name.
     """
     found: dict[str, dict] = {}
     for folder in map(Path, folders):

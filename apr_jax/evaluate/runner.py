@@ -1,8 +1,8 @@
-"""Running an evaluation: decode, keep, judge, and write what it leaves.
+"""Runs an evaluation: decode, save, judge, and write the results.
 
-The folder of the results holds summary.json, settings.json, report.md, samples.md (one transcript a method, to be read),
+The folder of the results holds summary.json, settings.json, report.md, samples.md (one readable transcript per method),
 transcripts_METHOD.jsonl (+ .npz), two plots, threads_METHOD.png (one problem that forked, solved if any was) and timeline.html.
-What was decoded is kept in rollouts/ as soon as a method is done or was ended, before it is judged.
+Rollouts are saved in rollouts/ as soon as a method is finished or interrupted, before its answers are judged.
 """
 
 import dataclasses
@@ -36,12 +36,12 @@ WRITTEN = (
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A rollout that is wanted.
+    """A rollout to decode.
 
     Attributes:
-        name: under which it is kept: that of the first method that is read off it, whichever are run.
-        asked: what decides it.
-        earlier: what there is of it already.
+        name: name of its files: the first configured method that uses the rollout, whether that method is run or not.
+        asked: the settings that determine the rollout.
+        earlier: the part that is decoded already.
     """
 
     name: str
@@ -50,10 +50,14 @@ class Plan:
 
 
 def with_bar(name: str, questions: int, before: int, work: Callable[..., Decoded]) -> Decoded:
-    """Do work(watch, stop), see `methods.roll_out`, with a progress bar that begins at `before`, until Ctrl-C.
+    """Run `work(watch, stop)` under a progress bar; Ctrl-C makes its `stop` return True. See `methods.roll_out`.
+
+    Args:
+        questions: number of questions.
+        before: number of questions decoded earlier, at which the bar begins.
 
     Raises:
-        Interrupted: before all were decoded.
+        Interrupted: the work was interrupted before all questions were decoded.
     """
     columns = (
         "[progress.description]{task.description}",
@@ -63,7 +67,7 @@ def with_bar(name: str, questions: int, before: int, work: Callable[..., Decoded
         "{task.fields[state]}",
     )
     console = rich.console.Console(stderr=True)
-    if console.is_jupyter:  # where a bar that moves wants a further package: its last state is enough
+    if console.is_jupyter:  # a moving bar would need a further package there; its last state is enough
         console = rich.console.Console(stderr=True, force_jupyter=False, force_terminal=False)
     with rich.progress.Progress(*columns, console=console) as bar, Interrupt() as interrupt:
         shown = bar.add_task(name, total=questions, completed=before, state="compiling")
@@ -75,19 +79,19 @@ def with_bar(name: str, questions: int, before: int, work: Callable[..., Decoded
 
 
 def describe(progress: Progress) -> str:
-    """Where a run stands, beside how many problems are done."""
+    """The state of a run as text, without the number of finished problems."""
     rate = progress.sampled / max(progress.seconds, 1e-9)
     stops = ", ".join(f"{stop.name.lower()} {count}" for stop, count in sorted(progress.stops.items()))
     return f"{rate:,.0f} tokens/s, {progress.occupancy:.0%} of rows busy{', ended: ' if stops else ''}{stops}"
 
 
 def run(config: EvaluateConfig) -> dict[str, Result]:
-    """Run every method; rollouts that agree are decoded once, and kept before they are judged.
+    """Run every method; equal rollouts are decoded once, and saved before they are judged.
 
-    Methods that are finished are written, whatever becomes of the others.
+    The results of finished methods are written even if other methods fail.
 
     Raises:
-        ValueError, FileNotFoundError: something cannot be read, or `output` is not to be written to (`settings.claim`).
+        ValueError, FileNotFoundError: a file cannot be read, or `output` must not be written to (`settings.claim`).
     """
     settings.claim(config, config.output, "output", WRITTEN)
     questions = config.task.questions(config.seed)
@@ -112,10 +116,10 @@ def run(config: EvaluateConfig) -> dict[str, Result]:
 
 
 def begin(config: EvaluateConfig, questions: Sequence, codec: TextCodec) -> Mapping[RolloutConfig, Plan]:
-    """Each rollout that is wanted with what is kept of it, before anything is decoded; without `resume` that is discarded.
+    """The plan of every rollout, before anything is decoded; without `resume`, saved parts are discarded.
 
     Raises:
-        ValueError: it belongs to another evaluation, or a question cannot be asked.
+        ValueError: a saved part belongs to another evaluation, or a question has no valid prompt.
     """
     folder, plans = Path(config.output) / "rollouts", {}
     for rollout in dict.fromkeys(config.methods[name].rollout for name in config.only or config.methods):
@@ -130,7 +134,7 @@ def begin(config: EvaluateConfig, questions: Sequence, codec: TextCodec) -> Mapp
 
 
 def decode_and_keep(config: EvaluateConfig, questions: Sequence, codec: TextCodec, plan: Plan) -> Decoded:
-    """A rollout, kept on disk whether it was finished or ended early; see `with_bar`."""
+    """Decode a rollout and save it, whether it was finished or interrupted; see `with_bar`."""
     finished = len(plan.earlier.finished) if plan.earlier else 0
     work = functools.partial(
         methods.roll_out, config.task, questions, plan.asked.rollout, codec, config.seed, earlier=plan.earlier
@@ -148,7 +152,7 @@ def decode_and_keep(config: EvaluateConfig, questions: Sequence, codec: TextCode
 
 
 def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Result]) -> None:
-    """Write everything an evaluation leaves."""
+    """Write all results of an evaluation."""
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     entries = {name: result.entry for name, result in results.items()}
@@ -189,7 +193,7 @@ def write_threads(folder: Path, about: Sequence[Mapping], results: Mapping[str, 
 
 
 def answered(answer: Answer) -> dict[str, Any]:
-    """What a line of reasoning answered, for the line of its transcript."""
+    """The fields of one thread's answer, for the JSON line of its transcript."""
     given = answer.candidate
     failed = {"judge_failure": given.failure} if given.failure else {}
     return {"thread": answer.thread, "answer": given.answer, "correct": given.correct, **failed}

@@ -1,6 +1,5 @@
-"""Rules that select one of several candidates for the answer to a question. Candidates without a valid answer are never chosen.
-
-A configuration names a rule by an object, as it names methods.
+"""Selectors: rules that select one of several candidates as the answer to a question. Candidates without a valid answer are never
+selected. In a configuration a selector is an object, like a method.
 """
 
 import abc
@@ -14,13 +13,13 @@ from apr_jax import settings
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """The fields of a sample that selection rules may use.
+    """The fields of a sample that selectors may use.
 
     Attributes:
         answer: the answer in its normal form, None if the text holds no answer of valid format.
-        correct: whether the verifier accepts the answer; only oracles read it.
+        correct: whether the verifier accepts the answer; only oracles read this field.
         logprob: mean log-probability of the generated tokens, nats.
-        failure: why the verifier failed, which counts as a wrong answer; empty if it did not.
+        failure: reason why the verifier failed, which counts as a wrong answer; empty if it did not fail.
     """
 
     answer: str | None
@@ -33,24 +32,24 @@ class Selector(abc.ABC):
     """A selection rule; implementations are frozen dataclasses whose fields are its configuration.
 
     Attributes:
-        oracle: it knows the truth, so its accuracy must be reported as an oracle's.
+        oracle: the selector knows the truth, so its accuracy must be reported as that of an oracle.
     """
 
     oracle = False
 
     @property
     def name(self) -> str:
-        """What summaries call it: `accuracy_NAME`."""
+        """The NAME in the summary's key `accuracy_NAME`."""
         return settings.class_name(self)
 
     @abc.abstractmethod
     def choose(self, candidates: Sequence[Candidate]) -> int | None:
-        """Number of the candidate chosen, None if none has a valid answer."""
+        """Number of the selected candidate, None if no candidate has a valid answer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Only(Selector):
-    """The first candidate, where there is one."""
+    """The first candidate, if there is one."""
 
     def choose(self, candidates: Sequence[Candidate]) -> int | None:
         return 0 if 0 in _valid(candidates) else None
@@ -58,9 +57,9 @@ class Only(Selector):
 
 @dataclasses.dataclass(frozen=True)
 class Majority(Selector):
-    """The first candidate that gave the most frequent answer (self-consistency).
+    """The first candidate with the most frequent answer (self-consistency).
 
-    Of equally frequent answers that one is taken which occurs first.
+    Among equally frequent answers, the one that occurs first wins.
     """
 
     def choose(self, candidates: Sequence[Candidate]) -> int | None:
@@ -114,9 +113,9 @@ class First(Selector):
 
 @dataclasses.dataclass(frozen=True)
 class Likeliest(Selector):
-    """The candidate whose tokens were likeliest on average (best-of-N).
+    """The candidate with the largest mean log-probability (best-of-N).
 
-    A mean that is NaN (no tokens, or log-probabilities that are not finite) ranks below all others.
+    A NaN mean (no tokens, or log-probabilities that are not finite) ranks below all others.
     """
 
     name = "logprob"
@@ -145,5 +144,5 @@ def _valid(candidates: Sequence[Candidate]) -> list[int]:
 
 
 def _best(candidates: Sequence[Candidate], merit: Callable[[Candidate], float]) -> int | None:
-    """Of the valid candidates the first of the greatest merit."""
+    """The first of the valid candidates with the greatest merit."""
     return max(_valid(candidates), key=lambda i: (merit(candidates[i]), -i), default=None)

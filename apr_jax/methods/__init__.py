@@ -1,4 +1,4 @@
-"""Methods of parallel reasoning as configurations name them, one file each: choices and control words as text."""
+"""Methods of parallel reasoning for configurations, one file each: choices, and control words as text."""
 
 from apr_jax.methods.beam_search import BeamSearch
 from apr_jax.methods.early_vote import EarlyVote

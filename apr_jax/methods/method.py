@@ -1,4 +1,4 @@
-"""The interface of a method: its protocol once the tokenizer is known, which threads answer, and what of them is the answer."""
+"""The interface of a method: its protocol for a given tokenizer, the threads that answer, and the tokens of their answers."""
 
 import abc
 import dataclasses
@@ -17,12 +17,12 @@ from apr_jax.tokenizer import TextCodec
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn, and how many.
+    """Sampling parameters and budgets.
 
     Attributes:
-        temperature, top_k, top_p: temperature 0 is greedy, top_k 0 and top_p 1 are off.
+        temperature, top_k, top_p: temperature 0 is greedy; top_k 0 and top_p 1 mean off.
         max_tokens: tokens that one thread may generate.
-        child_max_tokens: the same for all threads but the root, 0: max_tokens.
+        child_max_tokens: the same for all threads except the root; 0 means `max_tokens`.
     """
 
     temperature: float = 0.0
@@ -41,7 +41,7 @@ class Method(abc.ABC):
 
     Attributes:
         end: the word that ends a thread; empty: the tokenizer's own end of a text or of a turn.
-        add: give those of `words` that are not one id yet an id of their own, and a row that begins as what their names mean
+        add: give every word of `words` that is not one id yet an id of its own, with a row initialised from the word's name
             (see `apr_jax.pretrained.with_control_words`).
         gain: of these rows; a model that is not trained further needs a little more than 1 to choose them.
         independent: its voices are samples of one distribution, so that what fewer of them would give can be read off them all.
@@ -60,16 +60,16 @@ class Method(abc.ABC):
 
     @property
     def name(self) -> str:
-        """The name of its class in snake case."""
+        """The name of the class in snake case."""
         return settings.class_name(self)
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The control words by which the model forks and joins, `end` not among them; each must be one id."""
+        """The control words with which the model forks and joins, without `end`; each must be one id."""
         return ()
 
     def spoken(self, codec: TextCodec) -> TextCodec:
-        """The tokenizer with the words that are to be added."""
+        """The tokenizer with the method's words added, if `add` is set."""
         return codec.with_control_words(self.words) if self.add else codec
 
     def end_id(self, codec: TextCodec) -> int:
@@ -77,19 +77,19 @@ class Method(abc.ABC):
         return codec.id(self.end) if self.end else codec.eos
 
     def check(self, sampling: Sampling) -> Sampling:
-        """The sampling; ValueError if the method makes no sense with it."""
+        """The sampling; raises ValueError if the method cannot work with it."""
         return sampling
 
     @abc.abstractmethod
     def protocol(self, codec: TextCodec) -> Protocol:
-        """The protocol, its words as ids.
+        """The protocol, with the control words as ids.
 
         Raises:
             ValueError: the tokenizer lacks one of the words.
         """
 
     def voices(self, transcript: Transcript) -> Sequence[int]:
-        """The numbers of the threads that answer: the root, or its children where the root only reads the prompt."""
+        """The numbers of the threads that answer: the root, or its children if the root only reads the prompt."""
         speaks = np.any(transcript.log.sampled & (transcript.log.thread == 0))
         return [0] if speaks else [i for i, thread in enumerate(transcript.threads) if thread.parent == 0]
 

@@ -1,4 +1,4 @@
-"""Independent samples of one prompt: self-consistency and best-of-N, which differ in how one of the answers is selected."""
+"""Independent samples of one prompt: self-consistency and best-of-N, which differ in the selector of the answer."""
 
 import dataclasses
 

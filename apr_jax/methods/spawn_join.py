@@ -1,4 +1,4 @@
-"""Adaptive fork and join in control words: the model says when it forks, and what each child is to do."""
+"""Adaptive fork and join by control words: the model decides when to fork, and writes each child's task."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class SpawnJoin(Method):
         super().__post_init__()
         whole("spawn_join.max_depth", self.max_depth, 1)
         whole("spawn_join.together", self.together, 0)
-        # The protocol knows which choices go together; any ids do for that.
+        # The protocol checks the combination of choices; any ids will do here.
         self._protocol({role: number for number, role in enumerate((*ROLES, "end"))})
 
     @property
@@ -52,7 +52,7 @@ class SpawnJoin(Method):
         return protocols.SpawnJoin(**ids, **choices)
 
     def said(self, transcript: Transcript, thread: int, codec: TextCodec) -> Sequence[int]:
-        """What the thread generated but for what it asks of its children: the tokens from a `spawn` up to its `wait`."""
+        """The generated tokens without the messages to children, that is, without the tokens from a `spawn` to its `wait`."""
         spawn, wait = codec.id(self.spawn), codec.id(self.wait)
         kept, message = [], False
         for i in transcript.generated(thread):

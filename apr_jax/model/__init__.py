@@ -1,1 +1,1 @@
-"""The transformer, its configuration, attention under visibility, and weights in and out."""
+"""The transformer, its configuration, attention under a visibility mask, and weight files."""

@@ -1,6 +1,6 @@
-"""Attention under visibility: a mask is all that attention knows of threads.
+"""Attention under a visibility mask, which is the only trace of threads in the model.
 
-A row that sees nothing gives 0, never NaN, in the result and in the gradients. Softmax is taken in f32, or in f64 if
+A row that sees nothing gives 0, never NaN, in the result and in the gradients. Softmax is computed in f32, or in f64 if
 the inputs are f64.
 """
 
@@ -25,16 +25,16 @@ def masked_attention(
     *_, queries, heads, head_dim = q.shape
     kv_heads = k.shape[-2]
     group = heads // kv_heads
-    # [*B, K, G * Q, h]: one matrix product per key head, whatever the size of its group.
+    # [*B, K, G * Q, h]: one matrix product per key head, for any size of its group.
     q = jnp.moveaxis(q.reshape(*q.shape[:-2], kv_heads, group, head_dim) * head_dim**-0.5, -4, -2)
     q = q.reshape(*q.shape[:-3], group * queries, head_dim)
     scores = jnp.matmul(q, jnp.moveaxis(k, -3, -1), preferred_element_type=_wide(q.dtype))
     scores = scores.reshape(*scores.shape[:-2], group, queries, scores.shape[-1])
     scores = jnp.where(mask[..., None, None, :, :], scores, -1e30)
-    # Where nothing is seen, the largest "score" stays above the masked ones, and exp gives 0 for each.
+    # For a row that sees nothing, `top` stays above all masked scores, so that exp gives 0 for each.
     top = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), -1e29))
     weights = jnp.exp(scores - top)
-    # Dividing after the product with v touches h numbers per query, not N. A row that sees something sums to 1 or more.
+    # Dividing after the product with v touches h numbers per query, not N. The total is 0, or at least 1 for rows that see a key.
     total = jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 0.5)
     weights = weights.astype(v.dtype).reshape(*weights.shape[:-3], group * queries, weights.shape[-1])
     out = jnp.matmul(weights, jnp.moveaxis(v, -3, -2)).reshape(*total.shape[:-1], head_dim) / total
@@ -47,9 +47,15 @@ def packed_blocks(
 ) -> tuple[Bool[Array, "B _ _"], ...]:
     """The visibility masks of packed rows, in blocks: query chunk i against keys 0 .. (i + 1) * chunk.
 
-    A key is visible if `sees[owner of query, owner of key]` and its clock is below the query's, or equal to it within a
-    thread. Threads of a row are stored in causal order: nothing visible stands behind its query, so the blocks leave
-    out only what is never seen. `owner` is -1 for padding, which sees nothing and is not seen.
+    A key is visible if `sees[owner of query, owner of key]` and its clock is below the query's clock, or equal within one
+    thread. Threads of a row are stored in causal order: every visible key stands before its query, so the blocks leave out
+    only invisible keys.
+
+    Args:
+      owner: thread of each token; -1 for padding, which sees nothing and is not seen.
+      clock: clock of each token.
+      sees: visibility among the U threads of a row.
+      chunk: queries of a block.
 
     Returns:
       One mask [B, chunk, (i + 1) * chunk] per query chunk; the last chunk may be shorter.
@@ -78,7 +84,7 @@ def causal_attention(
     v: Float[Array, "B S K h"],
     blocks: tuple[Bool[Array, "B _ _"], ...],
 ) -> Float[Array, "B S H h"]:
-    """`masked_attention` of whole rows, half of whose products are saved: see `packed_blocks`."""
+    """`masked_attention` of whole rows; the blocks of `packed_blocks` save half of the products."""
     out, start = [], 0
     for mask in blocks:
         stop = mask.shape[2]
@@ -90,9 +96,9 @@ def causal_attention(
 def packed_attend(
     owner: Int[Array, "B S"], clock: Int[Array, "B S"], sees: Bool[Array, "B U U"], chunk: int = 128
 ) -> Callable[[Array, Array, Array, Any], tuple[Array, Any]]:
-    """The `attend` of the model's contract for packed rows [B, S]; the layers' cache passes through untouched.
+    """The `attend` function (see `transformer.Attend`) for packed rows [B, S]; the layers' cache passes through unchanged.
 
-    The masks are built once and shared by all layers.
+    The masks are built once and shared by all layers. Arguments: see `packed_blocks`.
     """
     blocks = packed_blocks(owner, clock, sees, chunk)
     return lambda q, k, v, cache: (causal_attention(q, k, v, blocks), cache)

@@ -1,4 +1,4 @@
-"""The shape of a decoder-only transformer of the Llama and Qwen families, and the sizes that come ready-made."""
+"""The configuration of a decoder-only transformer of the Llama and Qwen families, and presets."""
 
 import dataclasses
 import types
@@ -20,26 +20,26 @@ class ModelConfig:
     learning rates.
 
     Attributes:
-      vocabulary: V, number of token ids the model knows; usually that of the tokenizer padded to a multiple of 64.
+      vocabulary: V, number of token ids; usually that of the tokenizer, padded to a multiple of 64.
       width: D, size of the residual stream.
-      layers: L.
+      layers: L, number of blocks.
       heads: H, number of query heads.
       kv_heads: K, number of key/value heads; divides `heads`.
       head_dim: h, size of one head; even.
       ffn: F, inner size of the feed-forward layers.
       rope_theta: base of the rotary wavelengths.
-      rope: how these are stretched for long contexts; by default not at all.
-      norm_eps: added to the mean square inside every norm.
+      rope: scaling of the wavelengths for long contexts; by default none.
+      norm_eps: number added to the mean square inside every norm.
       qk_norm: whether q and k are normed per head.
-      bias: which products of attention have a bias: "none", "qkv" (Qwen2), "qkvo" (the output as well).
+      bias: the products of attention with a bias: "none", "qkv" (Qwen2), "qkvo" (the output as well).
       tied: whether the output product uses the embedding table.
       dtype: dtype of activations. Parameters of dtype float64 override it: nothing is ever cast down from f64.
       param_dtype: dtype the parameters are stored in.
-      int8_weights: the weights of products are stored in int8 instead, with a scale for each channel; for decoding, made by
+      int8_weights: the weights of products are stored in int8 instead, with a scale for each channel; for decoding, see
         `transformer.quantise`.
 
     Raises:
-      ValueError: a field is out of range; the message names field, value, what is allowed and a fix.
+      ValueError: a field is out of range; the message names field, value, allowed values and a fix.
     """
 
     vocabulary: int
@@ -93,7 +93,7 @@ class ModelConfig:
 
     @property
     def parameters_without_tables(self) -> int:
-        """Number of parameters, embedding and output tables left out (how papers count small models)."""
+        """Number of parameters without embedding and output tables, as papers count small models."""
         attention = (
             self.width * self.head_dim * (self.heads + 2 * self.kv_heads) + self.heads * self.head_dim * self.width
         )
@@ -125,11 +125,11 @@ def padded_vocabulary(size: int, multiple: int = 64) -> int:
 
 PRESETS: Mapping[str, ModelConfig] = types.MappingProxyType(
     {
-        # 1.0 M: the model of Countdown and of the tests; trains in half an hour on one CPU core.
+        # 1.0 M parameters: for Countdown and the tests; trains in half an hour on one CPU core.
         "tiny": ModelConfig(
             vocabulary=256, width=128, layers=4, heads=2, kv_heads=1, head_dim=64, ffn=512, qk_norm=True
         ),
-        # 5 M: for one small accelerator; a vocabulary wide enough for text.
+        # 5 M parameters: for one small accelerator; the vocabulary is large enough for text.
         "small": ModelConfig(
             vocabulary=1024, width=256, layers=6, heads=4, kv_heads=2, head_dim=64, ffn=768, qk_norm=True
         ),
@@ -142,7 +142,7 @@ PRESETS: Mapping[str, ModelConfig] = types.MappingProxyType(
             vocabulary=151936, width=1024, layers=28, heads=16, kv_heads=8, head_dim=128, ffn=3072,
             rope_theta=1e6, qk_norm=True, dtype="bfloat16", param_dtype="bfloat16",
         ),
-        # Qwen3-8B: 8.2 B; for the heads and widths of a model that needs several chips.
+        # Qwen3-8B, 8.2 B parameters: heads and widths of a model that needs several chips.
         "qwen3_8b": ModelConfig(
             vocabulary=151936, width=4096, layers=36, heads=32, kv_heads=8, head_dim=128, ffn=12288,
             rope_theta=1e6, qk_norm=True, tied=False, dtype="bfloat16", param_dtype="bfloat16",

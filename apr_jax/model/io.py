@@ -1,4 +1,4 @@
-"""Weights in and out: one safetensors file that carries its model's configuration in its header."""
+"""Saves and loads weights: one safetensors file with the model's configuration in its header."""
 
 import json
 import os
@@ -23,8 +23,8 @@ def save(path: str | Path, model: Model, config: ModelConfig, storage: str | Non
 
     Args:
       path: file to write; its folder must exist.
-      model: what to write.
-      config: the configuration to store with it; usually `model.config`.
+      model: the model to write.
+      config: the configuration to store with the model; usually `model.config`.
       storage: dtype on disk, such as "bfloat16" for half the size; default `config.param_dtype`. `load` gives back
         `config.param_dtype`.
 
@@ -45,7 +45,7 @@ def save(path: str | Path, model: Model, config: ModelConfig, storage: str | Non
 
 
 def load(path: str | Path) -> Model:
-    """Reads what `save` wrote; its configuration is `model.config`, its parameters have dtype `config.param_dtype`.
+    """Reads a file written by `save`. The parameters have dtype `config.param_dtype` of the stored configuration.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -71,7 +71,7 @@ def load(path: str | Path) -> Model:
 
 
 def flatten(params: Params) -> dict[str, Any]:
-    """A nested tree, of arrays or of what stands for them, as one dict with dotted names, such as `layers.0.attention.qkv`."""
+    """A nested tree of weights as one dict with dotted names, such as `layers.0.attention.qkv`."""
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
 

@@ -1,4 +1,4 @@
-"""Rotary frequencies, and the three published ways to stretch them beyond the length a model was first trained for.
+"""Rotary frequencies, and three published ways to scale them for contexts beyond the length of the first training.
 
 Axes: h size of a head.
 """
@@ -14,22 +14,22 @@ KINDS = ("none", "linear", "yarn", "llama3")
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How the frequencies of the rotary positions are stretched; hashable, and one class so that it has one CLI form.
+    """The scaling of the rotary frequencies; hashable, and one class for all kinds, so that it has one CLI form.
 
     Sources: linear, position interpolation (Chen et al. 2023); yarn, Peng et al. 2023, as `transformers` computes it;
     llama3, the release of Llama 3.1.
 
     Attributes:
       kind: "none", "linear", "yarn" or "llama3".
-      factor: how many times longer the context became.
-      original: context length in tokens before stretching (yarn, llama3).
-      low, high: llama3: wavelengths above original / low are stretched fully, those below original / high not at all.
-      slow, fast: yarn: the same, as rotations within the original context (`beta_slow`, `beta_fast`).
-      attention: yarn: cosine and sine are multiplied by this; 0 means the published 0.1 ln(factor) + 1.
+      factor: ratio of the new context length to the original one.
+      original: context length in tokens before scaling (yarn, llama3).
+      low, high: llama3: wavelengths above original / low are scaled fully, wavelengths below original / high not at all.
+      slow, fast: yarn: the same bounds, as rotations within the original context (`beta_slow`, `beta_fast`).
+      attention: yarn: factor of cosine and sine; 0 means the published 0.1 ln(factor) + 1.
       whole: yarn: whether the bounds of the ramp are rounded to whole dimensions (`truncate`).
 
     Raises:
-      ValueError: a field is out of range; the message names field, value, what is allowed.
+      ValueError: a field is out of range; the message names field, value and allowed values.
     """
 
     kind: str = "none"
@@ -71,12 +71,12 @@ def frequencies(theta: float, head_dim: int, scaling: RopeScaling) -> np.ndarray
     Args:
       theta: base of the wavelengths.
       head_dim: h.
-      scaling: how they are stretched.
+      scaling: scaling of the frequencies.
     """
     plain = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     if scaling.kind == "none":
         return plain
-    # 1 where the frequency is kept, 0 where it is stretched fully, in between a blend of both.
+    # 1 where the frequency is kept, 0 where it is divided by the factor, in between a blend of both.
     keep: Any = 0.0
     if scaling.kind == "llama3":
         turns = scaling.original * plain / (2 * math.pi)
@@ -87,15 +87,15 @@ def frequencies(theta: float, head_dim: int, scaling: RopeScaling) -> np.ndarray
 
 
 def _yarn_ramp(theta: float, head_dim: int, scaling: RopeScaling) -> np.ndarray:
-    """0 for the pairs that turn more than `fast` times within the original context, 1 below `slow` times, [h / 2]."""
+    """0 for pairs with more than `fast` rotations within the original context, 1 for pairs with fewer than `slow`, [h / 2]."""
 
     def pair(turns: float) -> float:
-        """The (fractional) pair that turns so many times."""
+        """The (fractional) index of the pair with this number of rotations."""
         return head_dim * math.log(scaling.original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     first, last = pair(scaling.fast), pair(scaling.slow)
     if scaling.whole:
         first, last = math.floor(first), math.ceil(last)
-    # The published code clamps to h - 1, not to h / 2 - 1: kept, since it moves the ramp.
+    # The published code clamps to h - 1, not to h / 2 - 1; we do the same, because the bound moves the ramp.
     first, last = max(first, 0), min(last, head_dim - 1)
     return np.clip((np.arange(head_dim // 2) - first) / max(last - first, 0.001), 0, 1)

@@ -1,12 +1,12 @@
-"""A decoder-only transformer that knows positions and visibility, and nothing of threads.
+"""A decoder-only transformer with positions and an attention function as inputs; it has no notion of threads.
 
-The modules are Flax NNX and are split once, by `init`, into a static graph and a plain tree of parameters; everything
-else (decoding, training, sharding) handles `(graph, params)`. Attention is a function that the caller passes in: it may
-read and write a pool of slots, or mask packed rows.
+The modules are Flax NNX. `init` splits them once into a static graph and a plain tree of parameters; decoding, training and
+sharding handle `(graph, params)`. Attention is a function passed in by the caller: it may read and write a pool of slots, or
+mask packed rows.
 
-Products of the same input (q, k, v; gate, up) are not fused in training: that costs a third of the backward pass where the
-parts are an axis of their own, and where they are not, a mesh would cut heads. Decoding on one CPU fuses them (`fuse`): in
-bfloat16 on jax 0.12 one product of 64 rows with gate and up takes 0.7 of the time of two.
+Products of the same input (q, k, v; gate, up) are not fused in training. Fused with the parts as an axis of their own, they cost
+a third of the backward pass; without this axis, a mesh would cut heads. Decoding on one CPU fuses them (`fuse`): in bfloat16 on
+jax 0.12 one product of 64 rows with gate and up takes 0.7 of the time of two products.
 """
 
 import dataclasses
@@ -33,13 +33,13 @@ Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-    """A weight W + A B whose sum is never formed. It can replace a matrix in the parameter tree, as can any object with a
-    method `multiply`.
+    """A weight W + A B whose sum is never formed. Like any object with a method `multiply`, it can replace a matrix in the
+    parameter tree.
 
     Attributes:
-      base: W, with input axes first and output axes last.
-      a: A, the input axes and the rank.
-      b: B, the rank and the output axes.
+      base: W [input axes, output axes].
+      a: A [input axes, rank].
+      b: B [rank, output axes].
     """
 
     base: Array
@@ -52,11 +52,11 @@ class LowRank:
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """The static half of a model: hashable, compared by what determines the module graph.
+    """The static half of a model: hashable, compared by configuration and `fused`, which determine the module graph.
 
     Attributes:
-      config: its configuration.
-      fused: q, k and v have one weight, and so have gate and up; see `fuse`.
+      config: the configuration.
+      fused: q, k and v share one weight, and gate and up share one; see `fuse`.
       definition: the module graph.
     """
 
@@ -95,7 +95,7 @@ def fuse(model: Model) -> Model:
     """The same model with one weight for q, k and v, and one for gate and up: fewer and larger products, for decoding.
 
     Raises:
-      ValueError: a weight is not a plain array (`LowRank` ones have to be merged first).
+      ValueError: a weight is `LowRank`; merge the adapters first.
     """
 
     def block(layer: Params) -> Params:
@@ -111,13 +111,13 @@ def fuse(model: Model) -> Model:
 
 
 def quantise(model: Model) -> Model:
-    """The same model with the weights of its products, tables included, in int8 with a scale for each channel that comes out.
+    """The same model with the weights of its products, tables included, in int8 with one scale per output channel.
 
-    For decoding: reading weights bounds it where memory is slow beside the products, as on TPU, and int8 halves what is
-    read. XLA:CPU widens each weight anew in every step. `experiments.measure_int8` tells what is lost.
+    For decoding, which is bound by reading weights where memory is slow, as on TPU: int8 halves the bytes of bfloat16. XLA:CPU
+    widens each weight anew in every step. `experiments.measure_int8` measures the loss.
 
     Raises:
-      ValueError: a weight is `LowRank`, or in int8 already.
+      ValueError: a weight is `LowRank`, or is int8 already.
     """
     if model.config.int8_weights:
         raise ValueError("quantise: the model's weights are int8 already")
@@ -136,17 +136,17 @@ def _quantised(params: Params) -> Params:
 
 
 def init_params(config: ModelConfig, key: Key[Array, ""]) -> Params:
-    """Parameters drawn from `key`, traceable, so that `jax.jit(..., out_shardings=...)` can let them be born sharded.
+    """Parameters drawn from `key`; traceable, so that `jax.jit(..., out_shardings=...)` can create them sharded.
 
-    Matrices are normal with deviation 0.02; those that write to the residual stream have 0.02 / sqrt(2 L).
+    Matrices are normal with deviation 0.02; matrices that write to the residual stream have deviation 0.02 / sqrt(2 L).
     """
     params = nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(key)), nnx.Param))
     return _quantised(params) if config.int8_weights else params
 
 
 def logical_axes(config: ModelConfig, fused: bool = False) -> Mapping[str, Any]:
-    """The parameter tree with the names of its axes, None for one that is never cut; see `apr_jax.sharding`."""
-    if fused:  # a cut would go through parts of different kinds
+    """The parameter tree with the names of its axes, None for axes that are never cut; see `apr_jax.sharding`."""
+    if fused:  # a cut would not follow the parts of a fused weight
         return jax.tree.map(lambda leaf: (None,) * leaf.ndim, abstract(config, fused).params)
     norm = {"scale": ("width",)}
     head_norms = {"q_norm": {"scale": (None,)}, "k_norm": {"scale": (None,)}} if config.qk_norm else {}
@@ -193,12 +193,12 @@ def hidden(
 
     Args:
       graph: static half of the model.
-      params: the other half.
-      tokens: token ids, with any leading axes: [A] or [A, 1] when decoding, [B, S] when training. What is below 0 is no token:
-        without biases its row is zero throughout if `attend` gives zeros for it, and costs nothing where weights are packed.
+      params: parameters of the model.
+      tokens: token ids, with any leading axes: [A] or [A, 1] when decoding, [B, S] when training. Negative ids are padding:
+        without biases their rows stay zero if `attend` gives zeros for them, and cost nothing if weights are packed.
       positions: positions of the tokens in their threads, of the same shape.
       attend: attention, see `Attend`; called once per layer, in order.
-      cache: one item per layer, handed to `attend` and replaced by what it returns; use `(None,) * L` if it has none.
+      cache: one item per layer, passed to `attend` and replaced by its result; `(None,) * L` for attention without a cache.
       remat: recompute each block in the backward pass instead of keeping its activations.
 
     Returns:
@@ -322,7 +322,7 @@ class Transformer(nnx.Module):
         dtype = jnp.float64 if self.norm.scale[...].dtype == jnp.float64 else self.config.dtype
         x = jnp.where(tokens[..., None] < 0, 0, look_up(_value(self.embed), tokens)).astype(dtype)
         rope = rope_angles(positions, self.config, x.dtype)
-        # XLA:CPU would work cosines and sines out again in every layer, were they not behind a barrier.
+        # Without a barrier XLA:CPU would recompute cosines and sines in every layer.
         rope = jax.lax.optimization_barrier(rope) if self.fused else rope
         new = []
         for i in range(self.config.layers):
@@ -334,7 +334,7 @@ class Transformer(nnx.Module):
 
     def logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        # The embedding is multiplied as it lies: transposing it first would copy it in every step on XLA:CPU.
+        # The tied table is contracted over its last axis: transposing it first would copy it in every step on XLA:CPU.
         weight, axis = (self.embed, 1) if self.config.tied else (self.head, 0)
         if hasattr(_value(weight), "multiply"):
             return _value(weight).multiply(x, wide=True)
@@ -348,7 +348,7 @@ class Transformer(nnx.Module):
 
 
 def rope_angles(positions: Int[Array, "*B"], config: ModelConfig, dtype: Any) -> Float[Array, "2 *B 1 h"]:
-    """Cosine and sine of the rotary angles, in f32 (f64 if `dtype` is f64); the two halves of a head share theirs."""
+    """Cosine and sine of the rotary angles, in f32 (f64 if `dtype` is f64); the two halves of a head have the same angles."""
     wide = jnp.promote_types(dtype, jnp.float32)
     frequency = rotary.frequencies(config.rope_theta, config.head_dim, config.rope)
     frequency = jnp.expand_dims(jnp.asarray(np.tile(frequency, 2), wide), range(positions.ndim + 1))
@@ -366,10 +366,10 @@ def rotate(x: Float[Array, "*B H h"], rope: Float[Array, "2 *B 1 h"]) -> Float[A
 
 
 def _product(x: Float[Array, "*B n"], w: Any, wide: bool = False) -> Float[Array, "*B m"]:
-    """One plain product of [rows, n] and [n, m], whatever axes make up n and m: the fast form on CPU, backwards too.
+    """The product as one plain matrix product of [rows, n] and [n, m]: the fast form on CPU, in the backward pass too.
 
     Args:
-      w: an array, `Quantised`, or what has `multiply(x, wide)`.
+      w: an array whose axes are merged into n and m, a `Quantised`, or an object with a method `multiply(x, wide)`.
       wide: leave the sums in f32 (f64 for f64) instead of rounding them to x's dtype.
     """
     if hasattr(w, "multiply"):
@@ -383,7 +383,7 @@ def _product(x: Float[Array, "*B n"], w: Any, wide: bool = False) -> Float[Array
 
 
 def _value(variable: nnx.Variable) -> Any:
-    """What a variable holds, be it an array or not (`variable[...]` would index it); flax 0.12.0 has no `get_value`."""
+    """The value of a variable, array or not (`variable[...]` would index an array); flax 0.12.0 has no `get_value`."""
     return variable.get_value() if hasattr(variable, "get_value") else variable.value
 
 
@@ -393,5 +393,5 @@ def _zeros(shape: tuple[int, ...], config: ModelConfig) -> nnx.Param:
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], config: ModelConfig, residual: bool = False) -> nnx.Param:
     deviation = 0.02 / (2 * config.layers) ** 0.5 if residual else 0.02
-    # Drawn in f32 whatever the dtype: the numbers do not depend on jax_enable_x64.
+    # Drawn in f32 for every dtype, so that the numbers do not depend on jax_enable_x64.
     return nnx.Param((deviation * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(config.param_dtype))

@@ -1,4 +1,4 @@
-"""Language models of others: read from Hugging Face folders and GGUF files, changed a little, and given back."""
+"""Pretrained language models: loaded from Hugging Face folders and GGUF files, extended by control words, and saved again."""
 
 from apr_jax.pretrained.load import is_pretrained, load_model, load_pretrained
 from apr_jax.pretrained.save import save_pretrained

@@ -1,4 +1,4 @@
-"""Configurations of pretrained models as ours, and ours as those of `transformers`: Llama, Qwen2 (2.5) and Qwen3, dense."""
+"""Converts configurations of pretrained models to ours, and ours to those of `transformers`: Llama, Qwen2 (2.5), Qwen3, dense."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -27,14 +27,14 @@ ROPE_NEEDED = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "h
 
 
 def from_hf(fields: Mapping[str, Any], what: str) -> ModelConfig:
-    """Our configuration of a `config.json`, in float32.
+    """Our configuration for a `config.json`, in float32.
 
     Args:
-      fields: the contents of the file, as transformers 4 or 5 writes it.
+      fields: the contents of the file, written by transformers 4 or 5.
       what: the file, for messages.
 
     Raises:
-      ValueError: the architecture or a feature of it is not known here, or a field is missing; the message names it.
+      ValueError: the architecture or one of its features is unknown, or a field is missing; the message names it.
     """
     family = fields.get("model_type")
     if family not in FAMILIES:
@@ -43,7 +43,7 @@ def from_hf(fields: Mapping[str, Any], what: str) -> ModelConfig:
     need = _needed(fields, what)
     heads, width = need("num_attention_heads"), need("hidden_size")
     biased = {"llama": "none", "qwen2": "qkv", "qwen3": "none"}[family]
-    # Where Llama and Qwen3 have biases at all, the output product has one too.
+    # If Llama and Qwen3 have biases, the output product has one too.
     bias = "qkvo" if fields.get("attention_bias") and family != "qwen2" else biased
     theta, rope = _rope(fields, what)
     return ModelConfig(
@@ -64,7 +64,7 @@ def from_hf(fields: Mapping[str, Any], what: str) -> ModelConfig:
 
 
 def to_hf(config: ModelConfig, max_positions: int) -> dict[str, Any]:
-    """The fields of a `config.json` that determine the numbers, in the form of transformers 4, which 5 reads too.
+    """The fields of a `config.json` that determine the model's numbers, in the form of transformers 4, which 5 reads too.
 
     Raises:
       ValueError: no family has this combination of norms and biases.
@@ -103,15 +103,15 @@ def to_hf(config: ModelConfig, max_positions: int) -> dict[str, Any]:
 
 
 def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]], what: str) -> ModelConfig:
-    """Our configuration of a GGUF file, in float32; the frequencies of Llama 3.1 are set by `with_frequency_factors`.
+    """Our configuration for a GGUF file, in float32; `with_frequency_factors` sets the frequencies of Llama 3.1.
 
     Args:
-      metadata: its fields.
-      tensors: its tensors' shapes, which tell what the fields do not: tied tables, biases, the vocabulary.
+      metadata: fields of the header.
+      tensors: shapes of the tensors, which tell facts that the fields lack: tied tables, biases, the vocabulary.
       what: the file, for messages.
 
     Raises:
-      ValueError: the architecture or its RoPE scaling is not known here, or a field is missing; the message names it.
+      ValueError: the architecture or its RoPE scaling is unknown, or a field is missing; the message names it.
     """
     family = metadata.get("general.architecture")
     if family not in FAMILIES:
@@ -137,7 +137,7 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]
         head_dim=head_dim,
         ffn=need("feed_forward_length"),
         rope_theta=fields.get("rope.freq_base", 10000.0),
-        # Stored in f32: 1e-5 shall be 1e-5 again.
+        # Stored in f32: converted so that 1e-5 becomes 1e-5 again.
         norm_eps=float(str(np.float32(need("attention.layer_norm_rms_epsilon")))),
         qk_norm=family == "qwen3",
         tied="output.weight" not in tensors,
@@ -147,10 +147,10 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]
 
 
 def with_frequency_factors(config: ModelConfig, factors: np.ndarray, what: str) -> ModelConfig:
-    """The configuration whose frequencies are divided by `factors` [h / 2], as GGUF stores the scaling of Llama 3.1.
+    """The configuration with frequencies divided by `factors` [h / 2], the form in which GGUF stores the scaling of Llama 3.1.
 
     Raises:
-      ValueError: the factors are not those of a Llama 3.1 or later scaling of 8192 positions.
+      ValueError: the factors are not those of a scaling of 8192 positions as in Llama 3.1 or later.
     """
     rope = RopeScaling("llama3", factor=float(factors.max()), original=8192)
     plain = frequencies(config.rope_theta, config.head_dim, RopeScaling())
@@ -217,9 +217,9 @@ def _rope(fields: Mapping[str, Any], what: str) -> tuple[float, RopeScaling]:
 
 
 def _lengths(kind: str, given: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The length before stretching, and YaRN's factor where it is left to follow from the lengths."""
+    """The context length before scaling, and YaRN's factor if it follows from the lengths."""
     longest, name = fields.get("max_position_embeddings"), "original_max_position_embeddings"
-    # Some files have it beside the scaling, which then counts, as in transformers.
+    # Some files have this length outside the scaling too; that value then counts, as in transformers.
     stated = fields.get(name) or given.get(name)
     lengths = {name: stated or longest or 0}
     if kind == "yarn" and "factor" not in given and stated and longest:
@@ -229,7 +229,7 @@ def _lengths(kind: str, given: Mapping[str, Any], fields: Mapping[str, Any]) -> 
 
 def _gguf_rope(fields: Mapping[str, Any], what: str) -> RopeScaling:
     scaling = {k.removeprefix("rope.scaling."): v for k, v in fields.items() if k.startswith("rope.scaling.")}
-    # Old files have a factor only, by either name; llama.cpp reads it as linear, and 0 as none.
+    # Old files have only a factor, under either name; llama.cpp reads it as linear scaling, and 0 as no scaling.
     factor = scaling.get("factor", fields.get("rope.scale_linear", 0))
     kind = scaling.get("type", "linear" if factor else "none")
     if kind not in ("none", "linear", "yarn"):
@@ -244,5 +244,5 @@ def _gguf_rope(fields: Mapping[str, Any], what: str) -> RopeScaling:
     rope = RopeScaling(
         "yarn", factor, original, slow=scaling.get("yarn_beta_slow", 1.0), fast=scaling.get("yarn_beta_fast", 32.0)
     )
-    # There, the number multiplies the published 0.1 ln(factor) + 1; here it stands for it.
+    # In GGUF the number multiplies the published 0.1 ln(factor) + 1; here it replaces it.
     return dataclasses.replace(rope, attention=rope.magnitude * scaling.get("attn_factor", 1.0))

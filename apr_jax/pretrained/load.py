@@ -1,4 +1,4 @@
-"""Pretrained weights in: each tensor is read, laid out and put on its devices before the next one is touched."""
+"""Loads pretrained weights: each tensor is read, reordered and put on its devices before the next one is read."""
 
 import dataclasses
 import math
@@ -24,19 +24,19 @@ EMBED, HEAD = names.TOP["embed"], names.TOP["head"]
 def load_pretrained(path: str | Path, mesh: sharding.Mesh | None = None, dtype: str | None = None) -> Model:
     """Reads a model of the Llama, Qwen2 (2.5) or Qwen3 family, dense.
 
-    Beyond the parameters, the memory of the host holds at most one tensor, in the dtype asked for, and a few rows.
+    Beyond the parameters, the memory of the host holds at most one tensor, in the requested dtype, and a few rows.
 
     Args:
       path: a Hugging Face folder (`config.json` and safetensors, one file or several with an index), or a GGUF file
         or any part of a split one, which is dequantised.
-      mesh: where the parameters are born, by the rules of `apr_jax.sharding`; by default on the default device.
+      mesh: mesh on which the parameters are created, by the rules of `apr_jax.sharding`; None: the default device.
       dtype: "float32" or "bfloat16" ("float64" under `jax_enable_x64`), for parameters and activations; by default that of
-        the stored embedding table, float32 for others. A warning says what is rounded by default.
+        the stored embedding table, float32 for other dtypes. A warning names tensors that are rounded by default.
 
     Raises:
-      FileNotFoundError: there is nothing at `path`, or a file of the folder is missing.
+      FileNotFoundError: `path` does not exist, or a file of the folder is missing.
       ValueError: the architecture is unknown, tensors are missing, left over or of wrong shape, a file is truncated, or
-        the mesh does not fit; the message names what.
+        the mesh does not fit; the message names the cause.
     """
     known = [name for name in DTYPES if name != "float64" or jax.config.jax_enable_x64]
     if dtype is not None and dtype not in known:
@@ -61,7 +61,7 @@ def load_pretrained(path: str | Path, mesh: sharding.Mesh | None = None, dtype: 
             )
         else:
             parameter = jnp.asarray(values)
-        # One at a time: transfers that wait would keep the host's copies alive.
+        # One at a time: pending transfers would keep the host's copies alive.
         params[name] = jax.block_until_ready(parameter)
     return Model(blank.graph, io.nest(params))
 
@@ -71,16 +71,16 @@ def load_model(path: str, dtype: str | None = None) -> Model:
 
     Args:
       path: a `.safetensors` file of ours, a Hugging Face folder or a GGUF file.
-      dtype: of a pretrained model, see `load_pretrained`; a checkpoint of ours keeps its own.
+      dtype: dtype of a pretrained model, see `load_pretrained`; a checkpoint of ours keeps its own.
 
     Raises:
-      FileNotFoundError, ValueError: it is not there, or cannot be read.
+      FileNotFoundError, ValueError: the model does not exist, or cannot be read.
     """
     return load_pretrained(path, dtype=dtype) if is_pretrained(path) else io.load(path)
 
 
 def is_pretrained(path: str) -> bool:
-    """Whether a path is of a GGUF file or a folder, not of a file of ours."""
+    """Whether the path is a GGUF file or a folder, not a file of ours."""
     return path.endswith(".gguf") or Path(path).is_dir()
 
 
@@ -89,11 +89,11 @@ class _Source:
     """The contents of a folder or file: its configuration in float32, and its tensors, none of them read yet.
 
     Attributes:
-      config: the configuration in the fields.
-      tensors: by the names of the file.
-      column: whose names these are, `names.HF` or `names.GGUF`.
-      unread: tensors that may be there and are not needed.
-      twisted: whether q and k are in the order of GGUF's llama.
+      config: the configuration.
+      tensors: the tensors, by their names in the file.
+      column: the naming scheme of these names, `names.HF` or `names.GGUF`.
+      unread: names of tensors that may exist and are not needed.
+      twisted: whether q and k have the row order of GGUF's llama.
     """
 
     config: ModelConfig
@@ -107,7 +107,7 @@ def _open(path: Path) -> _Source:
     if path.is_dir():
         config = configuration.from_hf(stored.read_json(path / "config.json"), str(path / "config.json"))
         config, tensors = _tables(config, stored.open_folder(path), str(path))
-        # Buffers of old checkpoints that are computed here; and a copy of the table, which a tied model does not read.
+        # Buffers of old checkpoints that we compute ourselves; and a copy of the table, which a tied model does not need.
         unread = {n for n in tensors if n.endswith("rotary_emb.inv_freq") or config.tied and n == HEAD[names.HF]}
         return _Source(config, tensors, names.HF, unread, False)
     metadata, tensors = open_gguf(path)
@@ -120,9 +120,9 @@ def _open(path: Path) -> _Source:
 
 
 def _tables(config: ModelConfig, tensors: Mapping[str, Stored], what: str) -> tuple[ModelConfig, Mapping[str, Stored]]:
-    """Configuration and tensors of a folder; where it is tied and has an output table all the same, as transformers 5 has it.
+    """Configuration and tensors of a folder; a tied model with an output table is treated as by transformers 5.
 
-    An output table that differs from the embedding counts; one without an embedding is both.
+    An output table that differs from the embedding makes the model untied; an output table without an embedding serves as both.
     """
     embed, head = EMBED[names.HF], HEAD[names.HF]
     if not config.tied or head not in tensors:
@@ -160,7 +160,7 @@ def _holds(tensor: Stored, dtype: np.dtype) -> bool:
 
 
 def _fitting(source: _Source, expected: Mapping[str, jax.ShapeDtypeStruct], what: str) -> dict[str, Stored]:
-    """The tensors by our names, if they are those of the configuration; messages have the names of the file."""
+    """The tensors by our names, if they match the configuration; messages use the names of the file."""
     tensors, theirs = source.tensors, {name: names.foreign(name, source.column) for name in expected}
     missing = sorted(set(theirs.values()) - set(tensors))
     left_over = sorted(set(tensors) - set(theirs.values()) - source.unread)
@@ -174,7 +174,7 @@ def _fitting(source: _Source, expected: Mapping[str, jax.ShapeDtypeStruct], what
 
 
 def _read(tensor: Stored, name: str, shape: tuple[int, ...], dtype: np.dtype, order: np.ndarray | None) -> np.ndarray:
-    """One tensor in our shape and dtype; `order` is where its stored rows (or elements, of a bias) belong."""
+    """One tensor in our shape and dtype; `order`: destinations of its stored rows (elements of a bias)."""
     out = np.empty(shape, dtype)
     matrix = names.matrix_shape(name, shape)
     for first, block in tensor.blocks():
@@ -189,7 +189,7 @@ def _read(tensor: Stored, name: str, shape: tuple[int, ...], dtype: np.dtype, or
 
 
 def _untwist(shape: tuple[int, ...], name: str, head_dim: int) -> np.ndarray | None:
-    """Where each stored output of q and k belongs: GGUF's llama keeps the pair (i, i + h/2) of a head side by side."""
+    """The destination of each stored output row of q and k: GGUF's llama stores the pair (i, i + h/2) of a head side by side."""
     if name.rsplit(".", 1)[-1] not in ("q", "k", "q_bias", "k_bias"):
         return None
     outputs = math.prod(shape[-2:])

@@ -1,6 +1,6 @@
 """Names and layouts of our tensors in Hugging Face folders and in GGUF files.
 
-Both store a product x @ W as W transposed, outputs first, heads side by side; embeddings, norms and biases as they are.
+Both formats store the W of a product x @ W transposed, outputs first, with heads merged; embeddings, norms and biases unchanged.
 """
 
 import math
@@ -38,7 +38,7 @@ LAYER: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 
 def foreign(name: str, column: int) -> str:
-    """The name of one of our tensors (dotted, as `apr_jax.model.io.flatten` has it) in a column of the tables."""
+    """The name of one of our tensors (dotted, see `apr_jax.model.io.flatten`) in a column of the tables."""
     if name in TOP:
         return TOP[name][column]
     _, layer, rest = name.split(".", 2)
@@ -46,7 +46,7 @@ def foreign(name: str, column: int) -> str:
 
 
 def matrix_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """(inputs, outputs) of a tensor that the others store transposed; None for one that they store as it is."""
+    """(inputs, outputs) of a tensor that the formats store transposed; None for a tensor that they store unchanged."""
     leaf = name.rsplit(".", 1)[-1]
     if leaf == "embed" or leaf == "scale" or leaf.endswith("bias"):
         return None
@@ -55,7 +55,7 @@ def matrix_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
 
 
 def stored_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in the files of a tensor that has this shape here."""
+    """The shape in the files of a tensor with our shape `shape`."""
     matrix = matrix_shape(name, shape)
     if matrix:
         return matrix[::-1]

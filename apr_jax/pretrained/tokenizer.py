@@ -1,4 +1,4 @@
-"""The tokenizer of a model, wherever it is kept."""
+"""Loads the tokenizer of a model, in any of its formats."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ def load(path: str | Path) -> TextCodec:
     """Read a tokenizer.
 
     Args:
-        path: a Hugging Face folder (`tokenizer.json` and `tokenizer_config.json`; or `tokenizer.model` and, where they are
-            there, the files that add words to it), a GGUF file or any part of a split one, or a SentencePiece model.
+        path: a Hugging Face folder (`tokenizer.json` and `tokenizer_config.json`; or `tokenizer.model` and, if present, the
+            files that add words to it), a GGUF file or any part of a split one, or a SentencePiece model.
 
     Raises:
-        FileNotFoundError: there is nothing at `path`, or a folder without a tokenizer.
-        ValueError: a file that cannot be read as what it is called.
+        FileNotFoundError: `path` does not exist, or is a folder without a tokenizer.
+        ValueError: a file is not of the format that its name implies.
     """
     path = files.local(path, "path")
     if path.suffix == ".gguf":
@@ -37,10 +37,14 @@ def load(path: str | Path) -> TextCodec:
 
 
 def check_fits(codec: TextCodec, vocabulary: int, model: str) -> None:
-    """Refuse a tokenizer whose ids a model's embedding does not have.
+    """Refuse a tokenizer with more ids than rows of the model's embedding.
+
+    Args:
+        vocabulary: V, rows of the embedding.
+        model: name of the model in the message.
 
     Raises:
-        ValueError: naming both sizes.
+        ValueError: the tokenizer has more ids; the message names both sizes.
     """
     if codec.size > vocabulary:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Control tags as tokens of their own: rows for new ids, which begin as what their names mean.
+"""Control tags as tokens of their own: rows for new ids, initialised from the tags' names.
 
 Axes: V vocabulary, D width.
 """
@@ -34,16 +34,16 @@ def add_control_tokens(
 ) -> tuple[Model, dict[str, int]]:
     """A model with a row for each tag, in embedding and output table: the mean of the rows of the words in its brackets.
 
-    The ids follow the last of the tokenizer, in the order of `tags`, as they do when the same tags are added to it.
-    `</Thread>` is initialised from "/Thread": the mean includes the slash. So it is in ThreadWeaver and Multiverse.
+    The ids follow the last id of the tokenizer, in the order of `tags`, as when the same tags are added to the tokenizer.
+    `</Thread>` is initialised from "/Thread": the mean includes the slash, as in ThreadWeaver and Multiverse.
 
     Args:
       model: a model whose vocabulary holds that of the tokenizer.
-      tags: such as `CONTROL_TAGS["threadweaver"]`.
+      tags: the tags, such as `CONTROL_TAGS["threadweaver"]`.
       tokenizer: the tokenizer before the tags are added to it.
-      multiple: the vocabulary is padded to a multiple of this, and never made smaller.
-      gain: the means are multiplied by this. The logit of a mean is never above the largest of its words': a model that is
-        not trained further chooses a tag over its own words only with a gain a little above 1.
+      multiple: the vocabulary is padded to a multiple of this number, and never made smaller.
+      gain: factor of the means. The logit of a mean is never above the largest logit of its words: a model without further
+        training chooses a tag over the words of its name only with a gain a little above 1.
 
     Returns:
       The model, whose configuration has the new vocabulary, and the id of each tag.
@@ -73,12 +73,12 @@ def with_control_words(
 ) -> tuple[Model, TextCodec]:
     """Model and tokenizer in which each of `words` is one id, the same in both.
 
-    A word that is one id already keeps it and its row; the others are added as by `add_control_tokens`.
+    A word that is one id already keeps its id and row; the others are added by `add_control_tokens`.
 
     Args:
       model: a model whose vocabulary holds that of the tokenizer.
-      tokenizer: its tokenizer.
-      words: such as `CONTROL_TAGS["threadweaver"]`.
+      tokenizer: the tokenizer of the model.
+      words: control words, such as `CONTROL_TAGS["threadweaver"]`.
       multiple, gain: see `add_control_tokens`.
 
     Raises:
@@ -95,9 +95,9 @@ def extend_vocabulary(model: Model, rows: Mapping[int, Sequence[int]], multiple:
 
     Args:
       model: the model.
-      rows: for each id the ids whose mean it becomes; an id may be new, or one that the model has spare.
-      multiple: the vocabulary is padded to a multiple of this. Padding gets the mean of all rows, whose logits are
-        middling, where zeros could win.
+      rows: for each id, the ids whose mean its row becomes; the id may be new or unused in the model.
+      multiple: the vocabulary is padded to a multiple of this number. Padding rows are the mean of all rows, whose logits are
+        average; rows of zeros could win.
       gain: factor of the means of `rows`.
     """
     old = model.config.vocabulary
@@ -105,7 +105,7 @@ def extend_vocabulary(model: Model, rows: Mapping[int, Sequence[int]], multiple:
     params = dict(model.params)
     params["embed"] = _extended(model.params["embed"], rows, size, gain)
     if not model.config.tied:
-        # Cut over the vocabulary axis on a mesh, so it is turned, extended, and turned back.
+        # The table may be cut over the vocabulary axis on a mesh: transpose, extend, transpose back.
         params["head"] = _extended(model.params["head"].T, rows, size, gain).T
     params = {
         name: jax.device_put(value, model.params[name].sharding) if name in ("embed", "head") else value
@@ -117,7 +117,7 @@ def extend_vocabulary(model: Model, rows: Mapping[int, Sequence[int]], multiple:
 def _extended(
     table: Float[Array, "V D"], rows: Mapping[int, Sequence[int]], size: int, gain: float
 ) -> Float[Array, "W D"]:
-    """The table with more rows, and the means of the old ones in some of them; means are taken in f32."""
+    """The table extended to W rows, with means of old rows (in f32) in the rows of `rows`."""
     mean = jnp.mean(table, axis=0, keepdims=True, dtype=jnp.float32).astype(table.dtype)
     new = jnp.concatenate([table, jnp.broadcast_to(mean, (size - len(table), table.shape[1]))])
     means = [gain * jnp.mean(table[jnp.asarray(words)], axis=0, dtype=jnp.float32) for words in rows.values()]

@@ -1,4 +1,4 @@
-"""Methods of parallel reasoning, one file each."""
+"""Protocols: the engine's part of methods of parallel reasoning, one file each."""
 
 from apr_jax.protocols.beam_search import BeamSearch
 from apr_jax.protocols.early_vote import EarlyVote

@@ -1,6 +1,6 @@
-"""Independent samples of one prompt: what self-consistency and best-of-N draw, with the prompt stored once.
+"""Independent samples of one prompt, for self-consistency and best-of-N, with the prompt stored once.
 
-The choice among the samples (majority, mean log-probability, verifier) is made afterwards, in `apr_jax.evaluate.select`.
+`apr_jax.evaluate.select` selects one of the samples afterwards (majority, mean log-probability, verifier).
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from apr_jax.record import Stop
 class Samples(Protocol):
     """`count` threads that share the prompt and do not see each other.
 
-    The root is fed all of the prompt but its last token; each child is fed that one, and samples from it.
+    The root is fed the prompt without its last token; each child is fed the last token and samples from it.
     """
 
     count: int

@@ -14,7 +14,7 @@ from apr_jax.protocols import verbs
 
 @dataclasses.dataclass(frozen=True)
 class Sequential(Protocol):
-    """The root samples until it draws `end` or has used its budget."""
+    """The root samples until it draws `end` or has used up its budget."""
 
     end: int
 

@@ -1,20 +1,19 @@
-"""Adaptive fork and join in control tokens: what a child sees, and how its work comes back, are two independent choices.
+"""Adaptive fork and join by control tokens, with two independent choices: the child's context, and the form of the join.
 
 A thread that samples `<spawn>` writes the message of a child up to the next `<spawn>` or `<wait>`; `<wait>` starts the children:
 
     parent samples   <spawn> m1 <spawn> m2 <wait>
     child is fed     <spawn> m1 <go>                 and samples ... <join> r1 <end>
 
-`context` says what a child sees beside itself: nothing (`isolated`: APR, Pan et al. 2025, arXiv 2504.15466, section 3), all that
-its parent saw (`shared`: ThreadWeaver, Multiverse), or its running siblings too (`live`: Group Think). `returns` says what the
-parent then goes on from:
+`context`: a child sees its own tokens only (`isolated`: APR, Pan et al. 2025, arXiv 2504.15466, section 3), also all that its
+parent saw (`shared`: ThreadWeaver, Multiverse), or its running siblings too (`live`: Group Think). `returns`: after the join,
 
-    message    it is fed  <result> r1 <result> r2 <go>                      (APR)
-    stitch     it sees the children, and is fed  <go>                       (Multiverse, ParaThinker)
-    reencode   it sees the first child, and is fed the others' text  <spawn> m2 <go> ... <end> <go>      (ThreadWeaver)
+    message    the parent is fed  <result> r1 <result> r2 <go>                      (APR)
+    stitch     the parent sees the children, and is fed  <go>                       (Multiverse, ParaThinker)
+    reencode   the parent sees the first child, and is fed the others' text  <spawn> m2 <go> ... <end> <go>      (ThreadWeaver)
 
-The published APR does its part with text lines and a parser, drops the spawn block from the parent's context at the join and never
-nests; here the block stays and `max_depth` says how deep threads may nest.
+The published APR uses text lines and a parser, drops the spawn block from the parent's context at the join and never nests; here
+the block stays, and `max_depth` limits the nesting of threads.
 """
 
 import dataclasses
@@ -35,16 +34,16 @@ from apr_jax.record import Stop
 Context = Literal["isolated", "shared", "live"]
 Returns = Literal["message", "stitch", "reencode"]
 
-_SPAWN, _RESULT, _GO = range(3)  # places in the template table
+_SPAWN, _RESULT, _GO = range(3)  # indices in the template table
 
 
 @pytree
 class Spans:
-    """What a thread remembers of two stretches of text; -1 is none.
+    """Two ranges of log entries that the protocol keeps for each thread; -1 for none.
 
     Attributes:
-        asked, asked_end: its message, in its parent's log.
-        joined, joined_end: what it returns, in its own log: from after its `<join>` up to its `<end>`.
+        asked, asked_end: the thread's message, in its parent's log.
+        joined, joined_end: the thread's result, in its own log: from after its `<join>` up to its `<end>`.
     """
 
     asked: Int[Array, ""]
@@ -58,11 +57,12 @@ class SpawnJoin(Protocol):
     """Token ids of the control words, and the choices of a method.
 
     Attributes:
-        max_depth: how deep threads may nest (1: children do not spawn, as published).
-        context: what a child sees beside itself.
-        returns: what the parent goes on from.
-        together: live siblings see each other's tokens of the same clock, too, as in Hogwild! (Rodionov et al. 2025, arXiv
-            2504.06261); a fork of more ends the problem with LANES_FULL. 0: of smaller clocks only, as in Group Think.
+        max_depth: largest nesting of threads (1: children do not spawn, as published).
+        context: the context of a child: "isolated", "shared" or "live".
+        returns: the form of the join: "message", "stitch" or "reencode".
+        together: largest number of live siblings, which then also see each other's tokens of the same clock, as in Hogwild!
+            (Rodionov et al. 2025, arXiv 2504.06261); a larger fork ends the problem with LANES_FULL. 0: live siblings see
+            tokens of smaller clocks only, as in Group Think.
     """
 
     spawn: int
@@ -119,11 +119,11 @@ class SpawnJoin(Protocol):
         return self.context == "live"
 
     def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
-        """The parent's `<wait>` is fed: the children who share its context may start."""
+        """The parent's `<wait>` is fed: children that see their parent's tokens may start."""
         return fork(book, thread, books.opened(book, thread), context=thread, live=self.live)
 
     def _close_message(self, book: Book, thread: Int[Array, ""]) -> Book:
-        """End the message of the child opened last: it stops before the control word just sampled."""
+        """End the message of the child opened last, before the control word that was just sampled."""
         latest = books.opened(book, thread) & (book.threads.line.ordinal == book.threads.line.opened[thread] - 1)
         return book.update_own(latest, asked_end=book.threads.cursor.length[thread] - 1)
 
@@ -162,12 +162,12 @@ class SpawnJoin(Protocol):
         )
         if self.context == "isolated":
             started = fork(started, thread, born)
-        else:  # the children see the <wait>: it is fed before they start
+        else:  # the children see the <wait>, which must be fed before they start
             started = started.replace(threads=started.threads.where(number == thread, samples=False))
         return books.choose(jnp.any(born), started, ends.close(book, thread, jnp.int32(Stop.MALFORMED)))
 
     def _join(self, book: Book, thread: Int[Array, ""]) -> Book:
-        """What a child returns begins behind the first `<join>` that it samples; the root returns nothing."""
+        """A child's result begins after the first `<join>` that the child samples; the root has no result."""
         threads = book.threads
         first = (threads.line.nesting[thread] > 0) & (threads.own.joined[thread] < 0)
         return book.update_own((books.numbers(book) == thread) & first, joined=threads.cursor.length[thread])
@@ -187,7 +187,7 @@ class SpawnJoin(Protocol):
         return verbs.say(book, to, thread=number, valid=again, footer=_GO, **pieces)
 
     def returned(self, book: Book) -> tuple[Int[Array, "M"], Int[Array, "M"]]:
-        """Where in its log what each thread returns begins, and how many tokens that is: none if it broke off or never joined."""
+        """Start in its log and number of tokens of each thread's result; 0 tokens if the thread broke off or never joined."""
         threads = book.threads
         joined = (threads.own.joined >= 0) & (threads.stop == Stop.END)
         return threads.own.joined, jnp.where(joined, threads.own.joined_end - threads.own.joined, 0)

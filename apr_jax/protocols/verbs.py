@@ -1,4 +1,4 @@
-"""What protocols say in the same way: a stretch of the prompt, messages of the same pieces for many threads, an end."""
+"""Operations that protocols share: feed a part of the prompt, send messages of the same pieces for many threads, end threads."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from apr_jax.record import Stop
 
 
 def feed_prompt(book: Book, thread: Int[Array, ""], start: Int[Array, ""], length: Int[Array, ""]) -> Book:
-    """Give a thread a stretch of the prompt."""
+    """Make the prompt tokens from `start` on, `length` of them, the message of a thread."""
     one = jnp.ones(1, jnp.int32)
     return messages.compose(
         book, one * thread, one * books.PROMPT, one * 0, one * start, one * length, jnp.ones(1, bool)
@@ -46,7 +46,7 @@ def say(
     valid: Bool[Array, "M"] | tuple[Bool[Array, "M"], ...],
     footer: int | tuple[Int[Array, ""] | int, Int[Array, ""] | int] | None = None,
 ) -> Book:
-    """Compose messages of which every valid thread of the table contributes the same few pieces.
+    """Compose messages to which every valid thread contributes the same few pieces.
 
     Args:
         to: receiver of each thread's pieces; pieces of one receiver are said in the order in which the threads were opened.
@@ -78,7 +78,7 @@ def say(
 
 
 def end(book: Book, mask: Bool[Array, "M"]) -> Book:
-    """What an end token does, to all threads that sampled one; as a handler `ForAll(end)`."""
+    """End all threads that sampled an end token; as a handler: `ForAll(end)`."""
     return ends.close(book, mask, jnp.int32(Stop.END))
 
 
@@ -102,5 +102,5 @@ def say_last(
 
 
 def part(book: Book, place: int) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """Start and length of a part of the prompt; `place`: of its name in the protocol's `needs.parts`."""
+    """Start and length of a part of the prompt; `place`: index of the part's name in the protocol's `needs.parts`."""
     return book.parts[place, 0], book.parts[place, 1]

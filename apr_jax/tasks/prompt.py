@@ -1,4 +1,4 @@
-"""How a question is put to a language model: system prompt, examples, wording, chat template."""
+"""The prompt format of questions to a language model: system prompt, examples, wording, chat template."""
 
 import dataclasses
 import re
@@ -16,10 +16,10 @@ PLAIN = (
 
 
 def check_text(field: str, text: str) -> None:
-    """Refuse a text that UTF-8 cannot hold.
+    """Refuse a text that UTF-8 cannot encode.
 
     Raises:
-        ValueError: naming the field and the character.
+        ValueError: the text has such a character; the message names the field and the character.
     """
     if broken := re.search(r"[\ud800-\udfff]", text):
         raise ValueError(
@@ -29,7 +29,7 @@ def check_text(field: str, text: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Shot:
-    """An example in a prompt: a question and the answer that is wanted."""
+    """An example in a prompt: a question and its wanted answer."""
 
     question: str
     answer: str
@@ -37,15 +37,15 @@ class Shot:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """How a question is put.
+    """A prompt format.
 
     Attributes:
-        system: what the model is told first; empty: nothing.
+        system: the system prompt; empty: none.
         wrap: the user's turn; `{question}` stands for the question.
         shots: examples, as earlier turns.
-        opening: how the answer begins.
-        chat_template: Jinja source instead of the tokenizer's own template (`PLAIN`, for instance).
-        stop: texts at which an answer ends, besides what the template puts between an answer and the next question.
+        opening: the beginning of the answer.
+        chat_template: Jinja source to use instead of the tokenizer's own template (`PLAIN`, for instance).
+        stop: texts at which an answer ends, in addition to the template's text between an answer and the next question.
     """
 
     system: str = ""
@@ -77,6 +77,6 @@ class Prompt:
 
     @property
     def template(self) -> ChatTemplate | None:
-        """The template that is given here, None for the tokenizer's own."""
+        """The template of this format, None for the tokenizer's own."""
         source = self.chat_template
         return ChatTemplate(source, "chat_template of the prompt's configuration") if source else None

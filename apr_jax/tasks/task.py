@@ -1,4 +1,4 @@
-"""The interface of a task: its questions, their prompts, and how answers are read and judged."""
+"""The interface of a task: its questions, their prompts, and the reading and judging of answers."""
 
 import abc
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ class Task(abc.ABC, Generic[Question]):
         """The questions, drawn or read.
 
         Raises:
-            ValueError, FileNotFoundError: a question, or a file of them, that is not as it should be.
+            ValueError, FileNotFoundError: a question, or a file of questions, is missing or malformed.
         """
 
     def asking(self, ask: Any) -> "Task[Question]":
-        """The same task with the prompt format `ask`, for a method that has a format of its own.
+        """The same task with the prompt format `ask`, for a method with its own format.
 
         Raises:
             ValueError: the task has one format only.
@@ -33,7 +33,7 @@ class Task(abc.ABC, Generic[Question]):
 
     @abc.abstractmethod
     def about(self, question: Question) -> Mapping[str, Any]:
-        """The fields of a question for transcripts, JSON only; `question` is its text."""
+        """The fields of a question for transcripts, as JSON values; the field `question` is its text."""
 
     @abc.abstractmethod
     def prompt(self, question: Question, codec: TextCodec) -> list[int]:
@@ -41,19 +41,19 @@ class Task(abc.ABC, Generic[Question]):
 
     @abc.abstractmethod
     def answer(self, ids: Sequence[int], codec: TextCodec) -> str | None:
-        """The answer in what one thread generated, in its normal form; None if there is none of valid format."""
+        """The answer in the generated tokens of one thread, in normal form; None if there is no answer of valid format."""
 
     @abc.abstractmethod
     def grade(self, pairs: Sequence[tuple[Question, str]]) -> Sequence[bool | Failure]:
-        """Whether each answer is right; a `Failure` where the judge cannot tell. It may raise, see `grades`."""
+        """Whether each answer is right; a `Failure` if the judge cannot tell. May raise any exception, see `grades`."""
 
     def files(self) -> dict[str, str]:
-        """The files that the questions are read from, by the names of the fields that name them."""
+        """The files of the questions, by the names of the task's fields that hold their paths."""
         return {}
 
 
 def grades(task: Task[Question], pairs: Sequence[tuple[Question, str]]) -> list[bool | Failure]:
-    """Judge answers; where the judge raises, that concerns the answer that it raised on and no other."""
+    """Judge answers; an exception of the judge makes only its own answer a `Failure`."""
     if not pairs:
         return []
     try:
@@ -61,7 +61,7 @@ def grades(task: Task[Question], pairs: Sequence[tuple[Question, str]]) -> list[
         if len(found) != len(pairs):
             raise ValueError(f"{type(task).__name__}.grade gave {len(found)} results for {len(pairs)} answers")
         return [grade if isinstance(grade, Failure) else bool(grade) for grade in found]
-    except Exception as error:  # whatever a judge makes of what a model wrote: what was decoded is not lost by it
+    except Exception as error:  # a judge may fail on any model output; the decoded rollout must not be lost
         if len(pairs) == 1:
             return [Failure(f"{type(error).__name__}: {error}")]
     half = len(pairs) // 2

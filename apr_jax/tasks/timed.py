@@ -1,10 +1,10 @@
-"""Calls with a time limit, in a process of their own: for verifiers that a model's answer can make run for ever.
+"""Calls with a time limit, in a separate process: for verifiers that some model outputs make run for ever.
 
     run("apr_jax.tasks.language.verifiers:mathematics", {}, [("1/2", "0.5"), ("2", "9**9**9**9")], seconds=5)
 
-The worker is `python -m apr_jax.tasks.timed`: it reads arguments and writes results, one JSON value a line. It is
-killed when a call is late, grows beyond its memory or takes it down, and the next call gets another one. Whatever becomes of
-a call, it is a `Failure` of that call and no error of the program.
+The worker is `python -m apr_jax.tasks.timed`: it reads arguments and writes results, one JSON value per line. A worker is killed
+if a call is late or uses too much memory; the next call gets a new worker. A call without a result gives a `Failure` and never
+an error of the program.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ START = 120.0
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A call without a result, and why."""
+    """A call without a result, with the reason."""
 
     reason: str
 
@@ -40,14 +40,14 @@ def run(
     """Call a function on each list of arguments, in order.
 
     Args:
-        factory: `module:name` of what makes the function, called once by each worker.
-        settings: its keyword arguments.
-        calls: arguments of each call, as JSON can hold them.
-        seconds: limit of one call.
+        factory: `module:name` of the factory of the function; each worker calls the factory once.
+        settings: keyword arguments of the factory.
+        calls: arguments of each call, as JSON values.
+        seconds: time limit of one call.
 
     Returns:
-        One result per call; a `Failure` where the call was late, raised, or took the worker down. Where no worker starts, of
-        all calls that are left.
+        One result per call; a `Failure` for a call that was late, raised, or ended the worker. If no worker starts, all
+        remaining calls are failures.
     """
     worker: _Worker | None = None
     results: list[Any | Failure] = []
@@ -67,7 +67,7 @@ def run(
 
 
 class _Worker:
-    """A started worker: a process, and lines to and from it; RuntimeError if it does not start."""
+    """A started worker: a process that reads and writes lines; raises RuntimeError if the worker does not start."""
 
     def __init__(self, factory: str, settings: Mapping[str, Any]):
         command = [sys.executable, "-m", "apr_jax.tasks.timed", factory, json.dumps(settings)]
@@ -91,7 +91,7 @@ class _Worker:
                 self.stop()
 
     def ask(self, call: Sequence[Any], seconds: float) -> Any | Failure:
-        """The result of a call; a worker that failed to give one in time has ended."""
+        """The result of a call; the worker has ended if it gave no result in time."""
         try:
             self._process.stdin.write(json.dumps(list(call)).encode() + b"\n")
             self._process.stdin.flush()
@@ -105,7 +105,7 @@ class _Worker:
         return Failure(reply["failure"]) if "failure" in reply else reply["result"]
 
     def stop(self, grace: float = 0) -> None:
-        """End the process, unless it ends by itself within some seconds."""
+        """End the process, unless it ends by itself within `grace` seconds."""
         self.ended = True
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(grace)
@@ -114,11 +114,11 @@ class _Worker:
         for file in (self._process.stdin, self._process.stdout, self._errors):
             try:
                 file.close()
-            except BrokenPipeError:  # what was to be flushed has no reader any more
+            except BrokenPipeError:  # the buffered output has no reader any more
                 continue
 
     def _line(self, seconds: float) -> bytes:
-        """The next line without its end; TimeoutError if there is none in time, EOFError if none will come."""
+        """The next line without its end; raises TimeoutError if there is none in time, EOFError if none will come."""
         read, until = b"", time.monotonic() + seconds
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
@@ -133,14 +133,14 @@ class _Worker:
 
 
 def serve(factory: str, settings: str, lines: IO[str], replies: IO[str]) -> None:
-    """The worker: make the function, say that it is ready, and answer line by line, also where a call raises."""
+    """The worker: make the function, report that it is ready, and answer line by line; an exception is an answer too."""
     module, _, name = factory.partition(":")
     function = getattr(importlib.import_module(module), name)(**json.loads(settings))
     print("ready", file=replies, flush=True)
     for line in lines:
         try:
             reply = json.dumps({"result": function(*json.loads(line))})
-        except Exception as error:  # whatever a foreign verifier makes of a text of a model
+        except Exception as error:  # a foreign verifier may raise anything on model output
             reply = json.dumps({"failure": f"{type(error).__name__}: {error}"})
         print(reply, file=replies, flush=True)
 
@@ -148,7 +148,7 @@ def serve(factory: str, settings: str, lines: IO[str], replies: IO[str]) -> None
 def main(argv: Sequence[str]) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    sys.stdout = sys.stderr  # what a verifier prints is no reply
+    sys.stdout = sys.stderr  # output printed by a verifier is not a reply
     serve(argv[0], argv[1], sys.stdin, replies)
     return 0
 

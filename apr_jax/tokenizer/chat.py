@@ -1,6 +1,6 @@
-"""Messages to token ids by a model's chat template, and which of them a model is trained on.
+"""Converts messages to token ids by a model's chat template, and marks the tokens that a model is trained on.
 
-Templates are programs that come with a model: they run in Jinja's sandbox, and see neither the clock nor any file.
+Templates are programs that come with a model: they run in Jinja's sandbox, without access to the clock or to files.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ SHIELD = "\ufdd0"
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One turn. Control words in what a user or a tool says are text; elsewhere they are control tokens."""
+    """One turn. In the turns of a user or a tool, control words are text; in other turns they are control tokens."""
 
     role: Role
     content: str
@@ -37,8 +37,8 @@ class Example:
     """A conversation to train on.
 
     Attributes:
-        ids: its tokens.
-        trained: for each, whether the model is to learn to say it: what assistants say and the token that ends their turn.
+        ids: token ids of the conversation.
+        trained: per token, whether the model is trained on it: assistants' texts and the tokens that end their turns.
     """
 
     ids: tuple[int, ...]
@@ -46,7 +46,7 @@ class Example:
 
 
 class _Generation(jinja2.ext.Extension):
-    """Lets the block `{% generation %}`, by which some templates mark what assistants say, through."""
+    """Accepts the block `{% generation %}`, with which some templates mark assistants' texts."""
 
     tags = frozenset({"generation"})
 
@@ -63,11 +63,11 @@ def prompt(
     Args:
         codec: the tokenizer.
         messages: the conversation so far.
-        template: instead of the tokenizer's own.
-        opening: how the answer begins (trusted text).
+        template: a template to use instead of the tokenizer's own.
+        opening: the beginning of the answer (trusted text).
 
     Raises:
-        ValueError: no template, or one that fails, named.
+        ValueError: there is no template, or it fails; the message names it.
     """
     text = render(codec, _shielded(messages, codec.controls), template, generate=True)
     return [*_ids(codec, text, False), *_ids(codec, opening, True)]
@@ -76,10 +76,10 @@ def prompt(
 def example(codec: TextCodec, messages: Sequence[Message], template: ChatTemplate | None = None) -> Example:
     """Ids of a whole conversation, and which of them are trained on.
 
-    Where an assistant's turn begins is where the prompt for it ends, so ids of prompts and of training agree.
+    An assistant's turn begins where its prompt ends, so ids of prompts and of training agree.
 
     Raises:
-        ValueError: no template, one that fails, or one that shows a turn otherwise once others follow it; named.
+        ValueError: there is no template, it fails, or it renders a turn differently when other turns follow; named.
     """
     messages = _shielded(messages, codec.controls)
     text = render(codec, messages, template)
@@ -104,11 +104,11 @@ def render(
     Args:
         codec: the tokenizer: its template, and its words for `bos_token` and `eos_token`.
         messages: the conversation.
-        template: instead of the tokenizer's own.
+        template: a template to use instead of the tokenizer's own.
         generate: open the assistant's next turn.
 
     Raises:
-        ValueError: no template, or one that fails, named.
+        ValueError: there is no template, or it fails; the message names it.
     """
     template = template or codec.chat_template
     if template is None:
@@ -118,7 +118,7 @@ def render(
         )
     words = {"bos_token": codec.bos, "eos_token": codec.eos, "pad_token": codec.pad}
     seen: dict[str, Any] = {name: codec.token_bytes(i).decode() for name, i in words.items() if i is not None}
-    # Templates ask whether these are none: they are always there in transformers.
+    # Templates test whether these variables are none; transformers always defines them.
     seen |= {"tools": None, "documents": None, "add_generation_prompt": generate}
     seen |= {"messages": [dataclasses.asdict(message) for message in messages]}
     try:
@@ -130,7 +130,7 @@ def render(
 
 @functools.lru_cache(maxsize=8)
 def _compiled(source: str) -> jinja2.Template:
-    """A template in the environment that templates are written for (as in `transformers`), without the clock."""
+    """The compiled template, in the environment of `transformers` without the clock."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
@@ -146,9 +146,9 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter writes JSON for HTML, with `<` escaped; this one takes what that of `transformers` takes."""
+    """A filter with the arguments of that of `transformers`; Jinja's own filter writes JSON for HTML, with `<` escaped."""
     text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
-    # Shields stay as they are: escaped, they would not be found again.
+    # Shields are not escaped, because escaped ones would not be found again.
     escaped = lambda found: json.dumps(found[0])[1:-1]
     return re.sub(f"[^\x00-\x7f{SHIELD}]", escaped, text) if ensure_ascii else text
 
@@ -160,7 +160,7 @@ def _refuse(message: str) -> NoReturn:
 def _spans(
     codec: TextCodec, messages: Sequence[Message], template: ChatTemplate | None, text: str
 ) -> Iterator[tuple[int, int]]:
-    """Where assistants speak in the text: from the end of their prompt to the control word that ends the turn."""
+    """The ranges of assistants' turns in the text: from the end of their prompt to the control word that ends the turn."""
     for number, message in enumerate(messages):
         if message.role != "assistant":
             continue
@@ -188,7 +188,7 @@ def _shielded(messages: Sequence[Message], controls: Controls) -> list[Message]:
 
 
 def _shield(text: str, controls: Controls) -> str:
-    """Write the control words of a text as numbers between shields, so that a template's own are the only ones left."""
+    """Replace the control words of a text by numbers between shields, so that only the template's own control words remain."""
     text = text.replace(SHIELD, "")
     return "".join(
         stretch if control is None else f"{SHIELD}{control}{SHIELD}" for stretch, control in controls.split(text)

@@ -1,7 +1,7 @@
 """The interface of tokenizers: bytes of every id, control words, and text that never becomes a control word.
 
-Every tokenizer is described by the bytes of its ids. So decoding is the same for byte-level BPE, byte fallback and characters,
-and decoding token by token gives exactly what decoding all at once gives, whatever a model samples.
+Every tokenizer is described by the bytes of its ids. Decoding is therefore the same for byte-level BPE, byte fallback and
+characters, and decoding token by token gives exactly the same text as decoding all at once, for any sampled tokens.
 """
 
 import abc
@@ -28,10 +28,10 @@ class ChatTemplate:
     """A Jinja template from messages to text.
 
     Attributes:
-        source: the template.
-        name: what errors call it.
-        variables: what it sees beside the messages: `enable_thinking`, `date_string`, or a function `strftime_now` for
-            templates that ask for the date (they do not see the clock). They are not saved with a tokenizer.
+        source: the Jinja source.
+        name: name of the template in errors.
+        variables: variables of the template besides the messages: `enable_thinking`, `date_string`, or a function
+            `strftime_now` for templates that ask for the date (they do not see the clock). Not saved with a tokenizer.
     """
 
     source: str
@@ -61,14 +61,14 @@ class Controls:
 
     @functools.cached_property
     def pattern(self) -> re.Pattern[str] | None:
-        """Finds control words, the longest first; None if there are none."""
+        """A pattern that finds control words, longest first; None if there are no control words."""
         words = sorted(self.ids, key=len, reverse=True)
         ends = [(r"\s*" * (word in self.left), r"\s*" * (word in self.right)) for word in words]
         alternatives = [f"{left}{re.escape(word)}{right}" for word, (left, right) in zip(words, ends, strict=True)]
         return re.compile("|".join(alternatives)) if words else None
 
     def split(self, text: str) -> Iterator[tuple[str, int | None]]:
-        """The stretches of a text in order: (control word, its id) or (other text, None); empty ones are left out."""
+        """The parts of a text in order: (control word, its id) or (other text, None); empty parts are left out."""
         place = 0
         for match in self.pattern.finditer(text) if self.pattern else ():
             if match.start() > place:
@@ -84,15 +84,14 @@ class TextCodec(abc.ABC):
     """A tokenizer.
 
     Attributes:
-        table: the bytes that each id stands for.
-        controls: its control words.
-        marks: ids of those that only frame texts and turns (`<|im_end|>`): no reader is shown them. Words that a model says,
-            `<think>` or the tags of threads, are not among them.
-        pad, eos: ids of padding (`eos` where the vocabulary has none) and of the end of a text, or of a turn in models that
-            chat.
-        bos: id that opens a text, None where texts are not opened.
-        space: where the tokenizer puts a space before text that has none: nowhere, at the start, after control words too.
-        chat_template: how messages become text, None if the tokenizer does not say.
+        table: the bytes of each id.
+        controls: the control words.
+        marks: ids of control words that only frame texts and turns (`<|im_end|>`) and are not shown to readers. Words for
+            the model to say, `<think>` or the tags of threads, are not marks.
+        pad, eos: ids of padding (`eos` if the vocabulary has none) and of the end of a text, or of a turn in chat models.
+        bos: id at the start of a text, None if texts have no such id.
+        space: places where the tokenizer inserts a space before text: nowhere, at the start, or after control words too.
+        chat_template: the template from messages to text, None if the tokenizer has none.
     """
 
     table: Sequence[bytes]
@@ -111,7 +110,7 @@ class TextCodec(abc.ABC):
 
     @abc.abstractmethod
     def id(self, word: str) -> int:
-        """Id of a control word or another symbol that is one id; ValueError if it is not."""
+        """Id of a control word or another symbol; raises ValueError if the symbol is not one id."""
 
     @abc.abstractmethod
     def with_control_words(self, words: Sequence[str]) -> "TextCodec":
@@ -119,26 +118,26 @@ class TextCodec(abc.ABC):
 
     @abc.abstractmethod
     def save(self, path: str | Path) -> None:
-        """Write what `apr_jax.pretrained.tokenizer.load` reads."""
+        """Write the tokenizer in a form that `apr_jax.pretrained.tokenizer.load` reads."""
 
     @abc.abstractmethod
     def encode_text(self, text: str, continues: bool = False) -> list[int]:
-        """Ids of text that is not trusted: control words in it stay text.
+        """Ids of untrusted text, in which control words stay text.
 
         Args:
             text: any text.
-            continues: it follows other text, so no space is put before it.
+            continues: the text follows other text, so no space is inserted before it.
         """
 
     @abc.abstractmethod
     def _files(self) -> dict[str, bytes]:
-        """The files of the tokenizer in a folder, chat template included, by their names."""
+        """The contents of the tokenizer's files in a folder, chat template included, by file name."""
 
     def save_folder(self, folder: str | Path) -> None:
-        """Write the tokenizer, its chat template included, as the folder of a model has it; the folder is made if missing.
+        """Write the tokenizer, chat template included, into a model's folder; the folder is made if missing.
 
-        Files of another tokenizer that lies there (`FOLDER_FILES`) are replaced or removed, since they would be read
-        instead of those written, or with them; others stay.
+        Files of another tokenizer in the folder (`FOLDER_FILES`) are replaced or removed, because they would be read instead
+        of the new files or together with them; other files stay.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +147,7 @@ class TextCodec(abc.ABC):
             (folder / name).write_bytes(content)
 
     def encode(self, text: str, continues: bool = False) -> list[int]:
-        """Ids of trusted text: control words in it become their ids, and nothing is added at either end."""
+        """Ids of trusted text, in which control words become their ids; no token is added at either end."""
         ids: list[int] = []
         for stretch, control in self.controls.split(text):
             ids += [control] if control is not None else self.encode_text(stretch, continues)
@@ -158,7 +157,7 @@ class TextCodec(abc.ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, control words shown.
 
-        Bytes that are not UTF-8 become U+FFFD. An id that a padded model vocabulary has beyond this one is shown as
+        Bytes that are not UTF-8 become U+FFFD. An id beyond this vocabulary, which a padded model may sample, is shown as
         `<unused 40>`.
         """
         table, size = self.table, self.size
@@ -172,7 +171,7 @@ class TextCodec(abc.ABC):
 
 
 class Stream:
-    """Text of tokens as they come; a character is given out when its last byte is there."""
+    """Decodes tokens one by one; a character is returned when its last byte has arrived."""
 
     def __init__(self, codec: TextCodec):
         self._codec = codec
@@ -180,11 +179,11 @@ class Stream:
         self._drop_space = codec.space != "never"
 
     def push(self, i: int) -> str:
-        """The text that one more token completes, often a word, sometimes nothing."""
+        """The text that one more token completes, often a word, sometimes the empty text."""
         return self._give(self._decoder.decode(self._codec.token_bytes(i)))
 
     def finish(self) -> str:
-        """The rest of the text at the end: U+FFFD for a character that was begun, else nothing."""
+        """The rest of the text at the end: U+FFFD for an incomplete character, else the empty text."""
         return self._give(self._decoder.decode(b"", final=True))
 
     def _give(self, text: str) -> str:
@@ -195,20 +194,20 @@ class Stream:
 
 
 def unmatchable(i: int) -> str:
-    """A symbol that no text can give: tokenizers replace spaces before they look symbols up."""
+    """A symbol that no text can match, because tokenizers replace spaces before they look symbols up."""
     return f"control {i}"
 
 
 def is_plain(word: str) -> bool:
     """Whether a word of a vocabulary is ordinary text: one character, or letters, digits and white space only.
 
-    Vocabularies list such words (`ö`, runs of spaces, numbers) like their tags, as added or user-defined. They are text
-    wherever they stand; a tag, `<think>` or `[/INST]`, is a control word.
+    Vocabularies list such words (`ö`, runs of spaces, numbers) as added or user-defined, like their tags. Ordinary text always
+    stays text; a tag, `<think>` or `[/INST]`, is a control word.
     """
     text = word.replace("▁", " ")
     return len(text) == 1 or all(c.isspace() or unicodedata.category(c)[0] in "LMN" for c in text)
 
 
 def controls(ids: Mapping[str, int], left: Sequence[str] = (), right: Sequence[str] = ()) -> Controls:
-    """Controls of a plain dict."""
+    """`Controls` from a plain dict."""
     return Controls(MappingProxyType(dict(ids)), frozenset(left), frozenset(right))

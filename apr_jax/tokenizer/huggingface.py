@@ -1,7 +1,7 @@
 """Tokenizers of the Hugging Face format (`tokenizer.json`), byte-level or with byte fallback.
 
-Two encoders are kept apart: text is encoded by one that knows no control word at all, and control words are found
-by us, in trusted text only (the library would also find `<think>` and other added tokens in what a user typed).
+Text is encoded by an encoder without any control words; our own code finds control words, in trusted text only. (The library
+alone would also find `<think>` and other added tokens in a user's text.)
 """
 
 import copy
@@ -25,15 +25,16 @@ class HuggingFaceTokenizer(TextCodec):
     """A tokenizer of the `tokenizers` library.
 
     Args:
-        definition: the content of `tokenizer.json`. A token it lists as added is a mark if it is special, a control word
-            if it is special or not ordinary text (`is_plain` of `codec`).
-        config: the content of `tokenizer_config.json`: `bos_token`, `eos_token`, `pad_token`, and what else `save` should
-            keep.
-        chat_template: how messages become text.
-        name: what errors call it.
+        definition: the content of `tokenizer.json`. An added token is a mark if it is special, and a control word if it is
+            special or not ordinary text (`is_plain` of `codec`).
+        config: the content of `tokenizer_config.json`: `bos_token`, `eos_token`, `pad_token`, and further fields for `save`
+            to keep.
+        chat_template: template from messages to text.
+        name: name of the tokenizer in errors.
 
     Raises:
-        ValueError: not a definition the library reads, a decoder other than byte-level or byte fallback, or no `eos_token`.
+        ValueError: the library cannot read the definition, the decoder is neither byte-level nor byte fallback, or there is no
+            `eos_token`.
     """
 
     def __init__(
@@ -70,12 +71,12 @@ class HuggingFaceTokenizer(TextCodec):
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "HuggingFaceTokenizer":
-        """Read `tokenizer.json`, `tokenizer_config.json` and, where they are there, `added_tokens.json` and
-        `chat_template.jinja`. Words that one of the others adds and `tokenizer.json` lacks are added, as transformers does.
+        """Read `tokenizer.json`, `tokenizer_config.json` and, if present, `added_tokens.json` and `chat_template.jinja`.
+        Words of the other files that `tokenizer.json` lacks are added, as in transformers.
 
         Raises:
-            FileNotFoundError: one of the first two is missing.
-            ValueError: a file that is not JSON, or see the class.
+            FileNotFoundError: `tokenizer.json` or `tokenizer_config.json` is missing.
+            ValueError: a file is not JSON, or see the class.
         """
         folder = Path(folder)
         definition, config = (read_json(folder / file) for file in ("tokenizer.json", "tokenizer_config.json"))
@@ -88,7 +89,7 @@ class HuggingFaceTokenizer(TextCodec):
         return cls(definition, config, read_template(folder), str(folder / "tokenizer.json"))
 
     def save(self, path: str | Path) -> None:
-        """Write the folder that `from_folder` and `transformers` read: the same as `save_folder`."""
+        """Write a folder that `from_folder` and `transformers` read; the same as `save_folder`."""
         self.save_folder(path)
 
     def _files(self) -> dict[str, bytes]:
@@ -107,7 +108,7 @@ class HuggingFaceTokenizer(TextCodec):
         """The same tokenizer in which each of `words` is one id; new ids follow the old ones, in the order given.
 
         Raises:
-            ValueError: a word is ordinary text, which a user could say.
+            ValueError: a word is ordinary text, which a user could write.
         """
         # Not special either: `transformers` shows them too where it skips special tokens, and whoever reads threads needs them.
         definition, size = copy.deepcopy(self.definition), self.size
@@ -122,13 +123,13 @@ class HuggingFaceTokenizer(TextCodec):
         return HuggingFaceTokenizer(definition, self.config, self.chat_template, self._name)
 
     def id(self, word: str) -> int:
-        """Id of a symbol that is one id; ValueError if the vocabulary has no such symbol."""
+        """Id of a symbol; raises ValueError if the vocabulary has no such symbol."""
         if word not in self._pieces:
             raise ValueError(f"{self._name}: {word!r} is not one id of its vocabulary; add it by with_control_words")
         return self._pieces[word]
 
     def encode_text(self, text: str, continues: bool = False) -> list[int]:
-        """Ids of text that is not trusted: control words in it stay text; see `TextCodec`."""
+        """Ids of untrusted text, in which control words stay text; see `TextCodec`."""
         # Where the library would take the text `<0x41>` for the piece that stands for a byte, it is shown it in two.
         stretches = _NAMED_BYTE.split(text) if self._takes_pieces_whole else [text]
         ids: list[int] = []
@@ -157,7 +158,7 @@ def _is_byte_level(definition: Json) -> bool:
 
 
 def plain_definition(definition: Json) -> Json:
-    """A definition without control words: none is added, and the model itself cannot put one together."""
+    """A definition without control words: none is an added token, and the model itself cannot produce one."""
     added = definition.get("added_tokens", ())
     plain = {**definition, "post_processor": None, "truncation": None, "padding": None}
     plain["added_tokens"] = [token for token in added if _is_word(token, definition)]
@@ -178,7 +179,7 @@ def plain_definition(definition: Json) -> Json:
 
 
 def _with_words(pieces: list[list[Any]], words: Mapping[str, int]) -> list[list[Any]]:
-    """Pieces with scores, and words behind them at their ids, which no text is worth but where they are added."""
+    """Pieces with scores, followed by `words` at their ids, with the worst scores so that only added tokens match them."""
     worst = min(score for _, score in pieces)
     ids = {i: word for word, i in words.items() if i >= len(pieces)}
     behind = range(len(pieces), max(ids, default=-1) + 1)
@@ -201,7 +202,7 @@ def _read(definition: Json, name: str) -> tokenizers.Tokenizer:
 
 
 def _parts(component: Json | None) -> list[Json]:
-    """A component of a definition as a flat list: sequences taken apart."""
+    """A component of a definition as a flat list, with sequences flattened."""
     if component is None:
         return []
     inner = next((component[key] for key in ("decoders", "normalizers", "pretokenizers") if key in component), None)
@@ -209,7 +210,7 @@ def _parts(component: Json | None) -> list[Json]:
 
 
 def _without_space(definition: Json) -> Json:
-    """A definition that puts no space before text."""
+    """The definition, changed so that it inserts no space before text."""
 
     def without(component: Json) -> Json | None:
         if component["type"] == "Prepend":
@@ -229,7 +230,7 @@ def _without_space(definition: Json) -> Json:
 
 
 def _table(vocabulary: Mapping[str, int], added: Mapping[str, Json], definition: Json, name: str) -> list[bytes]:
-    """The bytes of every id, after the decoder of the definition; added words stand for themselves."""
+    """The bytes of every id by the decoder of the definition; the bytes of added words are their own text."""
     kinds = {part["type"] for part in _parts(definition.get("decoder"))}
     if _is_byte_level(definition):
         letters = byte_letters()
@@ -246,7 +247,7 @@ def _table(vocabulary: Mapping[str, int], added: Mapping[str, Json], definition:
     for piece, i in vocabulary.items():
         table[i] = show(piece)
     for i, word in words.items():
-        # Where spaces are written as U+2581, those of ordinary words are too; a letter that is the name of a byte is that.
+        # If the vocabulary writes spaces as U+2581, added ordinary words do too; a letter that names a byte stands for the byte.
         spelt = vocabulary.get(word) == i and len(word) == 1 if _is_byte_level(definition) else True
         table[i] = show(word) if spelt and not _is_control(added[word]) else word.encode()
     return table
@@ -260,7 +261,7 @@ def byte_letters() -> dict[str, int]:
 
 
 def _space(definition: Json) -> Space:
-    """Where a space is put before text."""
+    """The places where the tokenizer inserts a space before text."""
     for part in _parts(definition.get("pre_tokenizer")):
         if part["type"] == "Metaspace":
             return part.get("prepend_scheme", "always" if part.get("add_prefix_space", True) else "never")
@@ -270,7 +271,7 @@ def _space(definition: Json) -> Space:
 
 
 def content(token: str | Json | None) -> str | None:
-    """The word of a token of `tokenizer_config.json`, which is a text or a dict of flags."""
+    """The word of a token in `tokenizer_config.json`, where a token is a text or a dict with flags."""
     return token["content"] if isinstance(token, dict) else token
 
 
@@ -283,7 +284,7 @@ def read_json(path: Path) -> Json:
 
 
 def read_template(folder: Path) -> ChatTemplate | None:
-    """The chat template of a folder, from a file of its own or `tokenizer_config.json`; of several the one named default."""
+    """The chat template of a folder, from its own file or `tokenizer_config.json`; of several, the one named "default"."""
     file, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if file.is_file():
         return ChatTemplate(file.read_text(encoding="utf-8"), str(file))

@@ -1,4 +1,4 @@
-"""SentencePiece: the small vocabularies that are made here, and the `tokenizer.model` of pretrained models."""
+"""SentencePiece tokenizers: the small vocabularies trained here, and the `tokenizer.model` of pretrained models."""
 
 import io
 import json
@@ -24,16 +24,15 @@ class Tokenizer(TextCodec):
     """A SentencePiece model in which control words are whole in `encode` and visible in `decode`.
 
     Control words are the model's control symbols and its user-defined symbols that are not ordinary text (`is_plain` of
-    `codec`). Padding and unknown ids
-    are not shown by `decode` as text of their own: padding gives "", unknown gives " ⁇ ".
+    `codec`). `decode` does not show the symbols of padding and unknown ids: padding gives "", unknown gives " ⁇ ".
 
     Args:
         model: a serialised SentencePiece model.
-        chat_template: how messages become text; SentencePiece models do not carry one.
-        legacy: where texts are opened with a space, text after a control word is too (`legacy` of Llama's tokenizers).
+        chat_template: template from messages to text; SentencePiece models do not contain one.
+        legacy: if texts start with a space, text after a control word does too (`legacy` of Llama's tokenizers).
 
     Raises:
-        ValueError: not a SentencePiece model, or one without an id that ends a text.
+        ValueError: `model` is not a SentencePiece model, or has no id that ends a text.
     """
 
     def __init__(self, model: bytes, chat_template: ChatTemplate | None = None, legacy: bool = False):
@@ -69,7 +68,7 @@ class Tokenizer(TextCodec):
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Tokenizer":
-        """Reads what `save` wrote; raises FileNotFoundError, or ValueError if it is no SentencePiece model."""
+        """Reads a file written by `save`; raises FileNotFoundError, or ValueError if it is no SentencePiece model."""
         try:
             return cls(Path(path).read_bytes())
         except ValueError as error:
@@ -102,7 +101,7 @@ class Tokenizer(TextCodec):
         return Tokenizer(proto.SerializeToString(), self.chat_template, self.legacy)
 
     def piece(self, i: int) -> str:
-        """The symbol of one id, as it stands in the vocabulary."""
+        """The symbol of one id in the vocabulary."""
         return self._processor.id_to_piece(int(i))
 
     def id(self, word: str) -> int:
@@ -119,13 +118,13 @@ class Tokenizer(TextCodec):
         return i
 
     def encode(self, text: str, continues: bool = False) -> list[int]:
-        """Ids of trusted text: control words in it become their ids, and nothing is added at either end."""
+        """Ids of trusted text, in which control words become their ids; no token is added at either end."""
         if self._finds_controls and self.space == "never":
             return self._processor.encode(text)  # the same ids, several times faster
         return super().encode(text, continues)
 
     def encode_text(self, text: str, continues: bool = False) -> list[int]:
-        """Ids of text that is not trusted: control words in it stay text; see `TextCodec`."""
+        """Ids of untrusted text, in which control words stay text; see `TextCodec`."""
         return (self._continuing if continues else self._plain).encode(text)
 
 
@@ -140,7 +139,7 @@ def _bytes(piece) -> bytes:
 
 
 def _without(proto, words: Mapping[str, int]):
-    """The model with symbols made unmatchable; ids stay what they are."""
+    """The model with the given symbols made unmatchable; ids do not change."""
     plain = sentencepiece_model_pb2.ModelProto()
     plain.CopyFrom(proto)
     for i in words.values():
@@ -158,18 +157,18 @@ def train(
     """A vocabulary in which every control word and every character is one id.
 
     Ids: <pad> <unk> <s> </s>, then `control_words`, then `characters`, each in the order given, then the other
-    characters of `texts` in Unicode order. So the ids depend on what occurs, not on how often. Text is taken as it is: no
-    normalisation, no dummy prefix, white space kept.
+    characters of `texts` in Unicode order. The ids therefore depend on the set of characters, not on their frequencies. Text is
+    not changed: no normalisation, no dummy prefix, white space kept.
 
     Args:
-      texts: text in which characters are looked for; control words in it are skipped.
+      texts: texts with the characters of the vocabulary; control words in them are skipped.
       control_words: words that stay whole.
-      path: where to save the model, if anywhere.
+      path: path of the file to save the model to; None: not saved.
       characters: characters that come first, whether they occur or not.
 
     Raises:
-      ValueError: nothing to train on, a symbol listed twice, or one that SentencePiece does not keep as one id (a new
-        line, for instance).
+      ValueError: there is no text to train on, a symbol is listed twice, or SentencePiece does not keep a symbol as one id
+        (a new line, for instance).
     """
     words = [word for word in control_words if word not in SPECIALS]
     found: set[str] = set()
@@ -199,7 +198,7 @@ def compact(whole: int = 199) -> Tokenizer:
     """The vocabulary of the compact Countdown format: specials, control words, numbers, digits and signs, one id each.
 
     Args:
-      whole: numbers up to this one are single ids, larger ones a few; 9 writes all numbers digit by digit (32 ids).
+      whole: numbers up to this one are single ids, larger numbers several ids; 9 writes all numbers digit by digit (32 ids).
     """
     if whole < 9:
         raise ValueError(f"whole is {whole}; at least 9 is needed, so that every digit has an id")

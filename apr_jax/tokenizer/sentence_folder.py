@@ -1,6 +1,6 @@
-"""`tokenizer.model` in the folder of a model, with the words that the files beside it add.
+"""`tokenizer.model` in the folder of a model, with the words added by the files beside it.
 
-The SentencePiece model of a chat model is often that of its base: turn marks, and what ends a text, stand in
+A chat model often has the SentencePiece model of its base: its turn marks and its end of a text are listed in
 `added_tokens.json`, `special_tokens_map.json` and `tokenizer_config.json`.
 """
 
@@ -19,11 +19,11 @@ _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 
 
 def from_folder(folder: Path) -> Tokenizer:
-    """Read `tokenizer.model` and the files that add to it.
+    """Read `tokenizer.model` and the files that add words to it.
 
     Raises:
         FileNotFoundError: there is no `tokenizer.model`.
-        ValueError: a file that cannot be read as what it is called, or an added word that contradicts the model; named.
+        ValueError: a file is not of the format that its name implies, or an added word contradicts the model; named.
     """
     path = folder / "tokenizer.model"
     try:
@@ -49,7 +49,7 @@ def from_folder(folder: Path) -> Tokenizer:
 
 
 def _add(proto, ids: Mapping[str, int], special: set[str | None], folder: Path) -> None:
-    """Put words at their ids; ids in between that no word has become unused."""
+    """Put words at their ids; ids in between without a word become unused."""
     places = {piece.piece: i for i, piece in enumerate(proto.pieces)}
     ids = {word: places[word] for word in special if word in places} | ids
     for word, i in sorted(ids.items(), key=lambda item: item[1]):
@@ -68,7 +68,7 @@ def _add(proto, ids: Mapping[str, int], special: set[str | None], folder: Path) 
 
 
 def _name_roles(proto, fields: Mapping[str, Any], folder: Path) -> None:
-    """Which words open and end a text and pad: as the files say, else as the model does."""
+    """Set the words that open and end a text and pad, from the files, else from the model."""
     places = {piece.piece: i for i, piece in enumerate(proto.pieces)}
     for role in _ROLES:
         if f"{role}_token" not in fields:

@@ -1,1 +1,1 @@
-"""What experiments and tests have in common; nothing else in the package needs it."""
+"""Tools that experiments and tests share; no other part of the package needs them."""

@@ -8,7 +8,7 @@ from apr_jax.decode import Engine, Problem, Sizes
 from apr_jax.model.transformer import Model
 from apr_jax.protocols import Sequential
 
-NO_END = -1  # every thread goes on to its last token
+NO_END = -1  # no token ends a thread, so that every thread uses its whole budget
 
 
 def decode(model: Model, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:

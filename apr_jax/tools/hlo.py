@@ -1,6 +1,6 @@
-"""Facts about a compiled program, read from its text: its collectives, their devices and places, and copies of arrays.
+"""Facts about a compiled program, read from its HLO text: its collectives, their devices and places, and copies of arrays.
 
-The text is that of `jax.stages.Compiled.as_text()`: one line an operation, `%name = type operation(operands), attributes`.
+The text comes from `jax.stages.Compiled.as_text()`: one operation per line, `%name = type operation(operands), attributes`.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ class Collective:
 
     Attributes:
         kind: one of `COLLECTIVES`.
-        shape: what it gives, as the text has it: `f32[8,128]`.
-        groups: devices that take part together, as numbers of the program's devices in their order.
-        path: scopes and loops it stands in, as traced: `jit(run)/while/body/decode/...`; empty if the compiler does not say.
+        shape: shape of the result, in the notation of the text: `f32[8,128]`.
+        groups: groups of devices that communicate, as numbers of the program's devices in their order.
+        path: traced scopes and loops around the collective: `jit(run)/while/body/decode/...`; empty if the text has none.
     """
 
     kind: str
@@ -33,10 +33,10 @@ class Collective:
 
 
 def collectives(text: str) -> list[Collective]:
-    """All collectives of the text; an asynchronous one counts once, where it starts.
+    """All collectives of the text; an asynchronous collective counts once, at its start.
 
     Raises:
-        ValueError: the groups of one are written in a way that is not known here.
+        ValueError: the groups of a collective have an unknown notation.
     """
     found = []
     for line in text.splitlines():
@@ -48,7 +48,7 @@ def collectives(text: str) -> list[Collective]:
 
 
 def _shape(result: str) -> str:
-    """The type without layouts; of a tuple the largest member."""
+    """The type without layouts; for a tuple, its largest member."""
     shapes = re.findall(r"\w+\[[\d,]*\]", result)
     size = lambda shape: np.prod([int(n) for n in re.findall(r"\d+", shape.split("[")[1])] or [1])
     return max(shapes, key=size)
@@ -76,14 +76,14 @@ def _groups(line: str) -> tuple[tuple[int, ...], ...]:
 
 
 def crosses(collective: Collective, model: int) -> bool:
-    """Whether devices of different `data` places take part together, on a mesh [data, model] in row-major order."""
+    """Whether devices of different places along `data` communicate, on a mesh [data, model] in row-major order."""
     return any(len({device // model for device in group}) > 1 for group in collective.groups)
 
 
 def computations(text: str) -> dict[str, list[str]]:
-    """The lines of each computation of a module, by its name.
+    """The lines of each computation of a module, by the computation's name.
 
-    Left out are those that copy their operand to its own place: TPU's name for one tiling of int8 that is another one too.
+    Computations that copy their operand onto itself are left out: TPU programs use such a copy to rename a tiling of int8.
     """
     found: dict[str, list[str]] = {}
     lines: list[str] = []
@@ -99,7 +99,7 @@ def computations(text: str) -> dict[str, list[str]]:
 
 
 def inside_loops(text: str) -> list[str]:
-    """The lines of all computations that some loop runs, fused and called ones included; none if there is no loop."""
+    """The lines of all computations inside loops, fused and called computations included; empty if there is no loop."""
     found = computations(text)
     called = {name: set(re.findall(r"[\w.\-]+", " ".join(lines))) & found.keys() for name, lines in found.items()}
     left = [name for lines in found.values() for line in lines for name in re.findall(r"body=%?([\w.\-]+)", line)]
@@ -113,6 +113,6 @@ def inside_loops(text: str) -> list[str]:
 
 
 def operations(lines: list[str], shape: str) -> list[tuple[str, str]]:
-    """The operations of these lines that give one array of that shape (`f32[8,128]`): (operation, whole line)."""
+    """The operations of these lines whose result is one array of the given shape (`f32[8,128]`): (operation, whole line)."""
     matches = [(_OPERATION.match(line), line) for line in lines]
     return [(match[3], line) for match, line in matches if match and match[2].startswith(shape)]

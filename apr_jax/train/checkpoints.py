@@ -1,4 +1,4 @@
-"""Checkpoints of training runs: all that a resumed run needs to end with the same bits.
+"""Checkpoints of training runs: the state with which a resumed run ends with the same bits as an uninterrupted one.
 
 A thin layer over Orbax's CheckpointManager (the `args` interface): saves run in the background, are atomic, and the
 newest few are kept.
@@ -22,9 +22,9 @@ class Restored(Generic[T]):
     """A checkpoint read back.
 
     Attributes:
-        step: number of training steps it has behind it.
+        step: number of training steps done.
         state: the tree of arrays.
-        cursor: plain data for JSON that was saved beside it.
+        cursor: plain data (JSON) that was saved beside the arrays.
     """
 
     step: int
@@ -39,8 +39,8 @@ class Checkpoints:
         """Opens (or makes) the folder.
 
         Args:
-            folder: where the checkpoints are, one sub-folder per step.
-            keep: how many of the newest are kept.
+            folder: folder of the checkpoints, one sub-folder per step.
+            keep: number of the newest checkpoints to keep.
         """
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(files.local(folder, "folder").absolute(), options=options)
@@ -54,20 +54,20 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The newest step that is complete, None if there is none."""
+        """The step of the newest complete checkpoint, None if there is none."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, cursor: dict[str, Any]) -> None:
-        """Starts to save; returns when the arrays are copied, so the caller may go on and donate them.
+        """Starts to save; returns when the arrays are copied, so that the caller may donate them.
 
         Args:
-            step: number of training steps done; saving a step that is there already does nothing.
+            step: number of training steps done; saving an existing step again does nothing.
             state: tree of arrays (typed random keys included).
             cursor: plain data: position in the data, configuration.
         """
         if step == self.latest:
             return
-        # On CPU a host copy may be a view of the device's buffer, which the next step overwrites when it is donated.
+        # On CPU a host copy may be a view of the device's buffer, which the next step overwrites if the buffer is donated.
         state = jax.tree.map(jnp.copy, state)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), cursor=ocp.args.JsonSave(cursor))
         self._manager.save(step, args=args)
@@ -87,9 +87,9 @@ class Checkpoints:
         """Reads a checkpoint.
 
         Args:
-            abstract: the tree of `jax.ShapeDtypeStruct`s; where one has no sharding, the array goes to the first device that
-                is here, whatever it was saved from.
-            step: which; the newest one by default.
+            abstract: the tree of `jax.ShapeDtypeStruct`s; an array without a sharding goes to the first device of this
+                process, wherever it was saved.
+            step: the checkpoint to read; the newest one by default.
 
         Raises:
             FileNotFoundError: there is no checkpoint.
@@ -104,5 +104,5 @@ class Checkpoints:
         return Restored(step, found.state, found.cursor)
 
     def wait_until_finished(self) -> None:
-        """Blocks until every save that was started is on disk."""
+        """Blocks until all started saves are on disk."""
         self._manager.wait_until_finished()

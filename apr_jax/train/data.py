@@ -1,9 +1,9 @@
 """Training data: demonstrations or rollouts packed in rows on disk ahead of time, with their tokenizer.
 
 A data folder holds a tokenizer, `train/` and `held_out/` (see `rows`) and, written last, `data.json` with the
-configuration, what it was made from, and counts. Nothing that exists is ever replaced: a folder is made whole where none
-is, or taken as it is if it is the one that the configuration describes. What a task or a file of transcripts gives to train
-on is a subclass of `Data`, in a room of its own (`apr_jax.tasks.countdown.training`, `apr_jax.train.logs`).
+configuration, the identities of its source files, and counts. Existing files are never replaced: a folder is made if there is
+none, or used as it is if it belongs to the configuration. Each source of training data is a subclass of `Data` in a module of
+its own (`apr_jax.tasks.countdown.training`, `apr_jax.train.logs`).
 """
 
 import abc
@@ -24,7 +24,7 @@ FACTS = "data.json"
 
 
 class Data(abc.ABC):
-    """What training wants of a configuration of data; implementations are frozen dataclasses with a `folder`."""
+    """The interface of a configuration of training data; implementations are frozen dataclasses with a `folder`."""
 
     folder: str
 
@@ -34,11 +34,11 @@ class Data(abc.ABC):
 
     @abc.abstractmethod
     def write(self, folder: Path, report: Callable[[str], None]) -> dict[str, Count]:
-        """Write all that the folder holds, `write_facts` last; it is there and empty. Returns counts by split."""
+        """Write all files into the existing empty folder, `write_facts` last. Returns counts by split."""
 
     @abc.abstractmethod
     def fit(self, model: Model) -> Model:
-        """A pretrained model as these data need it."""
+        """The pretrained model, changed as these data need it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Dataset:
 
     Attributes:
         train, held_out: packed rows.
-        vocabulary: ids the tokenizer has.
+        vocabulary: number of ids of the tokenizer.
         members: token ids by class of token.
-        made_from: the identity of each file that the rows were made from, by its path.
+        made_from: the identity of each source file of the rows, by its path.
     """
 
     train: RowStore
@@ -63,8 +63,8 @@ class Dataset:
         """Opens the folder of a configuration.
 
         Raises:
-            FileNotFoundError: it is not there.
-            ValueError: it holds something else, see `is_made`.
+            FileNotFoundError: the folder does not exist.
+            ValueError: the folder holds something else, see `is_made`.
         """
         if not is_made(config):
             raise FileNotFoundError(f"{config.folder} holds no data; write them with `python -m experiments.make_data`")
@@ -82,12 +82,12 @@ class Dataset:
 
 
 def is_made(config: Data) -> bool:
-    """Whether the folder holds the data of a configuration; False if there is no such folder, or nothing in it.
+    """Whether the folder holds the data of a configuration; False if the folder does not exist or is empty.
 
-    Files that the data were made from and that are no longer there are taken to be those.
+    Source files that no longer exist count as unchanged.
 
     Raises:
-        ValueError: something else is there: data of other settings, of files that were replaced since, or no data.
+        ValueError: the folder holds something else: data of other settings, data of files replaced since then, or no data.
     """
     folder = files.local(config.folder, "data.folder")
     if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
@@ -108,13 +108,13 @@ def is_made(config: Data) -> bool:
 
 
 def make(config: Data, report: Callable[[str], None] = print) -> dict[str, Count]:
-    """Draw, pack and write the data of a configuration if they are not there; returns the counts of "train" and "held_out".
+    """Draw, pack and write the data of a configuration unless they exist; returns the counts of "train" and "held_out".
 
-    They are written to a folder of their own beside `config.folder` and moved there when they are complete: two programs
-    that make the same data do not meet.
+    The data are written to a temporary folder beside `config.folder` and moved there when they are complete, so that two
+    programs can make the same data at the same time.
 
     Raises:
-        ValueError: something else is in the folder, see `is_made`; or the configuration's `write` raises it.
+        ValueError: the folder holds something else, see `is_made`; or the configuration's `write` raises it.
     """
     if is_made(config):
         report(f"{config.folder} holds these data already")
@@ -127,7 +127,7 @@ def make(config: Data, report: Callable[[str], None] = print) -> dict[str, Count
         folder.mkdir()
         counts = config.write(folder, report)
         try:
-            folder.rename(target)  # an empty folder gives way, nothing else does
+            folder.rename(target)  # replaces an empty folder, nothing else
         except OSError:
             if not is_made(config):  # another program was faster
                 raise
@@ -142,14 +142,14 @@ def write_facts(
     classes: Mapping[str, Sequence[int]],
     counts: Mapping[str, Count],
 ) -> None:
-    """Say in `data.json` what a folder holds; written last, it makes the folder complete."""
+    """Write `data.json`, the description of a folder; written last, it marks the folder as complete."""
     facts = {"config": settings.to_dict(config), "made_from": made_from, "vocabulary": vocabulary, "classes": classes}
     facts["counts"] = {name: dataclasses.asdict(count) for name, count in counts.items()}
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def sentence(count: Count) -> str:
-    """Counts in words."""
+    """The counts as a sentence."""
     return (
         f"{count.transcripts:,} demonstrations or rollouts, {count.entries:,} tokens ({count.labels:,} trained on) in "
         f"{count.rows:,} rows, {count.padding:.1%} padding; "

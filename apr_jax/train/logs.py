@@ -1,6 +1,6 @@
-"""Rollouts as training data: transcripts that an evaluation left, packed in rows with the visibility they were decoded under.
+"""Rollouts as training data: transcripts of an evaluation, packed in rows with the visibility of decoding.
 
-Kept to those whose answer is right, this is rejection sampling: a model learns from what it got right itself.
+With only the right answers kept, this is rejection sampling: a model learns from its own right answers.
 """
 
 import dataclasses
@@ -27,16 +27,16 @@ class LogData(data.Data):
     """Transcripts as training data; every token that a model sampled is a label.
 
     Attributes:
-        folder: where the packed rows and the tokenizer are kept (free).
+        folder: folder of the packed rows and the tokenizer (free).
         transcripts: files of `experiments.evaluate`, `transcripts_METHOD.jsonl`, each with its `.npz`.
-        tokenizer: that of the model that made them: what `apr_jax.pretrained.tokenizer.load` reads.
-        control_words: words that were added to it, in the order they were added.
-        gain: of their rows in the model (see `apr_jax.pretrained.add_control_tokens`).
-        correct: leave out what led to a wrong answer: transcripts, and of samples each that is wrong (`right`).
-        held_out: one question of so many is held out, with all of its transcripts.
+        tokenizer: path of the tokenizer of the decoding model, see `apr_jax.pretrained.tokenizer.load`.
+        control_words: words that were added to the tokenizer, in the order in which they were added.
+        gain: factor of their initial rows in the model (see `apr_jax.pretrained.add_control_tokens`).
+        correct: leave out transcripts with a wrong answer, and wrong samples of a transcript (see `right`).
+        held_out: n; one in n questions is held out, with all of its transcripts.
         length: S, entries of a row.
         threads: U, threads of a row.
-        too_long: "drop" leaves threads out that are longer than a row, and counts them; "error" stops.
+        too_long: "drop" leaves out threads that are longer than a row, and counts them; "error" stops.
     """
 
     folder: str = dataclasses.field(default="data/logs", metadata=settings.FREE)
@@ -60,11 +60,11 @@ class LogData(data.Data):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
     def fit(self, model: Model) -> Model:
-        """A pretrained model with rows for the control words of these data."""
+        """The pretrained model with rows for the control words of these data."""
         return with_control_words(model, load(self.tokenizer), self.control_words, gain=self.gain)[0]
 
     def made_from(self) -> dict[str, str]:
-        """The identity of the files of transcripts and of the tokenizer, by their paths, of those that are there."""
+        """The identities of the existing files of transcripts and of the tokenizer, by their paths."""
         found = files.identities(files.local(self.tokenizer, "data.tokenizer"), TOKENIZER)
         for name in self.transcripts:
             path = files.local(name, "data.transcripts")
@@ -78,7 +78,7 @@ class LogData(data.Data):
             FileNotFoundError: a file of transcripts is missing.
             ValueError: too few questions are left to hold one out.
         """
-        made_from = self.made_from()  # as they are now: a file that is replaced while it is read is told later
+        made_from = self.made_from()  # taken before reading, so that a file replaced meanwhile is noticed later
         words = load(self.tokenizer).with_control_words(self.control_words)
         kept, questions = self._read(report)
         count = len(set(questions))
@@ -88,7 +88,7 @@ class LogData(data.Data):
                 f"give more files, lower held_out{', or set correct to False' if self.correct else ''}"
             )
         apart = held_out(questions, self.held_out)
-        # A vocabulary that is padded in the model has ids beyond the tokenizer's, which may be sampled.
+        # A padded vocabulary of the model has ids beyond the tokenizer's, which may have been sampled.
         vocabulary = max(words.size, *(int(t.log.token.max()) + 1 for t in kept))
         splits = {
             "held_out": [t for t, question in zip(kept, questions, strict=True) if question in apart],
@@ -105,7 +105,7 @@ class LogData(data.Data):
         return counts
 
     def _read(self, report: Callable[[str], None]) -> tuple[list[Transcript], list[str]]:
-        """The transcripts that are taken, and the question of each."""
+        """The chosen transcripts, and the question of each."""
         kept: list[Transcript] = []
         questions: list[str] = []
         for file in self.transcripts:
@@ -127,15 +127,15 @@ class LogData(data.Data):
 
 
 def right(transcript: Transcript, line: Mapping[str, Any], name: str) -> Transcript | None:
-    """The right part of a transcript: all of it if the root's answer is right, of samples the right ones; None if nothing is right.
+    """The right part of a transcript: the whole if the root's answer is right; of samples the right ones; None if none is right.
 
     Args:
-        transcript: of an evaluation.
-        line: its JSON line, which says of each line of reasoning that answered whether it is right.
-        name: what errors call it.
+        transcript: transcript of an evaluation.
+        line: JSON line of the transcript, which tells for each answering thread whether its answer is right.
+        name: name of the transcript in errors.
 
     Raises:
-        ValueError: it has samples, and the line says only whether the answer chosen among them is right.
+        ValueError: the transcript has samples, and the line only tells whether the selected answer is right.
     """
     answers = line.get("answers")
     if answers is None:
@@ -153,10 +153,14 @@ def right(transcript: Transcript, line: Mapping[str, Any], name: str) -> Transcr
 
 
 def only(transcript: Transcript, children: Sequence[int], name: str) -> Transcript:
-    """A transcript without those children of its root that are not named, and all that is below them.
+    """The transcript with only the named children of its root, and their descendants.
+
+    Args:
+        children: thread numbers of the children to keep.
+        name: name of the transcript in errors.
 
     Raises:
-        ValueError: one that stays saw one that does not.
+        ValueError: a thread that is kept saw one that is removed.
     """
     paths = {transcript.threads[child].path for child in children}
     stays = np.array([not t.path or t.path[:1] in paths for t in transcript.threads])
@@ -187,12 +191,12 @@ def _sampled(found: Sequence[Transcript]) -> int:
 
 
 def question_of(line: Mapping[str, Any]) -> str:
-    """The identity of the question of a transcript's line: its text; where it has none, its number."""
+    """The identity of the question of a transcript's line: its text, or its number if it has no text."""
     return line.get("question") or f"problem {line['problem']}"
 
 
 def held_out(questions: Sequence[str], every: int) -> set[str]:
-    """One question of `every`, whatever file it stands in and where: those whose hashes come first."""
+    """One in `every` questions, those with the smallest hashes: independent of files and order."""
     drawn = sorted(
         set(questions), key=lambda question: hashlib.sha256(question.encode(errors="surrogatepass")).digest()
     )

@@ -1,10 +1,9 @@
-"""LoRA: low-rank changes of chosen products, trained while everything else stands still (Hu et al. 2021).
+"""LoRA: low-rank changes of chosen products, trained while all other parameters are frozen (Hu et al. 2021).
 
-Control words that were added to a vocabulary begin as means of other rows, which no change of the products can tell from those
-others (the logit of a mean is never the largest); so chosen rows of the tables can be trained whole.
+Rows of control words that were added to a vocabulary begin as means of other rows. No change of the products can make such a row
+win (the logit of a mean is never the largest), so chosen rows of the tables can be trained too.
 
-Adapters are a tree of their own, so a loss that takes them as its argument has gradients and optimiser state for nothing
-else:
+Adapters are a tree of their own. A loss of the adapters therefore has gradients and optimiser state for the adapters only:
 
     adapters = lora.init(shape, model.config, key)
     gradients = jax.grad(lambda adapters: loss(lora.apply(shape, model.params, adapters)))(adapters)
@@ -26,22 +25,22 @@ from apr_jax.model.transformer import LowRank, Params, abstract_params, logical_
 
 PRODUCTS = ("q", "k", "v", "out", "gate", "up", "down")
 TABLES = ("embed", "head")
-# As the parameters, with {"a": [inputs, rank], "b": [rank, outputs]} for a weight and {"rows": [tokens, width]} for a table.
+# The parameter tree, with {"a": [inputs, rank], "b": [rank, outputs]} for a weight and {"rows": [tokens, width]} for a table.
 Adapters = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """Which products get adapters, and of what size.
+    """The products that get adapters, and their rank.
 
     Attributes:
       rank: r, columns of A and rows of B.
-      alpha: the change is alpha / r times A B.
-      targets: names of products, of every layer.
-      tokens: ids whose rows of the tables (embedding, and output where it is another) are trained too.
+      alpha: the change of a weight is alpha / r times A B.
+      targets: names of the products with adapters, in every layer.
+      tokens: ids whose rows of the tables (embedding, and output if it is not tied) are trained too.
 
     Raises:
-      ValueError: a field is out of range; the message names field, value, what is allowed.
+      ValueError: a field is out of range; the message names field, value and allowed values.
     """
 
     rank: int = 16
@@ -60,10 +59,10 @@ class Lora:
 
 
 def init(lora: Lora, config: ModelConfig, key: Key[Array, ""]) -> Adapters:
-    """Adapters in f32 that change nothing yet: B and rows are 0, A uniform within 1 / sqrt(inputs). Traceable.
+    """Initial adapters in f32, which change nothing: B and rows are 0, A is uniform within 1 / sqrt(inputs). Traceable.
 
     Raises:
-      ValueError: one of the tokens is no id of the model.
+      ValueError: one of the tokens is not an id of the model.
     """
     if max(lora.tokens, default=0) >= config.vocabulary:
         raise ValueError(f"Lora.tokens is {lora.tokens}; the model has the ids 0 .. {config.vocabulary - 1}")
@@ -80,7 +79,7 @@ def init(lora: Lora, config: ModelConfig, key: Key[Array, ""]) -> Adapters:
 
 
 def axes(lora: Lora, config: ModelConfig) -> Mapping[str, Any]:
-    """The tree of adapters with the names of its axes, for `apr_jax.sharding`."""
+    """The axis names of the tree of adapters, for `apr_jax.sharding`."""
     names = jax.tree_util.tree_flatten_with_path(logical_axes(config), is_leaf=lambda x: isinstance(x, tuple))[0]
     flat = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in names}
     tree = {}
@@ -92,13 +91,13 @@ def axes(lora: Lora, config: ModelConfig) -> Mapping[str, Any]:
 
 
 def apply(lora: Lora, params: Params, adapters: Adapters) -> Params:
-    """Parameters in which the adapted weights are `LowRank`: the model runs with W as it is, and A B beside it."""
+    """Parameters in which adapted weights are `LowRank`: the model computes with W and with A B separately."""
     scale = lora.alpha / lora.rank
     return _changed(lora, params, adapters, lambda weight, a, b: LowRank(weight, a, b * scale))
 
 
 def merge(lora: Lora, params: Params, adapters: Adapters) -> Params:
-    """Plain parameters with the change added to the weights, computed in f32 or wider; ready to save or to serve."""
+    """Plain parameters with the changes added to the weights, computed in f32 or wider; ready to save or to serve."""
 
     def add(weight: Array, a: Array, b: Array) -> Array:
         wide = jnp.promote_types(weight.dtype, jnp.float32)
@@ -120,7 +119,7 @@ def _changed(lora: Lora, params: Params, adapters: Adapters, change: Callable[[A
 
 
 def _with_rows(lora: Lora, name: str, table: Array, rows: Array) -> Array:
-    """A table [V, D], or the output's [D, V], whose chosen rows are changed; computed in f32 or wider."""
+    """The embedding table [V, D] or output table [D, V] with `rows` [tokens, D] added to chosen rows, in f32 or wider."""
     where = (jnp.array(lora.tokens), slice(None)) if name == "embed" else (slice(None), jnp.array(lora.tokens))
     wide = table[where].astype(jnp.promote_types(table.dtype, jnp.float32))
     return table.at[where].set((wide + (rows if name == "embed" else rows.T)).astype(table.dtype))

@@ -18,10 +18,10 @@ class Sums:
     """Sums of cross-entropy over labelled entries; the sums of batches may be added.
 
     Attributes:
-        nll: negative log-likelihood times weight, nats.
-        weight: of the labels.
-        labels: how many, per class of the label (C + 1: the last class is "none").
-        correct: for how many of them the most likely token is the label.
+        nll: sum of negative log-likelihood times weight, nats.
+        weight: sum of the weights of the labels.
+        labels: number of labels per class (C + 1 classes; the last class is "none").
+        correct: number of labels that are the most likely token, per class.
     """
 
     nll: Float[Array, ""]
@@ -45,9 +45,9 @@ def cross_entropy(
     """Cross-entropy of labels, computed in f32 (f64 for f64).
 
     Args:
-        logits: of the entry from which the label was sampled.
-        label: token id, -1 where there is none.
-        weight: weight in the mean; ignored where there is no label.
+        logits: logits from which the label was sampled.
+        label: token id, -1 for no label.
+        weight: weight in the mean; ignored without a label.
         classes: class of every token id, 0 to `count` - 1.
         count: number of classes.
     """
@@ -77,7 +77,7 @@ def rows_loss(
     chunk: int = 128,
     remat: bool = False,
 ) -> tuple[Float[Array, ""], Sums]:
-    """Mean cross-entropy of a batch of packed rows under the visibility they were decoded with.
+    """Mean cross-entropy of a batch of packed rows under the visibility of decoding.
 
     Args:
         graph, params: the model.
@@ -94,7 +94,7 @@ def rows_loss(
 
 
 def summarise(sums: Sums, names: tuple[str, ...]) -> dict[str, float]:
-    """Sums as numbers to report: loss (nats per label), accuracy, and accuracy by class of label."""
+    """The numbers to report: loss (nats per label), accuracy, and accuracy by class of label."""
     labels, correct = np.asarray(sums.labels, np.float64), np.asarray(sums.correct, np.float64)
     values = {"loss": float(sums.nll) / max(float(sums.weight), 1e-9), "accuracy": correct.sum() / max(labels.sum(), 1)}
     for name, right, all_ in zip(names, correct, labels, strict=True):

@@ -19,9 +19,9 @@ class Metrics:
         """Opens the files.
 
         Args:
-            folder: where; made if missing.
-            from_step: the run goes on from here; what an earlier attempt wrote about later steps is dropped.
-            tensorboard: write event files as well.
+            folder: the folder of both; made if missing.
+            from_step: step at which the run continues; lines of an earlier attempt about later steps are dropped.
+            tensorboard: write TensorBoard event files too.
         """
         folder = files.local(folder, "folder")
         folder.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ class Metrics:
         self._board = SummaryWriter(str(folder), purge_step=from_step + 1) if tensorboard else None
 
     def _complete(self) -> list[str]:
-        """The whole lines of the file: a killed run may have left half of one."""
+        """The complete lines of the file: a killed run may have left half a line."""
         lines = self.path.read_text().split("\n")
         return [line for line in lines[:-1] if line]
 
@@ -47,7 +47,7 @@ class Metrics:
             self._board.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one line; names may hold slashes ("held_out/loss")."""
+        """Writes the values of one step; names may contain slashes ("held_out/loss")."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items() if self._board is not None else ():
@@ -55,13 +55,13 @@ class Metrics:
 
 
 class ProgressReport:
-    """Shows how far a run is: a bar with speed and remaining time on a terminal, a line per report elsewhere."""
+    """Shows the progress of a run: a bar with speed and remaining time on a terminal, a line per report elsewhere."""
 
     def __init__(self, total: int, done: int = 0, terminal: bool | None = None):
-        """Begins to report.
+        """Starts the report.
 
         Args:
-            total: steps in all.
+            total: number of steps of the run.
             done: steps done before now.
             terminal: whether to draw a bar; None asks the standard output.
         """

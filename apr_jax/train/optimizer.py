@@ -10,16 +10,16 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """How parameters are updated.
+    """Settings of the optimiser.
 
     Attributes:
-        kind: "adamw", or "muon": orthogonalised momentum for the matrices inside the layers, their updates scaled to the
-            size of Adam's so that both take the same learning rates (arXiv 2502.16982), and AdamW for the rest.
-        learning_rate: the highest, after the warm-up.
-        warm_up: steps over which it rises from 0.
-        final: share of it that is left at the last step.
-        weight_decay: decoupled, of matrices only (norm scales are left alone).
-        beta1, beta2, epsilon: Adam's.
+        kind: "adamw", or "muon": orthogonalised momentum for the matrices inside the layers, with updates scaled to the size
+            of Adam's updates so that both take the same learning rates (arXiv 2502.16982), and AdamW for all other parameters.
+        learning_rate: peak learning rate, after the warm-up.
+        warm_up: steps over which the learning rate rises from 0 to its peak.
+        final: learning rate at the last step, as a share of the peak.
+        weight_decay: decoupled weight decay, of matrices only (not of norm scales).
+        beta1, beta2, epsilon: Adam's parameters.
         clip: largest global norm of the gradient.
     """
 
@@ -79,13 +79,13 @@ def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
             adam_b1=config.beta1,
             adam_b2=config.beta2,
             muon_weight_dimension_numbers=_matrices,
-            consistent_rms=0.2,  # the root mean square of an update of Adam's
+            consistent_rms=0.2,  # the root mean square of Adam's updates
         )
     return optax.chain(optax.clip_by_global_norm(config.clip), step)
 
 
 def _matrices(params: Any) -> Any:
-    """Which parameters are matrices inside layers, and which of their axes are inputs and outputs; None for the others."""
+    """Input and output axes of the parameters that are matrices inside layers; None for all other parameters."""
 
     def axes(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
         names = [getattr(key, "key", getattr(key, "name", None)) for key in path]

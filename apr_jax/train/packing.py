@@ -1,10 +1,9 @@
-"""Transcripts to training rows: many problems side by side in rows of one length, each seeing what it saw when it was
-decoded.
+"""Packs transcripts into training rows of one length: many problems in a row, with the visibility of decoding.
 
 A *component* is a set of threads connected by `sees`; an isolated thread is a component of its own. Components are
 packed whole, first-fit, and sorted inside by (clock, thread, index), so every visible entry stands earlier in the row:
-rows are causal. A sampled token is no input of its own place but the *label* of its predictor, the entry whose logits
-it was drawn from; so tokens that were never fed (`<end>`, `<wait>`) are trained on as well.
+rows are causal. A sampled token is the *label* of its predictor, the entry whose logits it was drawn from. Sampled tokens
+that were never fed (`<end>`, `<wait>`) are therefore trained on too.
 
 Axes: B rows, S entries of a row, U threads of a row, E log entries, M threads of a transcript.
 """
@@ -22,17 +21,17 @@ from apr_jax.record import Source, Transcript
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Packed rows; `apr_jax.model.attention.packed_attend` masks by them.
+    """Packed rows; `apr_jax.model.attention.packed_attend` makes the attention mask from them.
 
     Key k is visible to query q iff `sees[owner_q, owner_k] & (clock_k < clock_q + (owner_q == owner_k))`.
 
     Attributes:
-        token: id that is fed; 0 in the padding.
-        position: the position its key is rotated to.
-        clock: causal time.
-        owner: number of its thread in the row, 0 to U - 1; -1 marks padding.
-        label: the token that was sampled from this entry's logits, -1 if none was.
-        weight: weight of the label in the loss, 0 where there is none.
+        token: id of the fed token; 0 in the padding.
+        position: position to which the token's key is rotated.
+        clock: causal time of the token.
+        owner: number of the token's thread in the row, 0 to U - 1; -1 marks padding.
+        label: the token that was sampled from this entry's logits, -1 for none.
+        weight: weight of the label in the loss, 0 without a label.
         sees: `sees[b, u, v]`: thread u of row b may see thread v.
     """
 
@@ -53,12 +52,12 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where the entries of packed rows come from, for what a loss looks up in the logs; Int [B, S], -1 is nothing.
+    """The log entries behind the places of packed rows, for losses that look up values in the logs; Int [B, S], -1 for none.
 
     Attributes:
-        transcript: number of the transcript in the order given.
-        entry: number of the row's entry in its log.
-        label_entry: number of the sampled entry that is its label.
+        transcript: number of the transcript in the order given to `pack`.
+        entry: number of the fed entry in the transcript's log.
+        label_entry: number of the sampled entry that is the label.
     """
 
     transcript: np.ndarray
@@ -68,14 +67,14 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """Counts of transcripts, of what was packed, and of what was left out. Padding is `rows * S - entries`."""
+    """Counts of transcripts, and of packed and left-out components, entries and labels. Padding is `rows * S - entries`."""
 
     transcripts: int = 0
     components: int = 0
     too_long: int = 0  # components with more than S entries or U threads, left out
     entries: int = 0  # packed entries
     labels: int = 0  # packed labels
-    left_out: int = 0  # labels in the components that were left out
+    left_out: int = 0  # labels in left-out components
     rows: int = 0
     places: int = 0  # rows * S
 
@@ -84,7 +83,7 @@ class Count:
 
     @property
     def padding(self) -> float:
-        """Share of the places that hold no token."""
+        """Share of the places without a token."""
         return 1 - self.entries / self.places if self.places else 0.0
 
 
@@ -98,7 +97,7 @@ class _Component:
 
 
 def groups(sees: Bool[np.ndarray, "M M"]) -> Int[np.ndarray, " M"]:
-    """The component of every thread, named by its smallest member: connected parts of `sees` both ways."""
+    """The component of every thread, named by its smallest member: connected components of `sees`, taken as undirected."""
     name = np.arange(len(sees))
     for a, b in np.argwhere(sees | sees.T):
         if name[a] != name[b]:
@@ -108,7 +107,7 @@ def groups(sees: Bool[np.ndarray, "M M"]) -> Int[np.ndarray, " M"]:
 
 
 def _labels(transcript: Transcript) -> np.ndarray:
-    """For every log entry the sampled entry that was drawn from its logits, -1 if none was: Int [E].
+    """For every log entry, the sampled entry that was drawn from its logits, -1 for none: Int [E].
 
     Raises:
         ValueError: a predictor was never fed, or two tokens were sampled from one entry.
@@ -128,7 +127,7 @@ def _labels(transcript: Transcript) -> np.ndarray:
 
 
 def _components(transcript: Transcript, number: int) -> Iterable[_Component]:
-    """The components of one transcript that hold entries which were fed, in the order of their first threads."""
+    """The components of one transcript that contain fed entries, in the order of their first threads."""
     if transcript.together:
         raise ValueError(f"transcript {number}: its threads saw tokens of the same clock, which packed rows cannot say")
     log = transcript.log
@@ -154,19 +153,19 @@ def pack(
     """Pack transcripts in rows.
 
     Args:
-        transcripts: what to pack; only entries that were fed take a place.
+        transcripts: the transcripts; only fed entries take a place.
         length: S, entries of a row.
         threads: U, threads of a row.
-        too_long: what to do with a component that no row can hold: "error", or "drop" it and count it.
-        weights: per transcript the loss weight of each log entry, Float [E], used where it was sampled and not
-            rewritten (whose label is what was drawn); None: all 1.
+        too_long: treatment of components that no row can hold: "error", or "drop" and count them.
+        weights: per transcript the loss weight of each log entry, Float [E]; used for sampled entries. The label of a
+            rewritten token is the drawn token. None: all 1.
 
     Returns:
-        Rows of NumPy arrays (as many as needed), where their entries come from, and counts.
+        Rows of NumPy arrays (as many as needed), the log entries behind them, and counts.
 
     Raises:
-        ValueError: a component that is too long under "error", a log that names impossible predictors, or threads that saw
-            each other's tokens of the same clock.
+        ValueError: a component is too long under "error", a log names impossible predictors, or threads saw each other's
+            tokens of the same clock.
     """
     if too_long not in ("error", "drop"):
         raise ValueError(f'too_long is {too_long!r}; allowed are "error" and "drop"')
@@ -186,7 +185,7 @@ def pack(
 
 
 def _first_fit(transcripts, length: int, threads: int, too_long: str) -> tuple[list[list[_Component]], int, int]:
-    """Assign components to rows: each to the first row with room. Returns rows, and components and labels left out."""
+    """Assign each component to the first row with room. Returns the rows, and the numbers of left-out components and labels."""
     rows: list[list[_Component]] = []
     room = np.zeros((0, 2), int)  # entries and threads still free in each row
     lost = labels_lost = 0
@@ -241,7 +240,7 @@ def _fill(rows, transcripts, weights, length: int, threads: int) -> tuple[Rows, 
             weight = 1.0 if weights is None else weights[part.transcript][part.label_entry]
             chosen = (
                 log.source[part.label_entry] != Source.REWRITTEN
-            )  # else the model drew it, and a rule did not let it stand
+            )  # else the model drew a token that a rule of the protocol rewrote
             out.label[place] = np.where(labelled, log.drawn[part.label_entry], -1)
             out.weight[place] = np.where(labelled & chosen, weight, 0.0)
             own = slice(first, first + len(part.sees))

@@ -1,5 +1,4 @@
-"""Packed rows on disk: written once, read by training in any order through memory maps, and a resumable order of
-reading.
+"""Packed rows on disk: written once, read by training in any order through memory maps; and a resumable order of reading.
 
 A folder holds one raw file per field of `Rows` ([N, S]; int16, token ids of large vocabularies int32), `sees.bin` (the bits
 of [N, U, U], padded to bytes) and `rows.json` with the sizes. Weights are not stored: every label counts 1.
@@ -16,7 +15,7 @@ from jaxtyping import Int
 from apr_jax.train.packing import Rows
 
 FIELDS = ("token", "position", "clock", "owner", "label")
-NARROW = 1 << 15  # ids that 16 bits hold
+NARROW = 1 << 15  # number of ids that signed 16 bits hold
 
 
 def _dtype(field: str, vocabulary: int) -> type:
@@ -24,17 +23,17 @@ def _dtype(field: str, vocabulary: int) -> type:
 
 
 def write(folder: str | Path, parts: Iterable[Rows], length: int, threads: int, vocabulary: int = NARROW) -> int:
-    """Write rows in the order given; returns how many.
+    """Write rows in the order given; returns their number.
 
     Args:
-        folder: where; made if missing, what is there is replaced.
+        folder: folder of the rows; made if missing, its rows are replaced.
         parts: groups of rows of NumPy arrays, [*, S] and [*, U, U].
-        length: S.
-        threads: U.
-        vocabulary: token ids are below this.
+        length: S, entries of a row.
+        threads: U, threads of a row.
+        vocabulary: token ids are below this number.
 
     Raises:
-        ValueError: a number that its file does not hold, or weights other than 1 on labels.
+        ValueError: a number does not fit the dtype of its file, or a label has a weight other than 1.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +54,7 @@ def write(folder: str | Path, parts: Iterable[Rows], length: int, threads: int, 
         count += len(rows)
     for file in files.values():
         file.close()
-    # Written last: a folder without it is not complete.
+    # Written last: a folder without this file is incomplete.
     sizes = {"rows": count, "length": length, "threads": threads, "vocabulary": vocabulary}
     (folder / "rows.json").write_text(json.dumps(sizes) + "\n")
     return count
@@ -66,8 +65,8 @@ class RowStore:
     """Rows on disk, read on demand.
 
     Attributes:
-        length: S.
-        threads: U.
+        length: S, entries of a row.
+        threads: U, threads of a row.
         arrays: memory maps by field, Int16 or Int32 [N, S].
         bits: memory map of `sees`, Uint8 [N, ceil(U U / 8)].
     """
@@ -79,11 +78,11 @@ class RowStore:
 
     @classmethod
     def open(cls, folder: str | Path) -> "RowStore":
-        """Opens what `write` wrote.
+        """Opens a folder written by `write`.
 
         Raises:
             FileNotFoundError: the folder holds no complete rows.
-            ValueError: it holds no row at all.
+            ValueError: the folder holds 0 rows.
         """
         folder = Path(folder)
         if not (folder / "rows.json").is_file():
@@ -103,7 +102,7 @@ class RowStore:
         return len(self.bits)
 
     def read(self, numbers: Int[np.ndarray, " B"]) -> Rows:
-        """The rows of these numbers, in that order; number -1 gives a row of padding."""
+        """The rows with these numbers, in this order; number -1 gives a row of padding."""
         blank = numbers < 0
         found = {name: np.where(blank[:, None], -1, self.arrays[name][numbers]).astype(np.int32) for name in FIELDS}
         for name in ("token", "position", "clock"):
@@ -114,16 +113,16 @@ class RowStore:
 
 
 def order(position: int, count: int, total: int, seed: int) -> Int[np.ndarray, " B"]:
-    """Which rows a batch takes: places `position` to `position + count` of an endless sequence of epochs.
+    """The row numbers of a batch: places `position` to `position + count` of an endless sequence of epochs.
 
-    The first epoch reads the rows as they stand on disk; every later one in an order of its own, drawn from (seed,
-    epoch). So the position alone says what comes next.
+    The first epoch reads the rows in the order on disk; every later epoch has its own order, drawn from (seed, epoch). The
+    position alone therefore determines the rest of the sequence.
 
     Args:
-        position: places read before.
-        count: B.
-        total: rows there are.
-        seed: of the orders.
+        position: number of places read before.
+        count: B, rows of the batch.
+        total: number of rows on disk.
+        seed: seed of the orders.
     """
     places = np.arange(position, position + count)
     numbers = np.empty(count, np.int64)

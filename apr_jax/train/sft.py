@@ -1,10 +1,10 @@
 """Supervised training on demonstrations or rollouts packed in rows (APR, arXiv 2504.15466, section 4.3), of all
-parameters or of low-rank adapters beside those of a pretrained model.
+parameters or of low-rank adapters of a pretrained model.
 
     result = run(config)
 
-Everything a run needs to go on is in its checkpoints: parameters, optimiser, step, random key, position in the data,
-and the configuration. A run that is interrupted and started again ends with the same bits as one that was not.
+A checkpoint holds everything that a run needs to continue: parameters, optimiser, step, random key, position in the data,
+and the configuration. A run that is interrupted and started again ends with the same bits as an uninterrupted run.
 """
 
 import dataclasses
@@ -42,26 +42,26 @@ WRITTEN = ("metrics.jsonl", "checkpoints/*", DIVERGED, weights.NOTE)
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig:
-    """One supervised run. Fields that may be changed when it is resumed are marked (free).
+    """Configuration of one supervised run. Fields that may change when the run is resumed are marked (free).
 
     Attributes:
         data: the demonstrations or rollouts.
-        model: its sizes.
-        optimizer: how parameters are updated.
-        rows_per_batch: B.
-        steps: updates in all.
-        seed: of the initial parameters and of the order of rows after the first epoch.
-        start: parameters to start from: a file that another run exported, or a pretrained model (a Hugging Face folder or a
+        model: configuration of the model.
+        optimizer: settings of the optimiser.
+        rows_per_batch: B, rows of a batch.
+        steps: number of updates of the run.
+        seed: seed of the initial parameters and of the order of rows after the first epoch.
+        start: parameters to start from: a file exported by another run, or a pretrained model (a Hugging Face folder or a
             GGUF file); empty: drawn from the seed.
-        lora: train adapters beside the parameters of `start`, which stay as they are; None: train the parameters.
-        emphasis: a class of labels (of the data, see `Dataset.members`) and its weight in the loss; all others weigh 1.
+        lora: train adapters and freeze the parameters of `start`; None: train the parameters.
+        emphasis: a class of labels (of the data, see `Dataset.members`) and its weight in the loss; other labels have weight 1.
         chunk: queries per block of attention.
         remat: recompute layers in the backward pass: less memory, more time.
         log_every, evaluate_every, checkpoint_every: steps between reports, held-out evaluations, checkpoints (free).
         workdir: folder for checkpoints, metrics and the resolved configuration (free).
-        export: where the trained parameters go, adapters merged into them: a `.safetensors` file of ours, or a folder as
-            `transformers` reads it, tokenizer included; `{workdir}` stands for the working folder, empty: nowhere (free).
-        tensorboard: write event files beside `metrics.jsonl` (free).
+        export: path of the trained parameters, adapters merged: a `.safetensors` file of ours, or a folder that `transformers`
+            can read, tokenizer included; `{workdir}` stands for the working folder; empty: no export (free).
+        tensorboard: write TensorBoard event files beside `metrics.jsonl` (free).
     """
 
     data: Data
@@ -93,7 +93,7 @@ class SftConfig:
 
     @property
     def exported(self) -> Path | None:
-        """Where the trained parameters go."""
+        """The path of the trained parameters, None without export."""
         return files.local(self.export.replace("{workdir}", self.workdir), "export") if self.export else None
 
 
@@ -106,7 +106,7 @@ class TrainState:
         params: the trained arrays: parameters of the model, or adapters.
         optimizer: state of the optimiser.
         step: updates done.
-        key: random key of the run, for whatever a step draws (nothing as yet).
+        key: random key of the run, for random draws of steps (at present there are none).
     """
 
     params: transformer.Params
@@ -117,13 +117,13 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
         step: updates done.
-        finished: whether these are all; otherwise it was interrupted and can be resumed.
-        held_out: numbers of the last evaluation, empty if there was none.
-        state: the state at the end.
+        finished: all steps are done; otherwise the run was interrupted and can be resumed.
+        held_out: numbers of the last held-out evaluation, empty if there was none.
+        state: the last state.
     """
 
     step: int
@@ -153,7 +153,7 @@ def label_weights(config: SftConfig, classes: np.ndarray, names: tuple[str, ...]
 
 
 def whole(config: SftConfig, params: transformer.Params, base: transformer.Params | None) -> transformer.Params:
-    """The parameters the model runs with: those that are trained, or the base with the adapters that are trained."""
+    """The parameters that the model runs with: the trained parameters, or the base with the trained adapters."""
     return params if base is None else lora.apply(config.lora, base, params)
 
 
@@ -164,14 +164,14 @@ def make_step(
     label_weight: np.ndarray | None = None,
     base: transformer.Params | None = None,
 ) -> Callable[[TrainState, Rows], tuple[TrainState, dict]]:
-    """The compiled training step; it consumes (donates) the state it is given.
+    """The compiled training step, which donates its input state.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         classes: class of every token id, Int [V].
         count: number of classes.
         label_weight: weight of every token id as a label, Float [V]; None: all 1.
-        base: parameters that adapters stand beside; None: there are no adapters.
+        base: frozen parameters under the adapters; None without adapters.
 
     Returns:
         Function from a state and a batch to the next state and a dict of arrays: sums, gradient_norm, learning_rate.
@@ -203,7 +203,7 @@ def make_evaluation(
     names: tuple[str, ...],
     base: transformer.Params | None = None,
 ) -> Callable:
-    """Function from what is trained to held-out numbers: loss, accuracy, accuracy by class of token."""
+    """A function from the trained arrays to held-out numbers: loss, accuracy, accuracy by class of token."""
     graph = transformer.graph_of(config.model)
 
     @jax.jit
@@ -222,10 +222,10 @@ def make_evaluation(
 
 
 def check_places(config: SftConfig) -> None:
-    """Refuse to write where something else would be lost, before anything is computed.
+    """Refuse, before anything is computed, to overwrite files of others.
 
     Raises:
-        ValueError: `workdir` or `export` holds what this run has not written, or cannot be written.
+        ValueError: `workdir` or `export` holds files that this run has not written, or cannot be written.
     """
     workdir = settings.claim(config, config.workdir, "workdir", WRITTEN)
     if config.exported:
@@ -233,11 +233,11 @@ def check_places(config: SftConfig) -> None:
 
 
 def run(config: SftConfig) -> Result:
-    """Train to the end, or until SIGINT or SIGTERM; goes on from the checkpoints in `workdir` if there are any.
+    """Train to the end, or until SIGINT or SIGTERM; continues from the checkpoints in `workdir` if there are any.
 
     Raises:
-        ValueError: the data do not fit the model, the checkpoints are those of another configuration, or see `check_places`.
-        FloatingPointError: the loss, the gradient or a parameter is not finite; the last good state stays.
+        ValueError: the data do not fit the model, the checkpoints are of another configuration, or see `check_places`.
+        FloatingPointError: the loss, the gradient or a parameter is not finite; the last good state is kept.
     """
     check_places(config)
     data = Dataset.open(config.data)
@@ -248,7 +248,7 @@ def run(config: SftConfig) -> Result:
         )
     classes, names = data.classes(config.model.vocabulary)
     with Checkpoints(Path(config.workdir) / "checkpoints") as checkpoints, Interrupt() as interrupt:
-        # What a run that goes on reads again: the data, and the parameters that adapters stand beside.
+        # A resumed run reads these files again: the data, and the frozen parameters under adapters.
         made_from = data.made_from | (weights.made_from(config.start) if config.lora else {})
         state, position = _restore_or_init(config, checkpoints, made_from)
         base = weights.load(config.start, config.model, config.data) if config.lora else None
@@ -274,7 +274,7 @@ def run(config: SftConfig) -> Result:
 
 
 def _restore_or_init(config: SftConfig, checkpoints: Checkpoints, made_from: dict[str, str]) -> tuple[TrainState, int]:
-    """The state to go on from and the position in the data."""
+    """The state to continue from, and the position in the data."""
     if checkpoints.latest is None:
         state = jax.jit(initial_state, static_argnums=0)(config)
         if config.start and not config.lora:
@@ -283,10 +283,10 @@ def _restore_or_init(config: SftConfig, checkpoints: Checkpoints, made_from: dic
     cursor = checkpoints.cursor()
     changed = settings.differences(config, cursor["config"])
     diverged = files.read_json(Path(config.workdir) / DIVERGED)
-    if diverged and diverged["checkpoint"] == checkpoints.latest:  # the advice of `_Loop._diverged` is followed
+    if diverged and diverged["checkpoint"] == checkpoints.latest:  # the user may follow the advice of `_Loop._diverged`
         free = lambda line: line.startswith("optimizer.") and not line.startswith("optimizer.kind:")
         changed = [line for line in changed if not free(line)]
-    if "made_from" in cursor:  # earlier versions did not note it
+    if "made_from" in cursor:  # absent in checkpoints of earlier versions
         changed += files.replaced(cursor["made_from"], made_from)
     if changed:
         raise ValueError(
@@ -298,7 +298,7 @@ def _restore_or_init(config: SftConfig, checkpoints: Checkpoints, made_from: dic
 
 
 def _export(config: SftConfig, params: transformer.Params, base: transformer.Params | None) -> None:
-    """Write what was trained as `config.export` says, unless this run has done so; adapters are merged into the base."""
+    """Write the trained parameters to `config.export`, unless this run has done so; adapters are merged into the base."""
     workdir = Path(config.workdir)
     if not weights.is_exported(config.exported, workdir):
         params = params if base is None else lora.merge(config.lora, base, params)
@@ -317,7 +317,7 @@ class _Loop:
     interrupt: Interrupt
 
     def run(self, state, first: int, position: int, evaluate, metrics: Metrics, progress: ProgressReport):
-        """Steps until all are done or an interrupt; returns state, step and the last held-out numbers."""
+        """Runs the remaining steps, or until an interrupt; returns state, step and the last held-out numbers."""
         config, store = self.config, self.data.train
         held_out: dict[str, float] = {}
         done, pending, clock = first, [], time.monotonic()
@@ -325,7 +325,7 @@ class _Loop:
             rows = store.read(order(position, config.rows_per_batch, len(store), config.seed))
             state, output = self.step(state, rows)
             done, position = done + 1, position + config.rows_per_batch
-            # Numbers of earlier steps are fetched only now, when this step is on its way.
+            # Numbers of earlier steps are fetched only now, while this step runs on the device.
             if len(pending) >= config.log_every:
                 clock = self._report(done - 1, pending, clock, metrics, progress)
                 pending = []
@@ -349,7 +349,7 @@ class _Loop:
         return state, done, held_out
 
     def _save(self, done: int, state: TrainState, position: int) -> None:
-        """Saves the state; the steps to it have been reported."""
+        """Saves the state; call it when all steps so far have been reported."""
         if names := weights.not_finite((state.params, state.optimizer)):
             raise self._diverged(done, done, f"numbers are not finite in {len(names)} arrays of the state ({names[0]})")
         cursor = {"position": position, "config": settings.to_dict(self.config)}
@@ -371,13 +371,13 @@ class _Loop:
         for number, output in enumerate(outputs, start=step - len(outputs) + 1):
             loss, norm = float(output["sums"].nll), float(output["gradient_norm"])
             if not np.isfinite([loss, norm]).all():
-                # The step began from a state that is no good either, though its numbers may be finite.
+                # The state before this step is bad too, even if its numbers are finite.
                 raise self._diverged(number, number - 1, f"the summed loss is {loss}, the norm of the gradient {norm}")
         return now
 
     def _diverged(self, step: int, bad: int, what: str) -> FloatingPointError:
-        """The error of a run whose numbers are not finite: the state after step `bad` is not kept, and the run may go on in
-        the same folder with another optimiser."""
+        """The error of a run whose numbers are not finite: the state after step `bad` is deleted, and the run may continue
+        in the same folder with other settings of the optimiser."""
         self.checkpoints.delete(bad)
         last = self.checkpoints.latest
         (Path(self.config.workdir) / DIVERGED).write_text(

@@ -1,7 +1,7 @@
-"""Parameters in and out of a training run: those it starts from, and those it exports.
+"""The parameters that a training run starts from, and those that it exports.
 
-An export never replaces anything. What a run has exported is noted in its working folder, so that the run that is started
-again when it is finished knows its own.
+An export never replaces files. A run notes its export in its working folder, so that a finished run that is started again
+recognises its own export.
 """
 
 import json
@@ -19,15 +19,15 @@ from apr_jax.pretrained.tokenizer import load as load_tokenizer
 from apr_jax.train.data import Data
 
 NOTE = "exported.json"
-PARTS = ("config.json", "*.safetensors")  # of a folder, what makes its parameters
+PARTS = ("config.json", "*.safetensors")  # the files of a folder that determine its parameters
 
 
 def load(start: str, model: ModelConfig, data: Data) -> transformer.Params:
-    """The parameters that `start` names, as the data need them.
+    """The parameters at the path `start`, changed as the data need them.
 
     Raises:
-        FileNotFoundError: they are not there.
-        ValueError: they are of another model, or not finite.
+        FileNotFoundError: there is no such file or folder.
+        ValueError: the parameters are of another model, or not finite.
     """
     found = load_model(start, dtype=model.param_dtype)
     found = data.fit(found) if is_pretrained(start) else found
@@ -42,12 +42,12 @@ def load(start: str, model: ModelConfig, data: Data) -> transformer.Params:
 
 
 def made_from(start: str) -> dict[str, str]:
-    """The identity of the files that hold the parameters, by their paths."""
+    """The identities of the files that hold the parameters, by their paths."""
     return files.identities(Path(start), PARTS)
 
 
 def not_finite(tree: object) -> list[str]:
-    """Names of the arrays of a tree that hold a number that is not finite."""
+    """Names of the arrays of a tree that hold NaN or infinity."""
     return [name for name, fine in io.flatten(jax.device_get(_finite(tree))).items() if not fine]
 
 
@@ -58,10 +58,10 @@ def _finite(tree: object) -> object:
 
 
 def is_exported(export: Path, workdir: Path) -> bool:
-    """Whether a run has exported its parameters there already; False if nothing is there and it can be written.
+    """Whether a run has exported its parameters already; False if `export` does not exist and can be written.
 
     Raises:
-        ValueError: something else is there, or it cannot be written.
+        ValueError: `export` is something else, or cannot be written.
     """
     if export.resolve() in (workdir.resolve(), *workdir.resolve().parents):
         raise ValueError(
@@ -71,7 +71,7 @@ def is_exported(export: Path, workdir: Path) -> bool:
         noted = files.read_json(workdir / NOTE)
         if noted and list(noted.values()) == list(
             files.identities(export).values()
-        ):  # whatever the path is written like
+        ):  # the identities are compared, because a path can be written in several ways
             return True
         raise ValueError(
             f"export: {export} is there, and the run in {workdir} has not written it; give another --export, or remove it"
@@ -85,12 +85,12 @@ def is_exported(export: Path, workdir: Path) -> bool:
 
 
 def write(export: Path, workdir: Path, model: transformer.Model, start: str, data: Data) -> None:
-    """Write what was trained, and note in the working folder that this run did.
+    """Write the trained model, and note the export in the working folder of the run.
 
     Args:
-        export: a `.safetensors` file of ours, or a folder as `transformers` reads it, with the tokenizer of the data.
-        workdir: of the run.
-        model: with the adapters merged, if there are any.
+        export: a `.safetensors` file of ours, or a folder that `transformers` can read, with the tokenizer of the data.
+        workdir: working folder of the run.
+        model: the trained model, with adapters merged.
         start: `SftConfig.start` of the run.
         data: the data of the run.
     """

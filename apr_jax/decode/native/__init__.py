@@ -1,13 +1,13 @@
 """Attention over the pool, and products with packed weights, as small C++ kernels for CPUs.
 
-XLA:CPU copies each slice of a buffer before a product and gathers element by element, so that reading the pool in blocks
-costs two to three times what its products cost, and a problem pays for the fill of the fullest one. The kernel of attention
-(`attention.cc`) reads slots where they lie. Weights are packed once (`product`) instead of in every product. Both are compiled
-with the machine's own C++ compiler when they are first wanted, against the headers that jaxlib carries, and kept in the user's
-cache folder. Where they cannot be had the engine uses `pool.blockwise_attention` and XLA's products, as it does on accelerators,
-in f64, where a mesh cuts heads, and for a pool in int8.
+XLA:CPU copies each slice of a buffer before a product and gathers element by element. Reading the pool in blocks therefore costs
+two to three times as much as the products, and a problem pays for the fill of the fullest problem. The attention kernel
+(`attention.cc`) reads slots in place. Weights are packed once (`product`) instead of in every product. Both kernels are compiled
+at their first use with the machine's own C++ compiler, against the headers in jaxlib, and kept in the user's cache folder. If they
+are unavailable, the engine uses `pool.blockwise_attention` and XLA's products. The engine also does so on accelerators, in f64, if
+a mesh cuts heads, and for a pool in int8.
 
-Axes: X problems that are asked about, Y tokens of each, H heads, K kv heads, h head size, P problems of the pool, N slots.
+Axes: X problems with queries, Y tokens of each, H heads, K kv heads, h head size, P problems of the pool, N slots.
 """
 
 import ctypes
@@ -36,7 +36,7 @@ from apr_jax.model.transformer import Model
 FOLDER = Path(__file__).parent
 SOURCES = tuple(sorted(FOLDER.glob("*.cc")))
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-# Left out: what GCC 12 says of the intrinsics in its own headers, and of vectors that functions of one file hand to each other.
+# Disabled: GCC 12's warnings about intrinsics in its own headers, and about vectors passed between functions of one file.
 WARNINGS = ("-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi")
 WIDE = "-mprefer-vector-width=512"  # x86 only
 LANES = 16  # the head size must be a multiple
@@ -44,32 +44,32 @@ TARGET = "apr_jax_attention"
 
 
 class Unavailable(Exception):
-    """The kernels cannot be had; the text says why."""
+    """The kernels are unavailable; the text says why."""
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
+    """The folder of compiled kernels."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apr_jax"
 
 
 def build(compiler: str | None = None, without: Sequence[str] = ()) -> Path:
-    """The compiled library: one for each source, compiler, set of instructions and jaxlib.
+    """The compiled library, one for each combination of source, compiler, instruction set and jaxlib.
 
-    Compiling says so in a line on stderr, followed by the compiler's warnings if there are any.
+    Compiling prints a line on stderr, followed by the compiler's warnings if there are any.
 
     Args:
         compiler: name or path; by default `$CXX`, else `g++`. GCC is needed: the kernels use its vector extensions.
-        without: flags of instructions that are not to be used although the processor has them ("-mno-amx-bf16"). What is used
-            then, `attention_path` and `product_path` tell.
+        without: flags that disable instructions of the processor ("-mno-amx-bf16"). `attention_path` and `product_path` tell
+            which instructions the library uses.
 
     Raises:
-        Unavailable: no compiler, or it fails.
+        Unavailable: there is no compiler, or it fails.
     """
     name = compiler or os.environ.get("CXX") or "g++"
     path = shutil.which(name)
     if path is None:
         raise Unavailable(f"no C++ compiler {name!r} is found; install g++ or set CXX")
-    # What the compiler predefines names its version and the instructions that it may use.
+    # The predefined macros name the compiler's version and the instructions that it may use.
     defines = _call([path, "-march=native", *without, "-dM", "-E", "-x", "c++", os.devnull]).stdout
     flags = (*FLAGS, *((WIDE,) if "__x86_64__" in defines else ()))
     texts = [source.read_text() for source in sorted((*SOURCES, *FOLDER.glob("*.h")))]
@@ -84,7 +84,7 @@ def build(compiler: str | None = None, without: Sequence[str] = ()) -> Path:
             new = Path(folder) / library.name
             parts = (*flags, *without, *WARNINGS, "-isystem", jax.ffi.include_dir(), *map(str, SOURCES))
             sys.stderr.write(_call([path, *parts, "-o", str(new)]).stderr)
-            new.replace(library)  # whole or not at all: other processes may be doing the same
+            new.replace(library)  # atomic, because other processes may compile the same library
     return library
 
 
@@ -97,7 +97,7 @@ def _call(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 @functools.cache
 def load() -> ctypes.CDLL:
-    """Compile the kernels if need be and tell XLA of them.
+    """Compile the kernels if necessary, and register them with XLA.
 
     Raises:
         Unavailable: see `build`; or the library cannot be loaded or written.
@@ -112,27 +112,27 @@ def load() -> ctypes.CDLL:
 
 
 def attention_path(dtype: Any, head_dim: int, library: ctypes.CDLL | None = None) -> str:
-    """What attention is computed with, by the library loaded or a given one: AMX, AVX512-BF16, AVX-512, AVX2 or other."""
+    """The instructions of attention in the loaded library or a given one: AMX, AVX512-BF16, AVX-512, AVX2 or other."""
     function = (library or load()).apr_jax_attention_path
     function.argtypes, function.restype = (ctypes.c_bool, ctypes.c_int64), ctypes.c_char_p
     return function(jnp.dtype(dtype) == jnp.bfloat16, head_dim).decode()
 
 
 def product_path(library: ctypes.CDLL | None = None) -> str:
-    """What products with packed weights are computed with: AMX or AVX512-BF16; empty if they are left to XLA."""
+    """The instructions of products with packed weights: AMX or AVX512-BF16; empty if XLA computes the products."""
     function = (library or load()).apr_jax_product_path
     function.restype = ctypes.c_char_p
     return function().decode()
 
 
 def prepare(model: Model, dtype: Any) -> Model:
-    """The model with its weights packed if it computes in bfloat16 and the processor multiplies that; `load` has been called."""
+    """The model, with packed weights if it computes in bfloat16 and the processor multiplies bfloat16. Call `load` before."""
     packs = bool(product_path()) and jnp.dtype(dtype) == jnp.bfloat16
     return dataclasses.replace(model, params=product.pack(model.params)) if packs else model
 
 
 def obstacle(config: ModelConfig, dtype: Any, sizes: Sizes, mesh: jax.sharding.Mesh) -> str | None:
-    """Why the kernels do not serve such a program; None where they do."""
+    """The reason why the kernels cannot serve such a program; None if they can."""
     platform, cut = mesh.devices.flat[0].platform, mesh.shape["model"]
     obstacles = (
         (platform != "cpu", f"they are for CPUs, not for {platform}"),
@@ -146,13 +146,13 @@ def obstacle(config: ModelConfig, dtype: Any, sizes: Sizes, mesh: jax.sharding.M
 
 
 def choose(wanted: bool | None, config: ModelConfig, dtype: Any, sizes: Sizes, mesh: jax.sharding.Mesh) -> bool:
-    """Whether a program uses the kernels, which then are loaded.
+    """Whether a program uses the kernels; loads them if so.
 
     Args:
-        wanted: None where they serve and can be had, True or an error, False never.
+        wanted: None: use the kernels if possible; True: or raise an error; False: never.
 
     Raises:
-        ValueError: they are wanted and do not serve, or cannot be had.
+        ValueError: `wanted` is True, and the kernels cannot serve the program or are unavailable.
     """
     reason = "kernel=False" if wanted is False else obstacle(config, dtype, sizes, mesh)
     if reason is None:
@@ -175,13 +175,14 @@ def attend(
     mask: Bool[Array, "X Y N"],
     fill: Int[Array, ""],
 ) -> Float[Array, "X Y H h"]:
-    """Softmax attention under `mask`; a token that sees nothing gets 0. `load` must have been called.
+    """Softmax attention under `mask`; a token that sees nothing gets 0. Call `load` before.
 
     Args:
-        q: not scaled; bfloat16 or float32, as the pool.
-        problem: whose slots are read; P or more for nobody's.
-        mask: what each token sees.
-        fill: no slot from here on is seen; a multiple of 8.
+        q: queries, not scaled; bfloat16 or float32, like the pool.
+        keys, values: the pool of one layer, heads merged.
+        problem: row of the pool for each of the X; values >= P mark idle queries.
+        mask: slots that each token sees.
+        fill: the slots from `fill` on are seen by no token; a multiple of 8.
 
     Raises:
         ValueError: q and the pool have different dtypes.

@@ -1,14 +1,14 @@
-// Attention of tokens over the slots that they see, read where they lie. See __init__.py for what it is for.
+// Attention of tokens over the slots that they see; reads the slots in place. See __init__.py for the reasons.
 //
 // Work is dealt to the threads of XLA's own pool in pieces: one problem, one kv head, a few tokens. A piece lists the slots
-// that any of its tokens sees and goes through them tile by tile, asking memory for the next tile ahead of time. A tile is
-// read once for all tokens, and groups of 16 slots that a token does not see are skipped for it: what many threads see is
-// read once, and what one thread sees costs the others nothing. Softmax is that of FlashAttention (Dao et al. 2022,
-// section 3.1), in f32. Products are of one of three kinds, as the processor allows: of vectors in f32; or, with weights rounded
-// to bfloat16, of pairs of bfloat16 (pairs.h), for which keys are turned so that few sums cross lanes, or of tiles (tiles.h).
+// that any of its tokens sees and goes through them tile by tile, prefetching the next tile. A tile is read once for all
+// tokens, and a token skips groups of 16 slots that it does not see: slots that many threads see are read once, and slots of
+// one thread cost the others nothing. Softmax is that of FlashAttention (Dao et al. 2022, section 3.1), in f32. Products are
+// of one of three kinds, as the processor allows: vectors in f32; or, with weights rounded to bfloat16, pairs of bfloat16
+// (pairs.h), for which keys are turned so that few sums cross lanes; or tiles (tiles.h).
 //
-// Letters: X problems that are asked about, Y tokens of each, H heads, K kv heads, h head size, P problems of the pool, N
-// slots. A row is one head of one token.
+// Letters: X problems with queries, Y tokens of each, H heads, K kv heads, h head size, P problems of the pool, N slots. A row
+// is one head of one token.
 
 #include <algorithm>
 #include <cstring>
@@ -22,8 +22,8 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-constexpr int kRows = 64;   // of a piece, about
-constexpr int kPieces = 4;  // that each thread should find at least
+constexpr int kRows = 64;   // rows of a piece, about
+constexpr int kPieces = 4;  // least number of pieces per thread
 
 template <typename T, int kSize, Kind kKind>
 void piece(const Job<T>& job, int64_t number, Scratch& scratch) {
@@ -52,7 +52,7 @@ void run(ffi::ThreadPool pool, Job<T> job) {
   });
 }
 
-// Which products the processor allows for heads of some size that is compiled for, or of another, 0.
+// The kind of products that the processor allows for heads of size kSize; 0 stands for sizes without a program of their own.
 template <typename T, int kSize>
 Kind kind() {
   if (!std::is_same_v<T, bf16> || !kSize) return Kind::kVectors;
@@ -69,7 +69,7 @@ void choose(ffi::ThreadPool pool, const Job<T>& job) {
   run<T, kSize, Kind::kVectors>(pool, job);
 }
 
-// Calls use(a head size as a constant) with the one that is compiled for.
+// Calls use(the head size as a constant); 0 for a size without a program of its own.
 template <typename Use>
 auto by_size(int64_t h, const Use& use) {
   if (h == 64) return use(std::integral_constant<int, 64>());
@@ -102,7 +102,7 @@ ffi::Error attend(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer keys, f
 
 }  // namespace
 
-// Which products attention over heads of h numbers is computed with: the name of what the processor needs for them.
+// The name of the instructions with which attention over heads of size h is computed.
 extern "C" const char* apr_jax_attention_path(bool halves, int64_t h) {
   const Kind chosen = by_size(h, [&](auto size) { return halves ? kind<bf16, size.value>() : kind<float, size.value>(); });
   return chosen == Kind::kTiles ? "AMX" : chosen == Kind::kPairs ? "AVX512-BF16" : kVectors;

@@ -1,4 +1,4 @@
-// Pieces of work dealt to the threads of XLA's own pool, and errors in them told to XLA.
+// Deals pieces of work to the threads of XLA's own thread pool, and reports their errors to XLA.
 
 #pragma once
 
@@ -15,9 +15,9 @@
 
 namespace {
 
-// Calls work(next) on some threads; next() gives the number of a piece to do, or -1 when all are begun. The caller works too,
-// and waits only for pieces that were begun: threads that are busy elsewhere cannot block it. What a thread throws is thrown
-// to the caller once no thread works any more; pieces that nobody had begun are left undone then.
+// Calls work(next) on some threads; next() returns the number of a piece to do, or -1 when all pieces are begun. The caller
+// works too, and waits only for begun pieces: threads that are busy elsewhere cannot block the caller. An exception of a thread
+// is rethrown to the caller when no thread works any more; pieces that were not begun are then left undone.
 template <typename Work>
 void deal(xla::ffi::ThreadPool pool, int64_t pieces, const Work& work) {
   struct Shared {
@@ -34,7 +34,7 @@ void deal(xla::ffi::ThreadPool pool, int64_t pieces, const Work& work) {
     while (shared->next.fetch_add(1) < pieces) shared->done.fetch_add(1);
   };
   auto go = [shared, pieces, work, fail] {
-    bool holds = false;  // a piece, which is done when the next one is asked for
+    bool holds = false;  // the thread holds a piece; asking for the next piece completes it
     try {
       work([&] {
         if (holds) shared->done.fetch_add(1);
@@ -63,7 +63,7 @@ void deal(xla::ffi::ThreadPool pool, int64_t pieces, const Work& work) {
   if (shared->error) std::rethrow_exception(shared->error);
 }
 
-// Does a kernel's work; what it throws becomes XLA's error, under the kernel's name.
+// Does the work of a kernel; an exception becomes an XLA error with the kernel's name.
 template <typename Work>
 xla::ffi::Error guarded(const std::string& name, const Work& work) {
   using xla::ffi::Error;

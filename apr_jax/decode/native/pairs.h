@@ -1,4 +1,4 @@
-// Pairs of bfloat16, whose products some processors add two to a lane.
+// Pairs of bfloat16, for processors that add the products of a pair in one lane (AVX512-BF16).
 
 #pragma once
 
@@ -14,7 +14,7 @@ constexpr bool kHasPairs = true;
 
 inline Sixteen sixteen(const bf16* from) { return (Sixteen)_mm512_loadu_si512(from); }
 
-// A pair, sixteen times.
+// One pair, repeated sixteen times.
 inline Sixteen alike(const bf16* one) {
   int32_t both;
   std::memcpy(&both, one, sizeof(both));
@@ -26,7 +26,7 @@ inline Lanes pair(Lanes sum, Sixteen a, Sixteen b) {
   return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 }
 
-// Calls use(which vector of 16, the 16 pairs) with two rows of numbers as one of pairs.
+// Interleaves two rows of h numbers into one row of pairs; calls use(index of the vector, its 16 pairs).
 template <typename Use>
 inline void interleave(const bf16* a, const bf16* b, int64_t h, const Use& use) {
   struct Order {
@@ -44,8 +44,8 @@ inline void interleave(const bf16* a, const bf16* b, int64_t h, const Use& use) 
   }
 }
 
-// 16 rows of h numbers, h a multiple of 32, as vectors of pairs [h / 32, 4, 4]: of rows 4 g to 4 g + 3, vector c of g holds pairs
-// c, 4 + c, 8 + c and 12 + c of 32 numbers. row(i) tells where a row lies.
+// Turns 16 rows of h numbers, h a multiple of 32, into vectors of pairs [h / 32, 4, 4]: vector [d, g, c] holds the pairs c, 4 + c,
+// 8 + c and 12 + c of the d-th 32 numbers, of each of the rows 4 g to 4 g + 3. row(i) returns the address of row i.
 template <typename Row>
 inline void turn(const Row& row, int64_t h, bf16* to) {
   for (int64_t d = 0; d < h; d += 32)
@@ -61,13 +61,13 @@ inline void turn(const Row& row, int64_t h, bf16* to) {
     }
 }
 
-// Of 16 pairs, pairs c, 4 + c, 8 + c and 12 + c, four times each: what vector c of `turn` is multiplied by.
+// The pairs c, 4 + c, 8 + c and 12 + c of 16 pairs, four times each: the factor of vector c of `turn`.
 template <int c>
 inline Sixteen spread(Sixteen x) {
   return (Sixteen)_mm512_shuffle_epi32((__m512i)x, static_cast<_MM_PERM_ENUM>(c * 0x55));
 }
 
-// 2 to the power of numbers up to 0, relative error 3e-6: a polynomial of the fraction, scaled by the whole.
+// 2 to the power of x <= 0, relative error 3e-6: a polynomial of the fractional part, scaled by the integer part.
 inline Lanes power_of_two(Lanes x) {
   const Lanes r = (Lanes)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF);
   Lanes p = r * 0.0135341203f + 0.0520114787f;

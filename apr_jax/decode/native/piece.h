@@ -15,23 +15,23 @@
 namespace {
 
 constexpr int kGroups = kTile / kLanes;
-constexpr int kBlock = 4;           // rows of a token that share what is loaded
+constexpr int kBlock = 4;           // rows of a token that share loaded keys and values
 constexpr int kKeys = kLanes / kBlock;
-constexpr float kNothing = -1e30f;  // score of what is not seen
+constexpr float kNothing = -1e30f;  // score of slots that are not seen
 constexpr float kLog2E = 1.44269504f;
 
 template <typename T>
 struct Job {
   int64_t X, Y, H, P, N, K, h;
-  int64_t fill;             // nobody sees this slot or one behind it; a multiple of 8
-  int64_t tokens;           // of a piece
+  int64_t fill;             // no token sees a slot from `fill` on; a multiple of 8
+  int64_t tokens;           // tokens of a piece
   const T *q, *keys, *values;
-  const int32_t* problem;   // [X]; P for nobody
+  const int32_t* problem;   // [X]; P for an idle one
   const uint8_t* mask;      // [X, Y, N]
   T* out;
 };
 
-// What a thread keeps from piece to piece, so that memory is asked for once.
+// Scratch memory that a thread keeps from piece to piece, so that it is allocated once.
 struct Scratch {
   Seen seen;
   std::vector<float> numbers;
@@ -123,7 +123,7 @@ class Piece {
 
   const T* query(int64_t r) const { return asked_ + r / rows_ * stride_ + r % rows_ * h_; }
 
-  // Asks memory for the keys or the values of some slots.
+  // Prefetches the keys or the values of some slots.
   void ask(const T* from, const int32_t* slot, int64_t some) const {
     for (int64_t i = 0; i < some; ++i)
       for (int64_t d = 0; d < h_; d += 64 / sizeof(T)) __builtin_prefetch(from + slot[i] * width_ + d, 0, 2);
@@ -134,9 +134,9 @@ class Piece {
       for (int64_t d = 0; d < h_; d += kLanes) store(load(from + slot[i] * width_ + d), tile_ + i * h_ + d);
   }
 
-  // Calls work(how many, the first, what it sees, slots, how many) for blocks of at most 4 rows of one token, if that sees
-  // anything of the tile. The slots are those of the next tile, a share each: a processor waits for few reads at a time, so
-  // what is asked for at once is not computed beside.
+  // Calls work(rows, first row, bits of the slots seen, slots to prefetch, their number) for blocks of at most 4 rows of every
+  // token that sees a slot of the tile. Each call gets a share of the next tile's slots to prefetch: a processor has few reads
+  // in flight, so that prefetching a whole tile at once would not overlap with computation.
   template <typename Work>
   void each(int64_t tile, const Work& work) {
     int64_t blocks = 0;
@@ -159,7 +159,7 @@ class Piece {
 
   static bool group(uint64_t sees, int64_t i) { return sees >> i * kLanes & 0xffff; }
 
-  // The groups of a tile, a bit each, that more than one token sees. The values of others are interleaved as they are used.
+  // The groups of a tile, one bit each, that more than one token sees. Values of other groups are interleaved when they are used.
   int groups_of_several(int64_t tile) const {
     int some = 0, several = 0;
     for (int64_t y = 0; y < tokens_; ++y) {
@@ -177,7 +177,7 @@ class Piece {
     float* weight = weight_ + first * kTile;
     for (int64_t n = 0; n < kTile; n += kKeys) {
       if (!group(sees, n / kLanes)) continue;
-      Lanes part[kLanes] = {};  // of row q and key j: 4 q + j
+      Lanes part[kLanes] = {};  // part[4 q + j]: row q and key j
       for (int64_t d = 0; d < h_; d += kLanes)
         for (int64_t j = 0; j < kKeys; ++j) {
           const Lanes key = load(tile_ + (n + j) * h_ + d);
@@ -190,13 +190,13 @@ class Piece {
     for (int q = 0; q < kCount; ++q) soften(first + q, sees, weight + q * kTile);
   }
 
-  // The exponential of a difference of scores, which are in units of log 2 where weights are rounded to bfloat16.
+  // The exponential of a difference of scores; scores are in units of log 2 if weights are rounded to bfloat16.
   static Lanes power(Lanes x) {
     if constexpr (kKind == Kind::kVectors) return exponential(x);
     else return power_of_two(x);
   }
 
-  // Scores of a row to weights, which are added to its total; its sum of values so far is brought to the same scale.
+  // Turns the scores of a row into weights and adds these to the row's total; rescales its sum of values to the new maximum.
   template <typename To>
   void soften(int64_t r, uint64_t sees, To* to) {
     const float* score = weight_ + r * kTile;
@@ -222,12 +222,12 @@ class Piece {
     store(added, total_ + r * kLanes);
   }
 
-  // The same scores as `score`, of pairs.
+  // The same scores as `score`, computed with pairs.
   template <int kCount>
   void score_pairs(int64_t first, uint64_t sees) {
     for (int64_t i = 0; i < kGroups; ++i) {
       if (!group(sees, i)) continue;
-      Lanes part[kCount][4] = {};  // of four keys each, in four parts
+      Lanes part[kCount][4] = {};  // part[q][g]: partial sums of row q and four keys, in four lanes each
       const bf16* keys = copied_ + i * kLanes * h_;
       for (int64_t d = 0; d < h_; d += 2 * kLanes, keys += 2 * kLanes * kLanes)
         add_scores<0>(part, query(first) + d, keys);
@@ -239,7 +239,7 @@ class Piece {
     for (int q = 0; q < kCount; ++q) soften(first + q, sees, rounded_ + (first + q) * kTile);
   }
 
-  // Products of 32 numbers of some queries with vector c and those behind it of each four keys that were turned.
+  // Adds products of 32 numbers of some queries with the vectors c to 3 of each group of four turned keys.
   template <int c, int kCount>
   void add_scores(Lanes (&part)[kCount][4], const T* queries, const bf16* keys) const {
     for (int g = 0; g < 4; ++g) {
@@ -249,7 +249,7 @@ class Piece {
     if constexpr (c < 3) add_scores<c + 1>(part, queries, keys);
   }
 
-  // To vector d of the sums of each row: weights times values of slot j of the tile, or, of pairs, of two.
+  // Adds weights times values of slot j of the tile (with pairs: of slots j and j + 1) to vector d of the sums of each row.
   template <int kCount, int kMost>
   void add(Lanes (&held)[kCount][kMost], int64_t d, int64_t r, int64_t j, int64_t column) const {
     if constexpr (kKind == Kind::kPairs) {
@@ -262,11 +262,12 @@ class Piece {
     }
   }
 
-  // Adds a tile's values to the sums of some rows; `fetched`: the groups that `fetch_values` has interleaved, if there are pairs.
+  // Adds a tile's values to the sums of some rows; `fetched`: bits of the groups that are in scratch memory (with pairs: those that
+  // `fetch_values` has interleaved).
   template <int kCount>
   void gather(int64_t r, uint64_t sees, int fetched, const int32_t* slot) {
     constexpr int kMost = 4;  // vectors of a row held in registers
-    constexpr int kSlots = kKind == Kind::kPairs ? 2 : 1;  // of a product
+    constexpr int kSlots = kKind == Kind::kPairs ? 2 : 1;  // slots of a product
     for (int64_t begin = 0; begin < h_; begin += kMost * kLanes) {
       const int64_t some = kSize ? kMost : std::min<int64_t>(kMost, (h_ - begin) / kLanes);
       float* to = out_ + r * h_ + begin;
@@ -299,7 +300,7 @@ class Piece {
     interleaved_ = copied_ + kTile * h_;
   }
 
-  // Queries in pairs, by blocks of 16 rows: [block, h / 2, row, 2].
+  // Stores the queries in pairs, in blocks of 16 rows: [block, h / 2, row, 2].
   void pair_queries() {
     std::fill(paired_, paired_ + all_ * (h_ + kTile), bf16{0});
     for (int64_t r = 0; r < tokens_ * rows_; ++r) {
@@ -316,7 +317,7 @@ class Piece {
       });
   }
 
-  // 16 rows of one or several tokens against a tile.
+  // Attention of 16 rows, of one or several tokens, over a tile.
   void block(int64_t first, int64_t tile) {
     const int64_t from = first / rows_, to = std::min((first + kLanes - 1) / rows_ + 1, tokens_);
     uint64_t any = 0;
@@ -340,11 +341,11 @@ class Piece {
   }
 
   const int64_t h_, width_, heads_, tokens_;
-  const int64_t rows_, all_;  // of a token, and in all; with tiles there are some that stand for nothing
+  const int64_t rows_, all_;  // rows of a token, and of the piece; with tiles both include padding
   const float scale_;
   const Seen& seen_;
   const T* asked_;   // the first query
-  int64_t stride_;   // from a token's queries to the next one's
+  int64_t stride_;   // distance from the queries of a token to those of the next
   const T *keys_, *values_;
   float *q_, *out_, *weight_, *tile_, *top_, *total_;
   bf16 *paired_, *rounded_, *copied_, *interleaved_;

@@ -1,10 +1,10 @@
-// Products of rows with weights that lie as the processor wants them. XLA:CPU brings weights into that order anew in every
-// product, which takes longer than the product of a few rows. Weights of 16 columns lie together, as pairs of rows:
+// Products of rows with weights that are packed in the processor's order. XLA:CPU repacks weights in every product, which takes
+// longer than the product of a few rows. Weights are packed in tiles of 16 columns, with pairs of rows adjacent:
 // [n / 16, k / 2, 16, 2]. Sums are f32; each thread takes some columns for all rows, so that weights are read once.
 //
-// Rows that are zero, as those of idle lanes are, are not multiplied: a step costs what its busy rows cost.
+// Zero rows, such as the rows of idle lanes, are not multiplied: only busy rows cost time.
 //
-// Letters: R rows, k numbers that are summed over, a multiple of 32, n columns, too.
+// Letters: R rows, k numbers summed over, n columns; k and n are multiples of 32.
 
 #include <algorithm>
 #include <array>
@@ -21,11 +21,11 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-constexpr int kPair = 2 * kLanes;  // columns
-constexpr int kTileRows = 32;      // that are multiplied before the weights are read again, with tiles
-constexpr int kVectorRows = 14;    // the same without, at most: of 32 vectors 28 hold sums
-constexpr int kAhead = 1024;       // numbers by which memory is asked for weights before they are wanted
-constexpr int kPieces = 64;        // at most, of a product
+constexpr int kPair = 2 * kLanes;  // columns multiplied at once
+constexpr int kTileRows = 32;      // with tiles: rows multiplied per pass over the weights
+constexpr int kVectorRows = 14;    // without tiles: the same, at most; 28 of 32 vector registers then hold sums
+constexpr int kAhead = 1024;       // distance of the prefetch of weights, in numbers
+constexpr int kPieces = 64;        // most pieces of a product
 
 template <typename To>
 struct Job {
@@ -34,7 +34,7 @@ struct Job {
   To* out;
 };
 
-// sums [2, 32, 16] of `count` rows [count, k] with twice 16 columns.
+// sums [2, 32, 16] = `count` rows [count, k] times two tiles of 16 columns.
 template <int count>
 void multiply(const bf16* x, const bf16* weights, int64_t k, bool ahead, float* sums) {
   const bf16* others = weights + k * kLanes;
@@ -58,14 +58,14 @@ void multiply(const bf16* x, const bf16* weights, int64_t k, bool ahead, float* 
 
 using Multiply = void (*)(const bf16*, const bf16*, int64_t, bool, float*);
 
-// By the number of rows, from 1 on.
+// `multiply` by number of rows, from 1 on.
 template <int... before>
 constexpr std::array<Multiply, sizeof...(before)> by_count(std::integer_sequence<int, before...>) {
   return {multiply<before + 1>...};
 }
 constexpr auto kMultiply = by_count(std::make_integer_sequence<int, kVectorRows>());
 
-// All rows, those that are not zero first.
+// The numbers of all rows, rows that are not zero first.
 struct Order {
   std::vector<int64_t> rows;
   int64_t busy;
@@ -86,14 +86,14 @@ void run(ffi::ThreadPool pool, const Job<To>& job) {
   const int64_t columns = std::max<int64_t>(kPair, job.n / kPieces / kPair * kPair);
   const Order order = busy_first(job.x, job.R, job.k);
   const int64_t *rows = order.rows.data(), busy = order.busy;
-  // Tiles want a multiple of 16 rows. What lies as it is wanted is not copied.
+  // Tiles need a multiple of 16 rows. Rows are copied only if some are zero or their number does not fit.
   const bool copied = busy < job.R || (tiles && busy % kLanes);
   std::vector<bf16> copy(copied ? (busy + kLanes - 1) / kLanes * kLanes * job.k : 0);
   for (int64_t i = 0; copied && i < busy; ++i) std::memcpy(&copy[i * job.k], job.x + rows[i] * job.k, job.k * sizeof(bf16));
   const bf16* x = copied ? copy.data() : job.x;
   const int64_t passes = std::max<int64_t>(1, (busy + kVectorRows - 1) / kVectorRows);
   const int64_t most = tiles ? kTileRows : (busy + passes - 1) / passes;
-  // A thread that comes when all is done finds this frame gone: it must read nothing before it is given a piece.
+  // A thread may start after this function has returned: it must not read from this frame before it gets a piece.
   deal(pool, (job.n + columns - 1) / columns, [job, tiles, columns, x, rows, busy, most](auto next) {
     float sums[2 * kTileRows * kLanes];
     Tiles shape(tiles);
@@ -131,7 +131,7 @@ ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::BF16> x, ffi::Buffer<f
 
 }  // namespace
 
-// The name of what the processor needs for these products; empty if it does not multiply bfloat16.
+// The name of the instructions for these products; empty if the processor does not multiply bfloat16.
 extern "C" const char* apr_jax_product_path() { return kHasTiles && tiles_allowed() ? "AMX" : kHasPairs ? "AVX512-BF16" : ""; }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(

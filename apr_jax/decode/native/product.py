@@ -1,8 +1,8 @@
 """Products with weights that are packed once, for CPUs that multiply bfloat16.
 
-XLA:CPU brings the weights of a bfloat16 product into the order that the processor wants anew each time: of a step of SmolLM2
-with 41 rows that was a third. `product.cc` takes them packed, and leaves out rows that are zero, as those of idle lanes are: a
-program has as many rows as it may ever need, of which a fork-join workload keeps two thirds busy.
+XLA:CPU repacks the weights of every bfloat16 product into the processor's order: a third of a step of SmolLM2 with 41 rows.
+`product.cc` takes packed weights and skips zero rows, such as the rows of idle lanes: a program has as many rows as it may ever
+need, and a fork-join workload keeps two thirds of them busy.
 """
 
 import dataclasses
@@ -17,22 +17,22 @@ from apr_jax.model.int8 import SUMMED, Quantised
 from apr_jax.model.transformer import Params
 
 TARGET = "apr_jax_product"
-COLUMNS = 16  # that lie together; columns and what is summed over come in twice as many
+COLUMNS = 16  # columns per tile; n and m must be multiples of 2 * COLUMNS
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """May stand for the weight [n, m] of a product of bfloat16.
+    """A packed weight [n, m] of a bfloat16 product; can replace the weight in the parameter tree.
 
     Attributes:
-        pairs: pairs of numbers that are summed over, by 16 columns.
+        pairs: the weight in tiles of 16 columns; pairs along the summed axis n are adjacent.
     """
 
     pairs: BFloat16[Array, "m/16 n/2 16 2"]
 
     def multiply(self, x: BFloat16[Array, "*B n"], wide: bool) -> Float[Array, "*B m"]:
-        """Sums are f32; `wide` leaves them so."""
+        """The product of `x` with the weight. Sums are f32; `wide` returns them in f32 instead of bfloat16."""
         rows = x.reshape(-1, x.shape[-1])
         shape = rows.shape[0], self.pairs.shape[0] * COLUMNS
         out = jax.ffi.ffi_call(TARGET, jax.ShapeDtypeStruct(shape, jnp.float32 if wide else x.dtype))(rows, self.pairs)
@@ -42,11 +42,11 @@ class Packed:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """May stand for an embedding table that is the output table too: it is kept twice.
+    """A tied embedding table, kept twice; can replace the table in the parameter tree.
 
     Attributes:
-        rows: as it is, to be looked up.
-        packed: to be multiplied with.
+        rows: the plain table, for look-up of embeddings.
+        packed: the packed table, for the output product.
     """
 
     rows: Float[Array, "V D"]
@@ -60,7 +60,7 @@ class Table:
 
 
 def pack(params: Params) -> Params:
-    """The parameters of a fused model with all weights packed that are plain arrays and whose sizes allow it."""
+    """The parameters of a fused model; every weight that is a plain array of suitable sizes is packed."""
     plain = lambda weight: not isinstance(weight, Quantised)
 
     def leaf(path: Any, weight: Any) -> Any:
@@ -77,7 +77,7 @@ def pack(params: Params) -> Params:
 
 
 def packed(weight: Float[Array, "..."], summed: int) -> Packed | Array:
-    """The weight packed; as it is if its sizes do not fit. Its first `summed` axes are summed over."""
+    """The packed weight, or the weight unchanged if its sizes do not fit. The product sums over its first `summed` axes."""
     matrix = weight.reshape(math.prod(weight.shape[:summed]), -1)
     n, m = matrix.shape
     if n % (2 * COLUMNS) or m % (2 * COLUMNS):

@@ -1,4 +1,4 @@
-// The slots that some tokens of a problem see, gathered into tiles of 64, and which of them each token sees.
+// The slots that any of some tokens of a problem sees, listed in tiles of 64, and the slots of a tile that each token sees.
 
 #pragma once
 
@@ -13,9 +13,9 @@
 
 namespace {
 
-constexpr int kTile = 64;  // slots; a bit each is a word
+constexpr int kTile = 64;  // slots of a tile; with one bit per slot a tile is one word
 
-// A bit for each of up to 64 bytes that are 0 or 1; `count` is a multiple of 8.
+// One bit for each of `count` bytes, which are 0 or 1; `count` is a multiple of 8, at most 64.
 inline uint64_t bits(const uint8_t* bytes, int64_t count) {
 #if defined(__AVX512BW__)
   const __m512i all = _mm512_maskz_loadu_epi8(~uint64_t{0} >> (64 - count), bytes);
@@ -31,7 +31,7 @@ inline uint64_t bits(const uint8_t* bytes, int64_t count) {
 #endif
 }
 
-// The bits of `from` that `which` names, moved together.
+// The bits of `from` at the set bits of `which`, moved together to the low end.
 inline uint64_t compress(uint64_t from, uint64_t which) {
 #if defined(__BMI2__)
   return _pext_u64(from, which);
@@ -43,7 +43,7 @@ inline uint64_t compress(uint64_t from, uint64_t which) {
 #endif
 }
 
-// The numbers of the bits that are set, from `first` on; returns how many. Up to 15 numbers behind the last are written, too.
+// Writes `first` + index of each set bit to `to`, and returns their count. Up to 15 numbers behind the last one are overwritten.
 inline int64_t numbers(uint64_t bits, int32_t first, int32_t* to) {
   const int32_t* start = to;
 #if defined(__AVX512F__)
@@ -64,10 +64,10 @@ struct Seen {
 
   const int32_t* tile(int64_t number) const { return slots_.data() + number * kTile; }
 
-  // Which slots of a tile a token sees, a bit a slot.
+  // The slots of a tile that a token sees, one bit per slot.
   uint64_t by(int64_t token, int64_t tile) const { return words_[token * each_ + tile]; }
 
-  // From a mask [tokens, N] of bytes; nobody sees the slot `fill`, a multiple of 8, or one behind it.
+  // Lists the slots of a mask [tokens, N] of bytes; no token sees a slot >= `fill`, a multiple of 8.
   void list(const uint8_t* mask, int64_t tokens, int64_t N, int64_t fill) {
     each_ = fill / kTile + 2;
     slots_.resize(each_ * kTile);
@@ -86,7 +86,7 @@ struct Seen {
       count += numbers(any, static_cast<int32_t>(n), slots_.data() + count);
     }
     tiles = (count + kTile - 1) / kTile;
-    // What stands behind the last slot is read, and given no weight.
+    // The rest of the last tile is read too, with weight 0: it must hold valid slots.
     std::fill(slots_.begin() + count, slots_.begin() + tiles * kTile, count ? slots_[count - 1] : 0);
   }
 

@@ -1,8 +1,8 @@
-// Products of bfloat16 tiles on processors that have them (AMX): 16 rows of 32 numbers times 32 rows of 16, in f32.
+// Products of bfloat16 tiles on processors with AMX: 16 rows of 32 numbers times 32 rows of 16, in f32.
 //
-// A right side lies in memory as pairs: two rows of numbers as one row, alternating. Attention multiplies keys as they lie by
-// queries in pairs, and weights as they lie by values in pairs; so that a tile's keys are only copied and its values are
-// interleaved once for all queries. Numbers below are of rows of 64 bytes.
+// The right factor is stored in pairs: two rows of numbers interleaved into one. Attention multiplies plain keys by queries in
+// pairs, and plain weights by values in pairs: so the keys of a tile are only copied, and its values are interleaved once for
+// all queries. A row of a tile register has 64 bytes.
 
 #pragma once
 
@@ -17,14 +17,14 @@ namespace {
 
 constexpr bool kHasTiles = true;
 
-// Linux gives a process the registers only if it asks.
+// Linux lets a process use the tile registers only on request.
 inline bool tiles_allowed() {
   constexpr long kAsk = 0x1023, kTileData = 18;
   static const bool allowed = syscall(SYS_arch_prctl, kAsk, kTileData) == 0;
   return allowed;
 }
 
-// While it lives, the thread's eight tiles are of 16 rows of 64 bytes, if they are wanted.
+// During its lifetime, if `wanted`, the thread's eight tile registers have 16 rows of 64 bytes.
 struct Tiles {
   explicit Tiles(bool wanted) : wanted(wanted) {
     if (!wanted) return;
@@ -41,8 +41,8 @@ struct Tiles {
   const bool wanted;
 };
 
-// sums [2, 32, 16] of up to 32 rows [rows, k], of which the last tile may be cut short, with twice 16 columns in pairs
-// [2, k / 2, 16].
+// sums [2, 32, 16] = up to 32 rows [rows, k] times two tiles of 16 columns in pairs [2, k / 2, 16]; the last tile of rows may be
+// partly filled.
 inline void multiply_rows(const bf16* x, const bf16* columns, int64_t rows, int64_t k, float* sums) {
   const bf16 *others = columns + kLanes * k, *below = x + kLanes * k;
 #define EACH(work) work(0) work(1) work(2) work(3)
@@ -66,7 +66,7 @@ inline void multiply_rows(const bf16* x, const bf16* columns, int64_t rows, int6
 #undef EACH
 }
 
-// scores[group][key][query] of the groups of 16 keys whose bits are set: keys [64, h], queries in pairs [h / 2, 16].
+// scores[group][key][query] for the groups of 16 keys whose bits are set: keys [64, h], queries in pairs [h / 2, 16].
 inline void multiply_keys(const bf16* keys, const bf16* queries, int64_t h, int groups, float* scores) {
 #define GROUP(i, key, query)                                  \
   if (groups >> i & 1) {                                      \
@@ -104,7 +104,7 @@ inline void add_values(const bf16* weights, const bf16* values, int64_t h, float
   }
 }
 
-// scores [16 keys, 16 queries], four columns from `query` on, as rows of 64 keys.
+// Transposes four columns (queries), from `scores` on, of scores [16 keys, 16 queries] into rows of 64 keys.
 inline void transpose(const float* scores, float* rows) {
   __m512 x[4];  // x[k]: columns of the keys k, 4 + k, 8 + k, 12 + k
   for (int k = 0; k < 4; ++k) {

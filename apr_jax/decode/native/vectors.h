@@ -1,4 +1,4 @@
-// Vectors of 16 numbers, and what attention computes with them.
+// Vectors of 16 numbers, and the operations on them that attention needs.
 
 #pragma once
 
@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kLanes = 16;  // numbers of a vector, and slots of a group
 
-// What the compiler makes vectors of.
+// The instructions that the compiler uses for vectors.
 #if defined(__AVX512F__)
 constexpr const char* kVectors = "AVX-512";
 #elif defined(__AVX2__)
@@ -56,7 +56,7 @@ inline Lanes select(uint32_t bits, Lanes a, Lanes b) {
 #endif
 }
 
-// exp of numbers up to 0 (polynomial of the Cephes library, relative error about 2e-7); below -87 it is that of -87.
+// exp(x) for x <= 0 (polynomial of the Cephes library, relative error about 2e-7); exp(-87) for x below -87.
 inline Lanes exponential(Lanes x) {
   x = x < -87.0f ? all(-87.0f) : x;
   const Lanes n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // the sum is too large to hold a fraction: this rounds
@@ -69,8 +69,8 @@ inline Lanes exponential(Lanes x) {
   return (p * r * r + r + 1.0f) * (Lanes)((__builtin_convertvector(n, Words) + 127) << 23);
 }
 
-// Two vectors as one: lanes that lie kApart from each other are added, of a where that bit of the lane's number is 0, else of b.
-// What stays in its lane is blended, which is cheaper than moving it.
+// Folds two vectors into one: adds the lanes i and i ^ kApart, of a in the lanes i without the bit kApart, of b in the others.
+// The summand that stays in its lane is blended, which is cheaper than a shuffle.
 template <int kApart>
 inline Lanes fold(Lanes a, Lanes b) {
   Words of_b, comes;

@@ -1,4 +1,4 @@
-"""Drawing threads and results: as a tree of text, live in a terminal, as pages, pictures and plots."""
+"""Shows threads and results: as a text tree, live in a terminal, as pages, pictures and plots."""
 
 from apr_jax.evaluate.show.tree import tree
 

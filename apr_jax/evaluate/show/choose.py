@@ -1,4 +1,4 @@
-"""Which of several transcripts to show first."""
+"""Chooses the transcript to show first."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,9 @@ from apr_jax.record import Stop, Transcript
 
 
 def best(transcripts: Sequence[Transcript], correct: Sequence[bool]) -> int:
-    """The number of the transcript that shows most: one that forked, answered right, with threads that all ended.
+    """The number of the transcript that shows most: it forked, its answer is right, and all its threads ended.
 
-    Of those that show as much the first.
+    The first one among equals.
     """
 
     def merit(number: int) -> tuple[bool, bool, int]:

@@ -1,4 +1,4 @@
-"""Watching one problem while it is decoded: its threads as they stand after every few steps, in a terminal."""
+"""Shows one problem in a terminal while it is decoded: its threads after every few steps."""
 
 from collections.abc import Callable, Iterator
 
@@ -30,7 +30,7 @@ def watch(engine: Engine, request: Problem, seed: int, console: Console, draw: D
 
 
 def snapshots(engine: Engine, request: Problem, seed: int) -> Iterator[Transcript]:
-    """The problem as it stands after every few steps; the last one is the finished transcript."""
+    """The transcript so far after every few steps; the last one is the finished transcript."""
     state = engine.load(engine.create(seed), [request])
     while True:
         state = engine.run(state, STEPS)
@@ -41,7 +41,7 @@ def snapshots(engine: Engine, request: Problem, seed: int) -> Iterator[Transcrip
 
 
 def lines(transcript: Transcript, codec: TextCodec, width: int, found: str) -> Table:
-    """One line a thread: its last words, green where `found` occurs among all of them, and how it ended."""
+    """One line per thread: its last words, green if its text contains `found`, and its stop reason."""
     table = Table(box=rich.box.SIMPLE, expand=True, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(ratio=1, no_wrap=True, overflow="crop")
@@ -57,13 +57,13 @@ def lines(transcript: Transcript, codec: TextCodec, width: int, found: str) -> T
 
 
 def columns(transcript: Transcript, codec: TextCodec, console: Console, prompt: int) -> Columns:
-    """A panel a thread, side by side, as many beside each other as the terminal has room for: the last lines of each.
+    """A panel per thread with its last lines; as many panels side by side as the terminal has room for.
 
     Args:
-        transcript: as it stands.
-        codec: its tokenizer.
-        console: where it is shown.
-        prompt: length of the root's prompt, which is left out.
+        transcript: the transcript so far.
+        codec: the tokenizer of the transcript.
+        console: the terminal.
+        prompt: length of the root's prompt in tokens, which is left out.
     """
     said = _said(transcript, codec, prompt)
     side = max(min(len(said), console.width // NARROWEST), 1)
@@ -95,8 +95,7 @@ def _said(transcript: Transcript, codec: TextCodec, prompt: int) -> dict[int, st
 
 
 def _text(transcript: Transcript, thread: int, codec: TextCodec, start: int = 0) -> str:
-    """The text of a thread from one of its tokens on, without the marks of turns; a character that is not whole yet waits for
-    its last byte."""
+    """The text of a thread from token `start` on, without turn marks and without a character whose last byte is missing."""
     stream = Stream(codec)
     text = "".join(stream.push(i) for i in transcript.tokens(thread)[start:] if i not in codec.marks)
     return text if transcript.threads[thread].stop == Stop.RUNNING else text + stream.finish()

@@ -1,4 +1,4 @@
-"""The timeline page inside of a notebook."""
+"""The timeline page inside a notebook."""
 
 import dataclasses
 import html
@@ -9,11 +9,11 @@ from apr_jax.evaluate.show import timeline
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Timeline:
-    """The page of `apr_jax.evaluate.show.timeline` in a frame: what a cell shows whose last line is one. Nothing is written.
+    """The page of `apr_jax.evaluate.show.timeline` in a frame; a cell shows it if its last line is a `Timeline`. Writes no file.
 
     Attributes:
         items, text: see `timeline.page`.
-        height: of the frame, in pixels.
+        height: height of the frame, in pixels.
     """
 
     items: Sequence[timeline.Shown]

@@ -16,8 +16,8 @@ from apr_jax.record import Source, Transcript
 COLOURS = {Source.SAMPLED: "#3B82C4", Source.FED: "#B9C2CB", Source.HANDED: "#9B8AC4", Source.REWRITTEN: "#52A884"}
 NAMES = {Source.SAMPLED: "generated", Source.FED: "fed", Source.HANDED: "handed over", Source.REWRITTEN: "rewritten"}
 INK, LINE = "#222222", "#7A8794"
-BAR, GLYPHS = 0.36, 118  # height of a bar in lanes; small letters that fit across the picture
-LANE, CROWD = 0.48, 24  # inches per lane; from how many threads on lanes are squeezed and carry no text
+BAR, GLYPHS = 0.36, 118  # height of a bar in lanes; number of small letters that fit across the picture
+LANE, CROWD = 0.48, 24  # inches per lane; number of threads from which lanes are squeezed and carry no text
 
 
 def draw_timeline(
@@ -26,13 +26,14 @@ def draw_timeline(
     """Draws the threads of one problem over the causal clock.
 
     Args:
-        transcript: of the problem.
+        transcript: the transcript of the problem.
         path: the PNG file.
-        text: token id to text; if given, each thread shows what it was first fed and how it ended (up to 24 threads).
-        heading: a line above the picture; a line with the counts follows it in any case.
+        text: function from a token id to text; if given, each thread shows its first message and its last words (up to 24
+            threads).
+        heading: a line above the picture; a line with the counts follows in any case.
 
     Raises:
-        ValueError: an empty log.
+        ValueError: the log is empty.
     """
     log = transcript.log
     if not len(log):
@@ -57,7 +58,7 @@ def draw_timeline(
 
 
 def _bars(axes: Axes, transcript: Transcript, clock: np.ndarray, thread: int, y: int) -> None:
-    """One bar for every stretch of tokens of one source without a gap."""
+    """One bar for every run of tokens of one source without a gap."""
     log = transcript.log
     entries = np.flatnonzero(log.thread == thread)
     cut = (np.diff(log.source[entries]) != 0) | (np.diff(clock[entries]) != 1)
@@ -69,7 +70,7 @@ def _bars(axes: Axes, transcript: Transcript, clock: np.ndarray, thread: int, y:
 def _words(
     axes: Axes, transcript: Transcript, clock: np.ndarray, thread: int, y: int, text: Callable, span: int
 ) -> None:
-    """The first message above the start of a thread's line, its last words above the end, as far as they fit."""
+    """Writes a thread's first message above the start of its lane and its last words above the end, as far as they fit."""
     log = transcript.log
     entries = np.flatnonzero(log.thread == thread)
     later = np.flatnonzero(log.sampled[entries])
@@ -90,7 +91,7 @@ def _words(
 
 
 def _connect(axes: Axes, style: str, clock: np.ndarray, lane: dict, thread: np.ndarray, start: int, end: int) -> None:
-    """A fork runs down at the child's first clock, a join up at the clock of the message."""
+    """Draws a fork downwards at the child's first clock, or a join upwards at the clock of the message."""
     x, y1, y2 = clock[end], lane[thread[start]], lane[thread[end]]
     leaves = min(clock[start] + 1, x)
     axes.plot([leaves, x], [y1, y1], style, color=LINE, linewidth=0.9, zorder=2)

@@ -1,6 +1,6 @@
-"""Pictures of a comparison: accuracy against the critical path and against peak context.
+"""Plots of a comparison: accuracy against the critical path and against peak context.
 
-Colours belong to methods, so that a method looks the same in every picture.
+A method has the same colour in every plot.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentF
 from apr_jax.evaluate.outcomes import BUDGETS, Outcome
 from apr_jax.evaluate.report import TITLES, title
 
-# Okabe and Ito's palette, told apart with every kind of colour vision.
+# Okabe and Ito's palette, distinguishable with every kind of colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6E6E6E")
 INK, FAINT = "#222222", "#D9D9D9"
 LABELS = {
@@ -25,7 +25,7 @@ LABELS = {
 
 
 def colour(method: str, methods: Sequence[str]) -> str:
-    """The colour of a method: fixed for the known ones, then in the order in which `methods` names the others."""
+    """The colour of a method: fixed for known methods, for others in the order of `methods`."""
     known = {name: PALETTE[i] for i, name in enumerate(TITLES)}
     if method in known:
         return known[method]
@@ -85,7 +85,7 @@ def plot_summary(path: Path, methods: Mapping[str, Mapping], field: str = "criti
         field: `critical_path` or `peak_context`.
 
     Raises:
-        ValueError: another field, or no method to draw.
+        ValueError: `field` is another name, or there is no method to draw.
     """
     if field not in BUDGETS:
         raise ValueError(f"field is {field!r}; accuracy can be drawn against {' or '.join(BUDGETS)}")
@@ -140,7 +140,7 @@ def _finish(axes: Axes, x_label: str, y_label: str, top: float) -> None:
 
 
 def _legend(axes: Axes, entries: int) -> None:
-    """Above the axes, where it hides nothing."""
+    """The legend above the axes, where it hides nothing."""
     columns = min(entries, 3)
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, frameon=False, borderaxespad=0.2, handlelength=1.6

@@ -1,4 +1,4 @@
-"""Threads of single problems on a timeline, of one method or two beside each other: one self-contained HTML page."""
+"""Threads of single problems on a timeline, of one method or of two side by side: one self-contained HTML page."""
 
 import html
 import json
@@ -20,19 +20,19 @@ Shown = tuple[str, Transcript, Mapping]  # method, transcript, {"question", "ans
 def write_page(
     path: Path, items: Iterable[Shown], text: Callable[[str, int], str], heading: str = "Threads on a timeline"
 ) -> None:
-    """Writes the page; it needs nothing but a browser. It opens on a run that forked, if there is one (`show.choose`).
+    """Writes the page, which needs only a browser. It opens with a run that forked, if there is one (`show.choose`).
 
-    Runs with the same question and number of the problem stand beside each other.
+    Runs with the same question and number of the problem are shown side by side.
 
     Args:
         path: the HTML file.
-        items: method name, transcript and a mapping with `question`, `answer` (None: no valid one), `correct` and maybe
-            `machine`, a line about what decoded it.
-        text: method name and token id to what is shown; may return anything, it is never read as HTML.
+        items: method name, transcript and a mapping with `question`, `answer` (None: no valid answer), `correct` and optionally
+            `machine`, a line about the machine that decoded the run.
+        text: function from method name and token id to the text shown, which is never read as HTML.
         heading: title of the page.
 
     Raises:
-        KeyError: a mapping without one of the first three.
+        KeyError: a mapping of `items` lacks `question`, `answer` or `correct`.
     """
     path.write_text(page(items, text, heading), encoding="utf-8")
 
@@ -44,7 +44,7 @@ def page(items: Iterable[Shown], text: Callable[[str, int], str], heading: str =
     first = best([transcript for _, transcript, _ in items], [run["correct"] for run in runs]) if runs else None
     sources = [source.name.lower() for source in Source]
     data = {"strings": list(strings), "sources": sources, "open": first, "runs": runs}
-    # Inside a script element only "<" can end or open anything; "<" never stands outside of a JSON string.
+    # Inside a script element only "<" can end or open an element; in JSON, "<" occurs only in strings.
     encoded = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     template, style, script = (file.read_text(encoding="utf-8").strip() for file in (TEMPLATE, STYLE, SCRIPT))
     title = html.escape(heading)
@@ -53,22 +53,22 @@ def page(items: Iterable[Shown], text: Callable[[str, int], str], heading: str =
 
 
 def places(transcript: Transcript) -> tuple[np.ndarray, np.ndarray]:
-    """Where each log entry stands on the two axes: causal clock Int [E] and critical-path count Int [E].
+    """The place of each log entry on the two axes: causal clock Int [E] and critical-path count Int [E].
 
-    A generated token stands one clock after the row it was sampled from, also where it was fed later (after a join) or
-    never. On the axis of counts a generated token fills the unit that ends at its count, and a fed token, which costs
-    nothing there, stands at its count.
+    A generated token stands one clock after the row that it was sampled from, even if it was fed later (after a join) or
+    never. On the axis of counts a generated token fills the unit that ends at its count; a fed token stands at its count and
+    has no width.
     """
     log = transcript.log
     clock = np.where(log.predictor >= 0, log.clock[log.predictor] + 1, log.clock)
-    for entry in np.flatnonzero(clock < 0):  # queued, but the problem ended first
+    for entry in np.flatnonzero(clock < 0):  # queued, but the problem ended before the token was fed
         follows = entry > 0 and log.thread[entry] == log.thread[entry - 1]
         clock[entry] = clock[entry - 1] + 1 if follows else 0
     return clock, depths(causality(transcript), log.sampled) - log.sampled
 
 
 def links(transcript: Transcript) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Forks (last entry of the parent before, first of the child) and joins (last of the child, first message)."""
+    """Forks (parent's last entry before the fork, child's first entry) and joins (child's last entry, first message entry)."""
     log, order = transcript.log, causality(transcript)
     first = {thread: int(np.flatnonzero(log.thread == thread)[0]) for _, thread in order.forks}
     starts = [(entry if entry >= 0 else _before(transcript, child), first[child]) for entry, child in order.forks]
@@ -78,7 +78,7 @@ def links(transcript: Transcript) -> tuple[list[tuple[int, int]], list[tuple[int
 
 
 def _message(log: Log, entry: int) -> int:
-    """The first entry from `entry` on that was not generated, if its thread has one: the join itself."""
+    """The first entry from `entry` on that was not generated, if its thread has one: the start of the join message."""
     later = np.flatnonzero((log.thread == log.thread[entry]) & ~log.sampled)
     later = later[later >= entry]
     return int(later[0]) if len(later) else entry
@@ -102,7 +102,7 @@ def _run(method: str, transcript: Transcript, extra: Mapping, text: Callable, st
     ]
     ran = sorted(set(log.thread.tolist()), key=lambda thread: transcript.threads[thread].path)
     lanes = []
-    for thread in ran:  # sorted by path: every thread stands right below its parent and elder siblings
+    for thread in ran:  # sorted by path: every thread stands below its parent and elder siblings
         entries = np.flatnonzero(log.thread == thread)
         record = transcript.threads[thread]
         name = ".".join(map(str, record.path)) if record.path else "root"

@@ -1,4 +1,4 @@
-"""The threads of a problem as text: to look at while a run is stepped by hand, and afterwards.
+"""The threads of a problem as text, finished or while a run is stepped by hand.
 
 state = engine.load(engine.create(seed=0), [problem])
 state = engine.run(state, steps=1)                  # as often as one likes
@@ -13,17 +13,17 @@ from apr_jax.record import Stop, Transcript
 
 
 def tree(transcript: Transcript, text: Callable[[np.ndarray], str] | None = None, width: int = 40) -> str:
-    """The threads of a problem, finished or in flight, a line each, under their parents.
+    """The threads of a problem, finished or in flight, one line per thread, under their parents.
 
-    A line tells the thread's path (`root`, `0`, `0.2` ...), its state, how many tokens it has (fed and sampled) and has
-    generated, its clock (of its last fed token, 0 before) and how it ends. The state is the reason why it ended, or
-    `opened` (it has no token yet), `running`, or `waiting` (for children that run). The first line sums up; slots are those
-    of tokens with keys and values in the pool over the problem's life, before a thread's last page is rounded up.
+    A line has the thread's path (`root`, `0`, `0.2` ...), its state, its numbers of tokens (fed and sampled) and of generated
+    tokens, the clock of its last fed token (0 before the first) and its last words. The state is the stop reason, or `opened`
+    (no token yet), `running`, or `waiting` (for running children). The first line is a summary; its slots count all tokens with
+    keys and values over the problem's life, without the unused rest of a thread's last page.
 
     Args:
-        transcript: from `Engine.peek`, `Engine.drain` or `Engine.decode`.
-        text: from token ids to text (`Tokenizer.decode`); token ids are shown without it.
-        width: characters of the last words that are shown.
+        transcript: a transcript of `Engine.peek`, `Engine.drain` or `Engine.decode`.
+        text: function from token ids to text (`Tokenizer.decode`); without it token ids are shown.
+        width: characters of the last words.
     """
     log, state = transcript.log, _state_names(transcript)
     rows = [("thread", "state", "tokens", "generated", "clock", "last words")]
@@ -44,9 +44,9 @@ def tree(transcript: Transcript, text: Callable[[np.ndarray], str] | None = None
 
 
 def _state_names(transcript: Transcript) -> list[str]:
-    """What each thread is doing, or why it ended."""
+    """The state or stop reason of each thread."""
     fed = np.bincount(transcript.log.thread, minlength=len(transcript.threads)) > 0
-    # A child that has tokens was started, and its parent waits for it; while its message is written it has none.
+    # A child with tokens was started, and its parent waits for it; while its message is written, a child has no tokens.
     awaited = {t.parent for i, t in enumerate(transcript.threads) if t.stop == Stop.RUNNING and fed[i]}
     names = []
     for number, thread in enumerate(transcript.threads):

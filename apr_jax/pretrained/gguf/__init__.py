@@ -1,1 +1,1 @@
-"""GGUF files: their header, their tensors, the tokenizers that they carry, and writing one."""
+"""GGUF files: header, tensors, tokenizer, and a writer."""

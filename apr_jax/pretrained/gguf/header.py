@@ -1,7 +1,7 @@
-"""The header of GGUF files, where models keep their configuration, their tokenizer and the places of their tensors.
+"""The header of GGUF files, with the model's configuration, its tokenizer and the offsets of its tensors.
 
-The format is that of ggml's documentation, versions 2 and 3, little-endian. The reader of the package `gguf` is not used:
-it makes several arrays per vocabulary entry and needs many seconds for what this reads in a tenth of one.
+The format is that of ggml's documentation, versions 2 and 3, little-endian. The reader of the package `gguf` is not used: it
+makes several arrays per vocabulary entry and takes many seconds for a header that is read here in a tenth of a second.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ class Header:
 
     Attributes:
       path: the file.
-      metadata: its fields.
-      entries: its tensors.
-      start: where the tensors begin, in bytes.
+      metadata: fields of the header.
+      entries: entries of the tensors.
+      start: offset of the tensor data, in bytes.
     """
 
     path: Path
@@ -38,9 +38,9 @@ class Header:
 
 
 def read_headers(path: Path) -> list[Header]:
-    """The headers of a model: of one file, or of all parts of a split one, the first first, whichever part is named.
+    """The headers of a model: of one file, or of all parts of a split model in order; `path` may be any part.
 
-    The metadata of a split model stand in its first part.
+    The first part of a split model holds its metadata.
 
     Raises:
       FileNotFoundError: there is no such file, or a part is missing.

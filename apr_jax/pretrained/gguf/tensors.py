@@ -1,6 +1,6 @@
 """The tensors of GGUF files, dequantised a few rows at a time.
 
-The sizes of the quantisations and their arithmetic are those of the package `gguf`.
+Block sizes and arithmetic of the quantisations come from the package `gguf`.
 """
 
 import functools
@@ -52,5 +52,5 @@ def _decode(raw: np.ndarray, name: str, kind: GGMLQuantizationType, path: Path) 
 
 
 def elements(tensor: Stored) -> np.ndarray:
-    """A whole tensor, flat, in f32: for small ones."""
+    """All elements of a small tensor, flat, in f32."""
     return np.concatenate([block.ravel() for _, block in tensor.blocks()]).reshape(math.prod(tensor.shape))

@@ -1,7 +1,7 @@
-"""The tokenizer that a GGUF file carries, as a Hugging Face definition or a SentencePiece model.
+"""The tokenizer of a GGUF file, as a Hugging Face definition or a SentencePiece model.
 
-A GGUF file holds the vocabulary and the *name* of a pre-tokenizer; what the names mean is written in llama.cpp
-(`src/llama-vocab.cpp`). The ones here are given as the models' own `tokenizer.json` files put them.
+A GGUF file holds the vocabulary and the *name* of a pre-tokenizer; llama.cpp defines the names (`src/llama-vocab.cpp`). The
+definitions here are those of the models' own `tokenizer.json` files.
 """
 
 import warnings
@@ -25,11 +25,11 @@ _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def from_gguf(path: str | Path) -> TextCodec:
-    """Build the tokenizer of a GGUF file, chat template included; of a split model any part may be named.
+    """Build the tokenizer of a GGUF file, chat template included; `path` may be any part of a split model.
 
     Raises:
         FileNotFoundError: there is no such file, or a part is missing.
-        ValueError: not a GGUF file, or a vocabulary or pre-tokenizer of another kind, named with those that are known.
+        ValueError: not a GGUF file, or the kind of vocabulary or pre-tokenizer is unknown; the message names the known kinds.
     """
     path, start = Path(path), "tokenizer."
     if not path.is_file():
@@ -58,7 +58,7 @@ def byte_level(facts: Mapping[str, Any], name: str) -> Json:
 
     Args:
         facts: fields of the file, without `tokenizer.` in their names.
-        name: what errors call it.
+        name: name of the file in errors.
     """
     if not facts.get("ggml.pre"):
         warnings.warn(
@@ -73,7 +73,7 @@ def byte_level(facts: Mapping[str, Any], name: str) -> Json:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     tokens = list(enumerate(zip(facts["ggml.tokens"], facts["ggml.token_type"], strict=True)))
     added = {piece: i for i, (piece, kind) in tokens if kind in (_CONTROL, _USER_DEFINED)}
-    # Where an added letter is also the name of a byte, the vocabulary needs the byte.
+    # If an added letter is also the name of a byte, the vocabulary needs the byte.
     ordinary = {piece: i for i, (piece, kind) in tokens if kind not in (_CONTROL, _USER_DEFINED, _UNUSED)}
     return {
         "version": "1.0",
@@ -104,7 +104,7 @@ def byte_level(facts: Mapping[str, Any], name: str) -> Json:
 
 
 def pre_tokenizers() -> dict[str, Json]:
-    """How text is cut before merging, by llama.cpp's names."""
+    """The pre-tokenizers, which cut text before merging, by llama.cpp's names."""
     bytes_and_words = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
     def cut(*patterns: str) -> Json:
@@ -142,7 +142,7 @@ def pieces_with_scores(facts: Mapping[str, Any]) -> bytes:
 
 def _specials(facts: Mapping[str, Any]) -> dict[str, int]:
     """The ids of special tokens by their roles."""
-    # What ends a turn ends what a model that chats says; some files name another token that ends whole texts.
+    # In a chat model the end of a turn ends an answer; some files also name another token that ends whole texts.
     ends = "eot" if "chat_template" in facts and "ggml.eot_token_id" in facts else "eos"
     numbers = {"bos": "bos", "eos": ends, "pad": "padding"}
     found = {role: facts.get(f"ggml.{name}_token_id") for role, name in numbers.items()}

@@ -1,4 +1,4 @@
-"""The weights of a Hugging Face folder as a GGUF file, for programs that read nothing else."""
+"""Writes the weights of a Hugging Face folder as a GGUF file, for programs that read only GGUF."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def write(folder: Path, path: Path, quantisation: str) -> None:
     """Write the tied Llama of a Hugging Face folder as GGUF without a tokenizer; vectors stay in float32.
 
     Raises:
-      ValueError: `quantisation` is none that the package gguf can write.
+      ValueError: the package gguf cannot write `quantisation`.
     """
     config = stored.read_json(folder / "config.json")
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -56,13 +56,13 @@ def _kind(quantisation: str) -> gguf.GGMLQuantizationType:
 
 
 def _interleave(values: np.ndarray, heads: int) -> np.ndarray:
-    """llama.cpp rotates neighbours, Hugging Face halves: order the rows of each head accordingly."""
+    """Reorder the rows of each head: llama.cpp rotates neighbouring rows, Hugging Face the two halves of a head."""
     halves = values.reshape(heads, 2, -1, values.shape[1])
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
 
 
 def _rename(name: str) -> str:
-    """The name in GGUF files of a tensor of a Hugging Face folder."""
+    """The GGUF name of a tensor of a Hugging Face folder."""
     if name in (top := dict(names.TOP.values())):
         return top[name]
     _, _, layer, part = name.split(".", 3)

@@ -1,6 +1,6 @@
 """The compact text of Countdown: one token per operator or control word, and per number or digit (`tokenizer.compact`).
 
-Threads, prompts and messages in the format that the compiled APR protocol reads:
+Threads, prompts and messages in the format of the compiled APR protocol:
 
     <s>27:22,26,31,53<go>                        the problem (fed)
     <node>31/31=1,26                             a node: operations from the start of this search, the other numbers
@@ -29,7 +29,7 @@ _OPERATION = re.compile(r"[0-9]+[-+*/][0-9]+=[0-9]+")
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """A stretch of a thread: written by the model (`generated`) or fed to it."""
+    """A part of a thread's text: written by the model (`generated`) or fed to it."""
 
     text: str
     generated: bool
@@ -40,10 +40,10 @@ class ThreadText:
     """One thread of a demonstration.
 
     Attributes:
-        path: the ordinals of the forks that lead to it, `()` for the root.
+        path: the ordinals of the forks that lead to the thread, `()` for the root.
         parent: number of the parent in the list of threads, -1 for the root.
-        segments: its text, fed and generated stretches in turn.
-        forked_after: how many segments of the parent precede the fork, 0 for the root.
+        segments: the text, fed and generated parts in turn.
+        forked_after: number of the parent's segments before the fork, 0 for the root.
     """
 
     path: tuple[int, ...]
@@ -103,7 +103,7 @@ def _render_thread(
 
 
 def _body(target: int, search: Search) -> Iterator[str | Step]:
-    """The text of a search up to its `<goal>`, which is left out; steps that spawn come as they are."""
+    """The text of a search up to its `<goal>`, which is left out; steps that spawn are yielded as `Step`s."""
     for step in search.steps:
         if step.node.operations != search.root.operations:
             yield f"<node>{_place(search, step.node)}"
@@ -120,7 +120,7 @@ def _body(target: int, search: Search) -> Iterator[str | Step]:
 
 
 def _place(search: Search, node: Node) -> str:
-    """Where a node is: operations from the start of the search, then the other numbers."""
+    """The text of a node: operations from the start of the search, then the other numbers."""
     return ",".join([";".join(node.operations[len(search.root.operations) :]), *map(str, node.nums[:-1])])
 
 
@@ -134,7 +134,7 @@ def _message(target: int, node: Node) -> str:
 
 
 def _returned(child: Search) -> str:
-    """The message that a child returns: its own operation, then its path; nothing if it failed."""
+    """The result that a child returns: its own operation, then its path; empty if it failed."""
     return ";".join(child.goal.operations[len(child.root.operations) - 1 :]) if child.goal else ""
 
 
@@ -164,7 +164,7 @@ def count(threads: Sequence[ThreadText], encode: Callable[[str], Sequence] = pie
 
     Args:
         threads: a demonstration, root first.
-        encode: from text to tokens; by default numbers are as many tokens as they have digits.
+        encode: function from text to tokens; by default a number has one token per digit.
     """
     lengths = [[len(encode(segment.text)) for segment in thread.segments] for thread in threads]
 

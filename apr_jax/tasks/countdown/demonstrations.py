@@ -16,16 +16,16 @@ Method = Literal["apr", "sos"]
 
 @dataclasses.dataclass(frozen=True)
 class DemonstrationConfig:
-    """How demonstrations are drawn.
+    """Settings with which demonstrations are drawn.
 
     Attributes:
         setting: the family of problems.
-        beam: least and largest beam of the outermost search, uniform (published: (1, 10) for apr, (1, 5) for sos).
-        sub_beam: the same for searches below it, drawn at least as large as the beam (published for apr: up to 15);
+        beam: least and largest beam of the outermost search, drawn uniformly (published: (1, 10) for apr, (1, 5) for sos).
+        sub_beam: the same for inner searches, drawn at least as large as the beam (published for apr: up to 15);
             None: the beam of the outermost search (published for sos).
         promising: see `SearchConfig` (published: 0.9 for apr, 0.5 for sos).
         order, largest: see `SearchConfig`.
-        solved_only: draw a further problem of the same sample until the demonstrator succeeds.
+        solved_only: draw further problems of the same sample until the demonstrator succeeds.
     """
 
     setting: Setting = problems.PRESETS["four"]
@@ -51,7 +51,7 @@ def trace(problem: Problem, method: Method, config: DemonstrationConfig, rng: ra
     """Demonstrate one problem with beams drawn from the ranges of `config`.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: the method is unknown.
     """
     if method not in ("apr", "sos"):
         raise ValueError(f"method: {method!r} is not one of apr, sos")
@@ -71,7 +71,7 @@ def demonstration(
 def sample(
     method: Method, config: DemonstrationConfig, seed: int, index: int, split: problems.Split = "train"
 ) -> tuple[Problem, tuple[compact.ThreadText, ...]]:
-    """Sample `index` of a stream of demonstrations: a function of (seed, index) alone, whatever was drawn before."""
+    """Sample `index` of a stream of demonstrations, independent of earlier draws from the stream."""
     rng = problems.generator(seed, f"{split}/demonstration", index)
     while True:
         problem = problems.draw(config.setting, split, rng)
@@ -93,17 +93,17 @@ def stream(
 def to_transcript(
     threads: Sequence[compact.ThreadText], encode: Callable[[str], Sequence[int]], problem: int = 0, number: int = 0
 ) -> Transcript:
-    """The transcript that decoding these very tokens would have left.
+    """The transcript that decoding would give if the model sampled these tokens.
 
     Children are isolated. A child's clocks start after the row that sampled its fork (the entry before `<wait>`). The
-    `<wait>` itself is fed at the join, before the results, after everything that the children wrote. The last token of
+    `<wait>` itself is fed at the join, before the results, with a clock after all tokens of the children. The last token of
     a thread is never fed. Log-probabilities are NaN.
 
     Args:
         threads: a demonstration, root first.
-        encode: from compact text to token ids.
-        problem: stored as the number of the problem.
-        number: stored as the number of the sample.
+        encode: function from compact text to token ids.
+        problem: number of the problem in the transcript.
+        number: number of the sample in the transcript.
     """
     tokens = [[np.asarray(encode(segment.text), np.int32) for segment in thread.segments] for thread in threads]
     clocks: list = [None] * len(threads)
@@ -123,13 +123,13 @@ def _run(threads, lengths, number: int, clock: int, depth: int, clocks: list, de
     """Fill in clocks and depths of a thread that starts at `clock` with count `depth`, and of its descendants.
 
     Returns:
-        The next clock after all that the thread and those it waited for fed, and the count at its end.
+        The next clock after all tokens fed by the thread and by its awaited children, and the thread's final count.
     """
     segments, row = threads[number].segments, lengths[number]
     own_clocks, own_depths = [], []
     for place, (segment, length) in enumerate(zip(segments, row, strict=True)):
         if segment.generated:
-            # The last token of the stretch (<wait> or <end>) is not fed with it.
+            # The last token of a generated part (<wait> or <end>) is not fed with the part.
             own_clocks += range(clock, clock + length - 1)
             own_depths += range(depth + 1, depth + length + 1)
             clock, depth = clock + length - 1, depth + length
@@ -138,7 +138,7 @@ def _run(threads, lengths, number: int, clock: int, depth: int, clocks: list, de
             if thread.parent == number and thread.forked_after == place:
                 ended = _run(threads, lengths, child, own_clocks[-1] + 1, own_depths[-1], clocks, depths)
                 clock, depth = max(clock, ended[0]), max(depth, ended[1])
-        waiting = 1 if place else 0  # the unfed token of the stretch before
+        waiting = 1 if place else 0  # the unfed token of the part before
         own_clocks += range(clock, clock + waiting + length)
         own_depths += [depth] * length
         clock += waiting + length

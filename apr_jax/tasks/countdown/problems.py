@@ -1,7 +1,7 @@
 """Countdown problems: combine all the numbers with + - * / to reach the target (Pan et al. 2025, arXiv 2504.15466, section 4.1).
 
 Every problem is a function of (seed, split, index), so that a stream needs no storage and any part of it can be drawn
-alone. Splits are told apart by a hash of what is to be solved: they stay disjoint however long the streams are.
+alone. A hash of numbers and target assigns problems to splits, so that streams of any length stay disjoint.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ Split = Literal["train", "val", "test"]
 
 _BUCKETS = 16
 _HELD_OUT: Mapping[str, int] = MappingProxyType({"val": 0, "test": 1})  # all other buckets belong to train
-_TRIES = 20_000  # numbers drawn for one target
-_TARGETS = 50  # targets given up before the split is taken to hold no problem
+_TRIES = 20_000  # draws of numbers for one target
+_TARGETS = 50  # targets given up before the split counts as empty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A family of problems: how many numbers, and the ranges (both ends included) of the numbers and of the target."""
+    """A family of problems: the count of numbers, and the ranges (both ends included) of the numbers and of the target."""
 
     numbers: int = 4
     low: int = 1
@@ -63,10 +63,10 @@ PRESETS: Mapping[str, Setting] = MappingProxyType(
 
 
 def check(problem: Problem, setting: Setting = PRESETS["four"]) -> None:
-    """Check that a problem is of the setting (not that it can be solved).
+    """Check that a problem belongs to the setting (not that it can be solved).
 
     Raises:
-        ValueError: a wrong count of numbers, a number or a target out of range, a value that is not an integer.
+        ValueError: the count of numbers is wrong, a number or the target is out of range, or a value is not an integer.
     """
     if len(problem.nums) != setting.numbers:
         raise ValueError(f"nums: {len(problem.nums)} numbers {list(problem.nums)}, expected {setting.numbers}")
@@ -76,7 +76,7 @@ def check(problem: Problem, setting: Setting = PRESETS["four"]) -> None:
 
 
 def check_any(problem: Problem) -> Setting:
-    """The preset with as many numbers as the problem, whose ranges it must keep.
+    """The preset with as many numbers as the problem; checks that the problem keeps the preset's ranges.
 
     Raises:
         ValueError: no preset has that many numbers, or see `check`.
@@ -99,22 +99,22 @@ def _check_range(field: str, value: object, low: int, high: int) -> None:
 
 
 def split_of(problem: Problem) -> Split:
-    """The split a problem belongs to, from the sorted numbers and the target alone."""
+    """The split of a problem, from the sorted numbers and the target alone."""
     key = f"{sorted(problem.nums)}:{problem.target}".encode()
     bucket = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") % _BUCKETS
     return next((split for split, held_out in _HELD_OUT.items() if bucket == held_out), "train")
 
 
 def generator(seed: int, split: str, index: int) -> random.Random:
-    """A random generator of its own for one sample (strings are hashed by SHA-512: alike on every machine)."""
+    """The random generator of one sample (strings are hashed by SHA-512: equal on every machine)."""
     return random.Random(f"{seed}/{split}/{index}")
 
 
 def generate(setting: Setting, seed: int, split: Split, index: int) -> Problem:
-    """Draw sample `index` of a split: a uniform target, then numbers until all of them together reach it.
+    """Draw sample `index` of a split: a uniform target, then numbers until the target can be reached with all of them.
 
     Raises:
-        ValueError: an unknown split.
+        ValueError: the split is unknown.
     """
     if split not in ("train", *_HELD_OUT):
         raise ValueError(f"split: {split!r} is not one of train, val, test")
@@ -124,7 +124,7 @@ def generate(setting: Setting, seed: int, split: Split, index: int) -> Problem:
 def draw(setting: Setting, split: Split, rng: random.Random) -> Problem:
     """Draw one solvable problem of a split from `rng`.
 
-    A target that no numbers of the split reach, as happens with two numbers, is given up for another after many tries.
+    A target that no numbers of the split reach, as happens with two numbers, is replaced by another after many tries.
 
     Raises:
         ValueError: the split seems to hold no problem of this setting.
@@ -173,11 +173,11 @@ def read_jsonl(path: Path, setting: Setting | None = None) -> list[Problem]:
 
     Args:
         path: the file.
-        setting: what all problems must keep; None: the preset with as many numbers.
+        setting: the family that all problems must belong to; None: the preset with as many numbers.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line that is no such problem, named by file and line number; a file without problems, or not in UTF-8.
+        ValueError: a line is not a valid problem, named by file and line number; or the file has no problems or is not UTF-8.
     """
     path, problems = files.local(path, "problems_file"), []
     try:
@@ -213,5 +213,5 @@ def _parse(line: str) -> Problem:
 
 
 def write_jsonl(path: Path, problems: list[Problem]) -> None:
-    """Write problems in the format that `read_jsonl` reads."""
+    """Write problems in the format of `read_jsonl`."""
     path.write_text("".join(json.dumps({"nums": list(p.nums), "target": p.target}) + "\n" for p in problems))

@@ -1,7 +1,7 @@
 """The published text of APR and SoS+ (Pan et al. 2025, arXiv 2504.15466, and its released code), letter for letter.
 
 One deviation: after a spawn the released APR generator reuses a loop variable and can name a wrong node in the next
-`Moving to Node` line; here that line always names the node that is expanded next.
+`Moving to Node` line; here this line always names the node that is expanded next.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ class Calls:
     """The texts of an APR search.
 
     Attributes:
-        main_calls: the outermost search, one text per call; all but the last end with a spawn block, which the next one
-            replaces by the results.
-        sub_calls: for each spawn the calls of its children, in order.
+        main_calls: the outermost search, one text per call; all calls but the last end with a spawn block, which the next
+            call replaces by the results.
+        sub_calls: for each spawn, the calls of its children in order.
     """
 
     main_calls: tuple[str, ...]
@@ -35,7 +35,7 @@ def sos_prompt(problem: Problem, tokens: int | None = None) -> str:
     """The prompt of SoS+; `tokens` adds the budget of the conditioned models, a multiple of 512 up to 4096.
 
     Raises:
-        ValueError: a budget the models were not trained on.
+        ValueError: the models were not trained on this budget.
     """
     if tokens is not None and (tokens % 512 or not 512 <= tokens <= 4096):
         raise ValueError(f"tokens: {tokens} is not one of 512, 1024, ..., 4096")
@@ -49,7 +49,7 @@ def child_prompt(target: int, node: Node) -> str:
 
 
 def render_apr(target: int, search: Search) -> Calls:
-    """The calls of an APR search and, below, those of its children."""
+    """The calls of an APR search and of its children."""
     text, main_calls, sub_calls = _moving(search.root), [], []
     for place, step in enumerate(search.steps):
         text += _expansion(target, step)
@@ -81,7 +81,7 @@ def _render_sos(target: int, search: Search, level: int, origin: Node) -> str:
         text += _transition(search, place)
     if search.goal is None:
         return f"{text}No solution found.\n"
-    # The search that came upon the goal itself writes the summary; those around it only close.
+    # The innermost search that found the goal writes the summary; the searches around it only close.
     return text if search.steps[-1].searches else text + _summary(target, origin, search.goal)
 
 
@@ -119,7 +119,7 @@ def _results_block(target: int, step: Step) -> str:
 
 
 def _summary(target: int, start: Node, goal: Node) -> str:
-    """The path from `start` to the goal, as it is repeated after the goal was found."""
+    """The text of the path from `start` to the goal, which is repeated after the goal was found."""
     text, path = "", _path(start, goal)
     for node, child in itertools.pairwise(path):
         text += _moving(node) + _state(target, node.nums, node.operations) + _exploring(child)

@@ -1,6 +1,6 @@
 """The two demonstrators of APR (arXiv 2504.15466): SoS+ hybrid search (section 4.1) and parallel search (section 4.2).
 
-Both yield one abstract trace, a tree of `Search`es; `compact` and `published` turn it into text.
+Both yield an abstract trace, a tree of `Search`es; `compact` and `published` turn traces into text.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ class Node(NamedTuple):
 
     Attributes:
         nums: the remaining numbers, the newest result last.
-        operations: the operations that lead to it from the problem.
-        ordinals: its published name, `(0, 1, 0)` for `#0,1,0`.
-        value: its heuristic value, lower is better.
-        parent: the node it was made from, None for the problem itself.
+        operations: the operations from the problem to this node.
+        ordinals: the published name of the node, `(0, 1, 0)` for `#0,1,0`.
+        value: heuristic value, lower is better.
+        parent: the predecessor, None for the problem itself.
     """
 
     nums: tuple[int, ...]
@@ -39,9 +39,9 @@ class Step:
 
     Attributes:
         node: the node taken from the queue.
-        children: the successors kept, in the order in which they are written; the last one is the goal if one is.
-        branch: what became of those that are not terminal: queued, searched one by one, or searched in parallel.
-        searches: the searches below them, in order; by `sub` they end with the first success.
+        children: the kept successors, in the order in which they are written; the goal, if found, is the last one.
+        branch: treatment of successors that are not terminal: queued, searched one by one, or searched in parallel.
+        searches: the searches of these successors, in order; with `sub` the list ends with the first success.
     """
 
     node: Node
@@ -65,12 +65,12 @@ class SearchConfig:
 
     Attributes:
         beam: successors kept of a node, and nodes taken from the queue at once, in the outermost search.
-        sub_beam: the same in searches below it.
+        sub_beam: the same in inner searches.
         promising: probability that the successors of a node are searched at once (by `sub` or `spawn`), not queued.
-        order: published is `shuffled`: kept successors are written in random order and searched best first.
-            `canonical` leaves them in the order of `solver.expand` and searches first what was found first, so that what
-            comes next follows from what is written: a small model can learn it to the letter.
-        largest: successors with a larger number are not kept; 0 keeps all (published: an argument, never used).
+        order: `shuffled` (published): kept successors are written in random order and searched best first.
+            `canonical`: successors keep the order of `solver.expand` and are searched in the order of discovery, so that the
+            written text determines the next step: a small model can learn it to the letter.
+        largest: successors with a larger number are dropped; 0 keeps all (published: an argument, never used).
     """
 
     beam: int
@@ -90,7 +90,7 @@ class SearchConfig:
 
 
 def mult_heuristic(target: int) -> Callable[[tuple[int, ...]], int]:
-    """The published heuristic of a target: summed distance of the numbers to its nearest factors above 1."""
+    """The published heuristic for a target: summed distance of the numbers to the target's nearest factors above 1."""
     factors = [factor for factor in range(2, target + 1) if target % factor == 0] or [target]
     distances: dict[int, int] = {}
 
@@ -148,7 +148,7 @@ def _search(context: _Context, root: Node, level: int) -> Search:
 
 
 def _expand(context: _Context, node: Node, beam: int, level: int) -> tuple[Step, Node | None, list[Node]]:
-    """Expand one node: the step, the goal if it was found, and what goes to the queue."""
+    """Expand one node: returns the step, the goal if found, and the nodes for the queue."""
     listed, open_nodes = [], []
     for child in _kept(context, node, beam):
         child = child._replace(ordinals=(*node.ordinals, len(open_nodes)))

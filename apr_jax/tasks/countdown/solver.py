@@ -40,7 +40,7 @@ def solve(nums: tuple[int, ...], target: int) -> tuple[str, ...] | None:
         return () if nums[0] == target else None
     if len(nums) == 2:
         a, b = nums
-        # The usual answer is no: find that out before anything is allocated.
+        # Usually there is no solution: check this before anything is allocated.
         if not (a + b == target or a * b == target or abs(a - b) == target or min(a, b) * target == max(a, b)):
             return None
         return next(

@@ -12,13 +12,13 @@ from apr_jax.tokenizer import TextCodec
 
 @dataclasses.dataclass(frozen=True)
 class Countdown(Task[Problem]):
-    """Held-out problems, or those of a file.
+    """Held-out problems, or the problems of a file.
 
     Attributes:
         settings: families of problems to draw from (see `apr_jax.tasks.countdown.problems.PRESETS`).
-        problems_per_setting: held-out problems of each.
-        problems_file: problems from a JSONL file instead of drawn ones.
-        split: test or val.
+        problems_per_setting: number of held-out problems of each family.
+        problems_file: a JSONL file of problems, instead of drawn ones.
+        split: "test" or "val".
     """
 
     settings: tuple[str, ...] = ("three", "four")

@@ -1,6 +1,6 @@
 """Training data of Countdown: demonstrations drawn ahead of time and packed, with their tokenizer.
 
-Demonstrations are numbered and drawn in blocks, so a data folder does not depend on how many processes wrote it.
+Demonstrations are numbered and drawn in blocks, so a data folder does not depend on the number of processes.
 """
 
 import concurrent.futures
@@ -33,8 +33,8 @@ class Part:
     """One kind of problems in a mixture.
 
     Attributes:
-        share: how much of the demonstrations, relative to the shares of the other parts.
-        demonstration: how they are drawn.
+        share: share of the demonstrations, relative to the shares of the other parts.
+        demonstration: settings with which they are drawn.
     """
 
     share: float = 1.0
@@ -47,19 +47,19 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Data):
-    """What a data folder holds.
+    """The configuration of a data folder.
 
     Attributes:
-        folder: where it is (free).
-        method: "apr" demonstrations fork, "sos" ones search in one thread.
+        folder: path of the folder (free).
+        method: "apr" demonstrations fork, "sos" demonstrations search in one thread.
         mixture: kinds of problems.
         train, held_out: numbers of demonstrations; held-out problems are of another split.
         length: S, entries of a row.
         threads: U, threads of a row.
-        too_long: "drop" leaves threads out that are longer than a row, and counts them; "error" stops.
+        too_long: "drop" leaves out threads that are longer than a row, and counts them; "error" stops.
         whole: numbers up to this one are one token, see `apr_jax.tokenizer.compact`.
-        seed: of the demonstrations.
-        processes: how many draw them side by side (free).
+        seed: seed of the demonstrations.
+        processes: number of processes that draw demonstrations in parallel (free).
     """
 
     folder: str = dataclasses.field(default="data/apr", metadata=settings.FREE)
@@ -82,15 +82,15 @@ class DataConfig(Data):
             raise ValueError("mixture is empty; give at least one Part")
 
     def made_from(self) -> dict[str, str]:
-        """The files that the data are made from: none, demonstrations are drawn."""
+        """The source files of the data: none, because demonstrations are drawn."""
         return {}
 
     def write(self, folder: Path, report: Callable[[str], None]) -> dict[str, Count]:
-        """Draw, pack and write all that the folder holds; it is there and empty. Returns counts by split."""
+        """Draw, pack and write all files into the existing empty folder. Returns counts by split."""
         return _write(self, folder, report)
 
     def fit(self, model: Model) -> Model:
-        """A pretrained model as these data need it: as it is."""
+        """The pretrained model unchanged: these data need no changes."""
         return model
 
 
@@ -110,7 +110,7 @@ def _write(config: DataConfig, folder: Path, report: Callable[[str], None]) -> d
 
 
 def _count(blocks, counts: dict[str, Count], name: str, wanted: int, report) -> Iterator[Rows]:
-    """Passes rows on, adding up their counts and reporting every twentieth part of the work."""
+    """Yields the rows of the blocks, adds up their counts, and reports every twentieth of the work."""
     told = 0
     for part, count in blocks:
         counts[name] += count

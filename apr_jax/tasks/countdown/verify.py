@@ -1,4 +1,4 @@
-"""Checks of a solution by replay, for both text formats: yes or no, never an error, whatever a model wrote."""
+"""Checks solutions by replay, for both text formats: the result is yes or no for any model output, never an error."""
 
 import re
 from collections import Counter
@@ -23,9 +23,9 @@ def check_solution(problem: Problem, operations: Sequence[str] | None) -> bool:
 
 
 def check_published(problem: Problem, text: str) -> bool:
-    """The same for a finished main call in the published format.
+    """Whether a finished main call in the published format solves the problem.
 
-    What is replayed is the summary path, after the last but one `Goal Reached`; its numbers must be right too.
+    The summary path, after the last but one `Goal Reached`, is replayed; its numbers must be right too.
     """
     parts = text.split("Goal Reached")
     if len(parts) < 3:
@@ -41,7 +41,7 @@ def check_published(problem: Problem, text: str) -> bool:
 
 
 def _apply(numbers: Counter, operation: str) -> bool:
-    """Replace two numbers by their result; False, and `numbers` in any state, if the operation is not right."""
+    """Replace two numbers by their result; False if the operation is wrong, with `numbers` in any state."""
     match = _OPERATION.fullmatch(operation)
     if not match:
         return False

@@ -1,1 +1,1 @@
-"""Tasks in language: questions as text, answers read out of text."""
+"""Tasks in language: questions as text, answers read from text."""

@@ -1,4 +1,4 @@
-"""Reading an answer out of what a model wrote."""
+"""Reads answers from model output."""
 
 import decimal
 import re
@@ -12,18 +12,18 @@ _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _MINUS = "-\u2212"  # as typed, as typeset
 _SEPARATOR = r"(?:,\\!|\{,\}|\\,|,)"  # of thousands: 9,500 and what LaTeX makes of it
 _DIGITS = rf"(?:\d{{1,3}}(?:{_SEPARATOR}\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
-# A minus after a word, a number or a bracket is none of the number's: 3-5 is a range, or a difference.
+# A minus after a word, a number or a bracket is not the sign of a number: 3-5 is a range, or a difference.
 _SIGN = rf"(?:(?<![\w)\]}}])[{_MINUS}])"
 _NUMBER = re.compile(rf"{_SIGN}?\\?\$?(?:{_DIGITS})(?:[eE][+{_MINUS}]?\d+)?(?:/\d+)?")
 _TYPOGRAPHY = re.compile(rf"{_SEPARATOR}|\\?\$")
 _EDGES = re.compile(r"^[\s$]+|[\s$.]+$")
-_LONGEST = 1000  # letters of an answer; more is no answer, and would only keep a verifier busy
+_LONGEST = 1000  # most letters of an answer; a longer text is no answer and would only keep a verifier busy
 LARGEST = 308
 """Powers of ten, up and down, that are written out; they are those of a double."""
 
 
 def read(text: str, rules: Sequence[Rule]) -> str | None:
-    """The answer found by the first rule that finds one, in its normal form; None if none does."""
+    """The answer found by the first rule that finds one, in normal form; None if no rule finds one."""
     found = (RULES[rule](text) for rule in rules)
     answer = next((normal(answer) for answer in found if answer is not None and answer.strip()), None)
     return answer if answer and len(answer) <= _LONGEST else None
@@ -52,12 +52,12 @@ def number(text: str) -> str | None:
 
 
 def whole(text: str) -> str | None:
-    """Everything."""
+    """The whole text."""
     return text
 
 
 def normal(answer: str) -> str:
-    r"""The form in which answers are compared by a vote: no outer white space, dollar signs or full stop, `1,234` as
+    r"""The normal form, in which votes compare answers: no outer white space, dollar signs or full stop, `1,234` as
     `1234`, `18.0` as `18`, `1e-5` as `0.00001`."""
     answer = _EDGES.sub("", answer)
     if not _NUMBER.fullmatch(answer):
@@ -67,7 +67,7 @@ def normal(answer: str) -> str:
 
 
 def _plain(number: str) -> str:
-    """A number without typography; its power of ten is written out where a double has it."""
+    """A number without typography; its power of ten is written out if a double can hold it."""
     plain = _TYPOGRAPHY.sub("", number).replace("\u2212", "-")
     if "e" not in plain.lower() or "/" in plain:
         return plain

@@ -1,4 +1,4 @@
-"""Questions that `reasoning-gym` draws, judged by its own verifiers."""
+"""Questions drawn by `reasoning-gym`, judged by its own verifiers."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ Option = bool | int | float | str
 
 @dataclasses.dataclass(frozen=True)
 class Drawn(Question):
-    """A question that was drawn with a seed: enough to draw it again where it is judged."""
+    """A question drawn with a seed, with which the verifier can draw the question again."""
 
     seed: int
 
@@ -29,9 +29,9 @@ class ReasoningGym(LanguageTask):
     """A data set of `reasoning-gym`: `gsm_symbolic`, `countdown`, `products` and about a hundred others.
 
     Attributes:
-        dataset: its name.
-        count: how many questions.
-        options: what its configuration takes beside seed and size, such as {"difficulty": 1.0} of `gsm_symbolic`.
+        dataset: name of the data set.
+        count: number of questions.
+        options: fields of its configuration other than seed and size, such as {"difficulty": 1.0} of `gsm_symbolic`.
     """
 
     ask: Prompt = TAGS

@@ -1,4 +1,4 @@
-"""Mathematics from a file: a question and its answer a line, judged by `math-verify`."""
+"""Mathematics from a file: one question and its answer per line, judged by `math-verify`."""
 
 import dataclasses
 import decimal
@@ -22,7 +22,7 @@ class Mathematics(LanguageTask):
 
     Attributes:
         problems_file: the file.
-        count: how many questions, from its beginning; 0: all.
+        count: number of questions, from the beginning of the file; 0: all.
     """
 
     problems_file: str = ""
@@ -54,7 +54,7 @@ def read_jsonl(path: Path) -> list[Question]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line that is no such question, named by file and line number; a file without questions, or not in UTF-8.
+        ValueError: a line is not a valid question, named by file and line number; or the file has no questions or is not UTF-8.
     """
     path = files.local(path, "problems_file")
     if not path.is_file():
@@ -78,7 +78,7 @@ def read_jsonl(path: Path) -> list[Question]:
 
 def _parse(line: str, number: int) -> Question:
     try:
-        # Numbers are right as they are written, not as a double holds and prints them.
+        # The right number is the number as written, not its rounding to a double.
         record: Any = json.loads(line, parse_float=decimal.Decimal)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"not JSON ({error}); expected {EXAMPLE}") from error
@@ -91,7 +91,7 @@ def _parse(line: str, number: int) -> Question:
 
 
 def _right(given: Any) -> str:
-    """The right answer in its normal form."""
+    """The right answer in normal form."""
     if isinstance(given, float):  # JSON has no such number, but Python reads NaN and Infinity
         raise ValueError(f"answer: {given} is not a finite number")
     if isinstance(given, bool) or not isinstance(given, str | int | decimal.Decimal):

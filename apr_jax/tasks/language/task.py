@@ -1,4 +1,4 @@
-"""Questions in language, and how an answer is read."""
+"""Questions in language, and the reading of their answers."""
 
 import dataclasses
 import itertools
@@ -20,12 +20,12 @@ class Question:
     """A question.
 
     Attributes:
-        number: its place in the data set.
+        number: index of the question in the data set.
         text: the question.
-        right: the right answer, as the data set gives it.
+        right: the right answer, as in the data set.
 
     Raises:
-        ValueError: a text that UTF-8 cannot hold.
+        ValueError: UTF-8 cannot encode a text.
     """
 
     number: int
@@ -42,11 +42,11 @@ class LanguageTask(Task[Question]):
     """The common part of all tasks in language.
 
     Attributes:
-        ask: how a question is put.
-        read: where the answer is looked for; the first rule that finds something decides.
+        ask: the prompt format.
+        read: rules that look for the answer; the first rule that finds an answer decides.
         seconds: time limit of judging one answer.
 
-    What was decoded can be read and judged again in another way: the last two are free when an evaluation is resumed.
+    Answers of a saved rollout can be read and judged again: `read` and `seconds` may change when an evaluation is resumed.
     """
 
     ask: Prompt = Prompt()
@@ -72,7 +72,7 @@ class LanguageTask(Task[Question]):
         control, stops = turn_end(codec, self.ask.template)
         ids = list(ids)
         ids = ids[: ids.index(control)] if control in ids else ids
-        # What stands on both sides of a control word is not one word or number.
+        # The texts before and after a control word must not form one word or number.
         stretches = itertools.groupby(ids, lambda i: i in codec.controls)
         text = "\n".join(codec.decode(list(stretch)) for control, stretch in stretches if not control)
         ends = [match.start() for stop in (*stops, *map(re.escape, self.ask.stop)) if (match := re.search(stop, text))]
@@ -80,22 +80,22 @@ class LanguageTask(Task[Question]):
 
 
 def turn_end(codec: TextCodec, template: ChatTemplate | None) -> tuple[int | None, tuple[str, ...]]:
-    """What a template puts after an answer, before the next question: where a model says it, its answer is over.
+    """The end of an answer: the text that a template puts between an answer and the next question.
 
     Args:
         codec: the tokenizer.
-        template: instead of the tokenizer's own.
+        template: a template to use instead of the tokenizer's own.
 
     Returns:
-        The id of a control word, or the pattern of a text: `PLAIN` has the line `Question:`. Neither where the template shows
-        no second question, or nothing before it.
+        The id of a control word, or the pattern of a text (`PLAIN` has the line `Question:`). None and () if the template shows
+        no second question, or no text before it.
     """
     if template is None and codec.chat_template is None:
         return None, ()
     talk = [Message("user", "Which?"), Message("assistant", "This one."), Message("user", "And which then?")]
     try:
         shown = chat.render(codec, talk, template)
-    except ValueError:  # a template of one turn: nothing follows an answer
+    except ValueError:  # a template of one turn: no text follows an answer
         return None, ()
     between, found, _ = shown.partition("This one.")[2].partition("And which then?")
     parts = [(text, control) for text, control in codec.controls.split(between) if text.strip()] if found else []

@@ -1,4 +1,4 @@
-"""Verifiers that run in a worker (`apr_jax.tasks.timed`): each factory here makes one."""
+"""Factories of verifiers that run in a worker (`apr_jax.tasks.timed`)."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -6,14 +6,14 @@ from typing import Any
 
 
 def mathematics() -> Callable[[str, str], bool]:
-    """Whether an answer is mathematically equal to the right one, by `math-verify`.
+    """A verifier of mathematical equality of an answer and the right answer, by `math-verify`.
 
-    Both are LaTeX, numbers or expressions, without dollar signs.
+    Both answers are LaTeX, numbers or expressions, without dollar signs.
     """
-    import math_verify  # here, so that only workers pay for it
+    import math_verify  # here, so that only workers pay for the import
 
     def parse(text: str) -> list:
-        # The worker has a limit of its own: no alarm inside.
+        # The worker has its own time limit, so math-verify needs no alarm.
         options = {"parsing_timeout": None, "raise_on_error": False}
         return math_verify.parse(f"${text}$", **options) or math_verify.parse(text, **options)
 
@@ -29,7 +29,7 @@ def mathematics() -> Callable[[str, str], bool]:
 
 
 def gym(dataset: str, seed: int, size: int, options: Mapping[str, Any]) -> Callable[[int, str], bool]:
-    """Whether the verifier of a `reasoning-gym` data set gives an answer to its entry of that number full marks."""
+    """A verifier of an entry's number and an answer: True if the data set's own verifier gives full marks."""
     entries = gym_entries(dataset, seed, size, options)
 
     def check(number: int, answer: str) -> bool:
@@ -39,13 +39,13 @@ def gym(dataset: str, seed: int, size: int, options: Mapping[str, Any]) -> Calla
 
 
 def gym_entries(dataset: str, seed: int, size: int, options: Mapping[str, Any]) -> Any:
-    """The data set: entry i has `question`, `answer` and what its verifier needs.
+    """The data set: entry i has `question`, `answer` and further fields for its verifier.
 
     Raises:
         ValueError: `reasoning-gym` is not installed, has no data set of that name, or refuses the options.
     """
     try:
-        import reasoning_gym  # here: it takes seconds, and no other task needs it
+        import reasoning_gym  # here, because the import takes seconds and no other task needs it
     except ImportError as error:
         raise ValueError(
             f"dataset {dataset!r} needs reasoning-gym: pip install -r requirements-gym.txt ({error})"
