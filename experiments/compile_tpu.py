@@ -30,8 +30,8 @@ from jax.experimental import mesh_utils, topologies
 
 from apr_jax import settings, sharding
 from apr_jax.decode import Sizes, memory
-from apr_jax.decode.loop import Program
 from apr_jax.decode.placement import AXES, Placement
+from apr_jax.decode.program import Program
 from apr_jax.model import transformer
 from apr_jax.model.config import PRESETS, ModelConfig
 from apr_jax.protocols import SpawnJoin

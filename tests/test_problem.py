@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from apr_jax.decode import Engine, Problem, Sizes
-from apr_jax.decode.loop import fit
 from apr_jax.decode.problem import check
+from apr_jax.decode.program import fit
 from apr_jax.model import io, transformer
 from apr_jax.model.config import ModelConfig
 from apr_jax.protocols import Samples, Sequential, SpawnJoin

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from apr_jax.decode import state as states
-from apr_jax.decode.loop import Program
+from apr_jax.decode.program import Program
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.threads import FINISHED, OPENED
 from apr_jax.record import DRAWN, Log, Stop, ThreadRecord, Transcript, peak_context

@@ -18,9 +18,9 @@ from apr_jax import sharding
 from apr_jax.decode import assemble, memory, native
 from apr_jax.decode import state as states
 from apr_jax.decode.book import RANDOM
-from apr_jax.decode.loop import Program
 from apr_jax.decode.placement import Placement
 from apr_jax.decode.problem import Problem, check, check_seed
+from apr_jax.decode.program import Program
 from apr_jax.decode.progress import Progress
 from apr_jax.decode.protocol import Protocol
 from apr_jax.decode.sizes import Sizes

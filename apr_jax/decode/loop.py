@@ -17,17 +17,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
-from apr_jax import sharding
 from apr_jax.decode import book as books
 from apr_jax.decode import messages, pool, schedule, signals, transitions
 from apr_jax.decode.book import NOBODY, Book
-from apr_jax.decode.protocol import Drawn, Protocol
-from apr_jax.decode.sampling import sample
-from apr_jax.decode.sizes import Sizes
+from apr_jax.decode.drawing import Seen, draw, observe, score
+from apr_jax.decode.program import Program
+from apr_jax.decode.protocol import Drawn
 from apr_jax.decode.state import LogArrays, State, leaving, refill, retire, room
-from apr_jax.decode.threads import Cursor, LastDrawn, masked
+from apr_jax.decode.threads import Cursor, LastDrawn
 from apr_jax.decode.transitions import DRAINED, NOT_FINITE, SPENT
 from apr_jax.model import transformer
 from apr_jax.record import Source, Stop
@@ -38,43 +37,6 @@ class Step(enum.Enum):
 
     FEED = enum.auto()
     DECODE = enum.auto()
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """The static (hashable) inputs of compilation. `kernel`: attention is computed by `apr_jax.decode.native`."""
-
-    graph: transformer.Graph
-    protocol: Protocol
-    sizes: Sizes
-    kernel: bool = False
-
-    def __post_init__(self):
-        fit(self.protocol, self.sizes)
-
-
-def fit(protocol: Protocol, sizes: Sizes) -> None:
-    """Refuse sizes that are too small for every problem of the protocol.
-
-    Raises:
-        ValueError: a size is too small; the message has the size, its value and the least allowed value.
-    """
-    name, least, together = type(protocol).__name__, protocol.needs.threads, protocol.needs.together
-    holds = {
-        "threads": (sizes.threads, 1),
-        "slots": (sizes.pages, sizes.page_size),
-        "log": (sizes.log_pages, sizes.log_page_size),
-    }
-    for size, (most, unit) in holds.items():  # every thread needs at least one page of slots and one page of the log
-        if most < least:
-            raise ValueError(
-                f"sizes.{size} = {getattr(sizes, size)}: {name} opens {least} threads, so at least {least * unit} are needed"
-            )
-    if together > min(sizes.lanes, sizes.rows // sizes.problems):
-        raise ValueError(
-            f"sizes.lanes = {sizes.lanes}, sizes.rows = {sizes.rows}: up to {together} threads of a problem go together, so "
-            f"lanes must be at least {together} and rows at least problems x {together} = {sizes.problems * together}"
-        )
 
 
 def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, kind: Step) -> State:
@@ -140,44 +102,6 @@ def read_tokens(program: Program, state: State, placed: Book, tiles, places, kin
     return jax.lax.cond(reads, read, lambda: placed.threads.drawn.token[at, tiles.thread][:, None])
 
 
-def draw(
-    program: Program, state: State, tiles: schedule.Tiles, threads: books.Threads, logits: Float[Array, "B V"]
-) -> tuple[Int[Array, "B"], Float[Array, "B"], Float[Array, "B"], Bool[Array, "B"]]:
-    """Draw a token a tile, from logits that the protocol may adjust.
-
-    Returns:
-        token, its log-probability under the model, the same under the distribution drawn from, whether any token may be drawn.
-    """
-    parameters = threads.sampling.temperature, threads.sampling.top_k, threads.sampling.top_p
-    if not program.protocol.needs.adjusts:
-        drawn = sharding.by_rows(sample, logits, _uniform(threads), *parameters)
-        return *drawn, jnp.ones(len(tiles.busy), bool)
-    at = jnp.minimum(tiles.problem, program.sizes.problems - 1)
-    shared = jax.tree.map(lambda field: field[at], state.books.shared)
-    bulk = jax.tree.map(lambda kept: kept[at, threads.line.first], state.bulk)
-    leaves, structure = jax.tree.flatten((shared, threads.own, bulk))
-
-    def rows(logits, uniform, temperature, top_k, top_p, *leaves):
-        adjusted = jax.vmap(program.protocol.adjust)(*jax.tree.unflatten(structure, leaves), logits)
-        possible = jnp.any(adjusted > -jnp.inf, axis=-1)
-        # A row without a token to draw is drawn from as it was: its problem ends with this step.
-        adjusted = jnp.where(possible[:, None], adjusted, logits)
-        return *sample(logits, uniform, temperature, top_k, top_p, adjusted), possible
-
-    return sharding.by_rows(rows, logits, _uniform(threads), *parameters, *leaves)
-
-
-def _uniform(threads: books.Threads) -> Array:
-    """One uniform number per tile [B], from the thread's draw key and the number of the draw."""
-
-    def draw(key, number):
-        return jax.random.uniform(
-            jax.random.wrap_key_data(books.fold(key, number), impl=books.RANDOM), dtype=jnp.float32
-        )
-
-    return jax.vmap(draw)(threads.line.draw_key, threads.cursor.generated)
-
-
 def record(log: LogArrays, tiles, places, fed, threads, token: Int[Array, "B"], drawn: Drawn) -> LogArrays:
     """Write fed and sampled tokens into the logs.
 
@@ -207,63 +131,6 @@ def record(log: LogArrays, tiles, places, fed, threads, token: Int[Array, "B"], 
     queued = log.queued.at[where[0], :, where[1]].set(values, mode="drop")
     both = jnp.stack([drawn.logprob, drawn.behaviour_logprob], axis=-1).astype(log.logprob.dtype)
     return LogArrays(queued, fed, log.logprob.at[tiles.problem, :, places.drawn].set(both, mode="drop"))
-
-
-@books.pytree
-class Seen:
-    """The protocol's answers to the tokens that the tiles drew.
-
-    Attributes:
-        own: the threads' own state; `kept`: for which of them it is kept.
-        token: what they go on with.
-        event: of the protocol, 0 for none.
-        draws: a token was sampled at all.
-        finite: neither the tile's hidden states nor its logits hold NaN or infinity.
-        drawn: the sampled token, [B] each; meaningless for tiles that do not draw.
-    """
-
-    own: Any
-    kept: Bool[Array, "B"]
-    token: Int[Array, "B"]
-    event: Int[Array, "B"]
-    draws: Bool[Array, "B"]
-    finite: Bool[Array, "B"]
-    drawn: Drawn
-
-
-def observe(
-    program: Program, state: State, tiles, threads: books.Threads, drawn: Drawn, draws: Bool[Array, "B"], finite
-) -> tuple[Any, Seen]:
-    """Show the drawn tokens to the protocol. Returns the bulk state of all lines and the protocol's answers."""
-    protocol, at = program.protocol, jnp.minimum(tiles.problem, program.sizes.problems - 1)
-    row = jnp.where(draws, tiles.problem, program.sizes.problems)
-    lines_of = jax.tree.map(lambda kept: kept[at, threads.line.first], state.bulk)
-    kept, own = jax.vmap(protocol.watch)(lines_of, threads.own, drawn)
-    put = lambda old, new: old.at[row, threads.line.first].set(new.astype(old.dtype), mode="drop")
-    bulk = jax.tree.map(put, state.bulk, kept)
-    shared = jax.tree.map(lambda field: field[at], state.books.shared)
-    own, token, event = jax.vmap(protocol.observe)(shared, own, drawn)
-    return bulk, Seen(own, draws, token, jnp.where(draws, event, 0), draws, finite, drawn)
-
-
-def score(
-    program: Program, state: State, placed: Book, tiles, places, threads: books.Threads, seen: Seen, logits
-) -> Seen:
-    """Show the protocol the log-probability of the token that comes next in a scored thread's message; for decode steps."""
-    protocol, sizes = program.protocol, program.sizes
-    left = threads.inbox.left - (tiles.count - schedule.leading(threads))
-    scored = tiles.busy & (left > 0) & jax.vmap(protocol.scored)(threads.own)
-
-    def read():
-        ahead = dataclasses.replace(places, message=places.message + 1)
-        templates = jnp.array(protocol.templates, jnp.int32)
-        token = messages.read(placed, state.log.queued[:, 0], templates, tiles, ahead, sizes)[:, 0]
-        pick = lambda logits, token: jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)[:, 0]
-        new = jax.vmap(protocol.score)(threads.own, token, sharding.by_rows(pick, logits, token))
-        return jax.tree.map(lambda old, new: masked(scored, old, new), seen.own, new)
-
-    own = jax.lax.cond(jnp.any(scored), read, lambda: seen.own)
-    return dataclasses.replace(seen, own=own, kept=seen.kept | scored)
 
 
 def advance(program: Program, placed: Book, tiles, places, old: books.Threads, seen: Seen) -> books.Threads:

@@ -17,7 +17,8 @@ from jaxtyping import Array, Int, UInt32
 
 from apr_jax import sharding
 from apr_jax.decode import state as states
-from apr_jax.decode.loop import Program, run_slice
+from apr_jax.decode.loop import run_slice
+from apr_jax.decode.program import Program
 from apr_jax.decode.state import State
 from apr_jax.model import transformer
 from apr_jax.model.int8 import Quantised

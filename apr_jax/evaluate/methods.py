@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from apr_jax.decode import Engine, Problem, Progress, Sizes, Transcript
-from apr_jax.decode.loop import fit
+from apr_jax.decode.program import fit
 from apr_jax.evaluate import machine, metrics
 from apr_jax.evaluate.kept import Kept
 from apr_jax.evaluate.machine import Machine

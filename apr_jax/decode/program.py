@@ -1,0 +1,44 @@
+"""What is compiled: a model, a protocol and sizes, and whether these go together."""
+
+import dataclasses
+
+from apr_jax.decode.protocol import Protocol
+from apr_jax.decode.sizes import Sizes
+from apr_jax.model import transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The static (hashable) inputs of compilation. `kernel`: attention is computed by `apr_jax.decode.native`."""
+
+    graph: transformer.Graph
+    protocol: Protocol
+    sizes: Sizes
+    kernel: bool = False
+
+    def __post_init__(self):
+        fit(self.protocol, self.sizes)
+
+
+def fit(protocol: Protocol, sizes: Sizes) -> None:
+    """Refuse sizes that are too small for every problem of the protocol.
+
+    Raises:
+        ValueError: a size is too small; the message has the size, its value and the least allowed value.
+    """
+    name, least, together = type(protocol).__name__, protocol.needs.threads, protocol.needs.together
+    holds = {
+        "threads": (sizes.threads, 1),
+        "slots": (sizes.pages, sizes.page_size),
+        "log": (sizes.log_pages, sizes.log_page_size),
+    }
+    for size, (most, unit) in holds.items():  # every thread needs at least one page of slots and one page of the log
+        if most < least:
+            raise ValueError(
+                f"sizes.{size} = {getattr(sizes, size)}: {name} opens {least} threads, so at least {least * unit} are needed"
+            )
+    if together > min(sizes.lanes, sizes.rows // sizes.problems):
+        raise ValueError(
+            f"sizes.lanes = {sizes.lanes}, sizes.rows = {sizes.rows}: up to {together} threads of a problem go together, so "
+            f"lanes must be at least {together} and rows at least problems x {together} = {sizes.problems * together}"
+        )
