@@ -70,7 +70,7 @@ def load(path: str | Path) -> Model:
     return Model(graph_of(config), nest({name: jnp.asarray(x.astype(dtype)) for name, x in tensors.items()}))
 
 
-def flatten(params: Params) -> dict[str, Any]:
+def flatten(params: Any) -> dict[str, Any]:
     """A nested tree of weights as one dict with dotted names, such as `layers.0.attention.qkv`."""
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}

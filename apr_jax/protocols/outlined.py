@@ -146,6 +146,8 @@ class Outlined(Protocol):
 
     def begin(self, book: Book) -> Book:
         book = books.open_root(book, samples=True)
+        if self.response:
+            book = book.update(jnp.int32(0), budget=jnp.minimum(book.request.max_tokens, self.response))
         return verbs.feed_prompt(book, jnp.int32(0), jnp.int32(0), book.prompt_length)
 
     def observe(self, shared: Any, own: Outlines, drawn: Drawn) -> tuple[Outlines, Int[Array, ""], Int[Array, ""]]:

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 from apr_jax.model import transformer
 from apr_jax.model.attention import packed_attend
@@ -20,14 +20,14 @@ class Sums:
     Attributes:
         nll: sum of negative log-likelihood times weight, nats.
         weight: sum of the weights of the labels.
-        labels: number of labels per class (C + 1 classes; the last class is "none").
+        labels: number of labels per class (the last class is "none"); integers, or float64 where the host has added them up.
         correct: number of labels that are the most likely token, per class.
     """
 
     nll: Float[Array, ""]
     weight: Float[Array, ""]
-    labels: Int[Array, " C"]
-    correct: Int[Array, " C"]
+    labels: Real[Array, " C"]
+    correct: Real[Array, " C"]
 
     @property
     def loss(self) -> Float[Array, ""]:
@@ -39,7 +39,7 @@ def cross_entropy(
     logits: Float[Array, "*B V"],
     label: Int[Array, "*B"],
     weight: Float[Array, "*B"],
-    classes: Int[Array, " V"],
+    classes: Int[Array | np.ndarray, " V"],
     count: int,
 ) -> Sums:
     """Cross-entropy of labels, computed in f32 (f64 for f64).
@@ -72,7 +72,7 @@ def rows_loss(
     graph: transformer.Graph,
     params: transformer.Params,
     rows: Rows,
-    classes: Int[Array, " V"],
+    classes: Int[Array | np.ndarray, " V"],
     count: int,
     chunk: int = 128,
     remat: bool = False,
