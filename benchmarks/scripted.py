@@ -17,7 +17,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
@@ -116,7 +115,7 @@ class Scripted(Protocol):
     def _open(self, book: Book, parent, count, lengths: Int[Array, "n"], kind: int, start: Int[Array, ""]) -> Book:
         """Fork into `count` threads that sample `lengths` tokens; thread i is fed the token at `start + i` of `kind`."""
         first = book.used
-        book = jax.lax.fori_loop(0, count, lambda _, b: books.open_child(b, parent), book)
+        book = books.open_children(book, parent, count)
         born, number = books.opened(book, parent), books.numbers(book)
         place = number - first
         length = lengths[jnp.clip(place, 0, lengths.shape[0] - 1)]

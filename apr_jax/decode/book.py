@@ -35,6 +35,7 @@ class Owner(Interface):
     """The part of `apr_jax.decode.protocol.Protocol` that a book uses."""
 
     needs: Needs
+    templates: tuple[int, ...]
 
     def own_state(self) -> Any:
         """The protocol's state of a root thread."""
@@ -54,6 +55,7 @@ class Nobodys:
     """Stands for the protocol in books without one: every feature is allowed, no state is kept."""
 
     needs: Needs = Needs(beside=True, live=True, races=True, splits=True)
+    templates: tuple[int, ...] = (0,)
 
     def own_state(self) -> Any:
         return ()
@@ -268,6 +270,11 @@ def open_child(book: Book, parent: Int[Array, ""]) -> Book:
     )
 
 
+def open_children(book: Book, parent: Int[Array, ""], count: Int[Array, ""] | int) -> Book:
+    """Open so many children of `parent`, one after the other, see `open_child`."""
+    return jax.lax.fori_loop(0, count, lambda _, book: open_child(book, parent), book)
+
+
 def opened(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
     """Children of `parent` that are opened and not started."""
     return (book.threads.line.parent == parent) & (book.threads.status == OPENED)
@@ -314,6 +321,12 @@ def eldest(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:
     """The mask of the child that was opened first among the chosen children of one parent."""
     ordinal = book.threads.line.ordinal
     return chosen & (ordinal == jnp.min(jnp.where(chosen, ordinal, jnp.iinfo(jnp.int32).max)))
+
+
+def place_among(book: Book, chosen: Bool[Array, "M"]) -> Int[Array, "M"]:
+    """The place of each chosen child among the chosen children of one parent, which were opened one after the other; else 0."""
+    ordinal = book.threads.line.ordinal
+    return jnp.where(chosen, ordinal - jnp.min(jnp.where(chosen, ordinal, jnp.iinfo(jnp.int32).max)), 0)
 
 
 def by_parent(book: Book, values: Int[Array, "M"]) -> Int[Array, "M"]:

@@ -30,9 +30,7 @@ def draw(
     if not program.protocol.needs.adjusts:
         drawn = sharding.by_rows(sample, logits, _uniform(threads), *parameters)
         return *drawn, jnp.ones(len(tiles.busy), bool)
-    at = jnp.minimum(tiles.problem, program.sizes.problems - 1)
-    shared = jax.tree.map(lambda field: field[at], state.books.shared)
-    bulk = jax.tree.map(lambda kept: kept[at, threads.line.first], state.bulk)
+    shared, bulk = _kept(program, state, tiles, threads)
     leaves, structure = jax.tree.flatten((shared, threads.own, bulk))
 
     def rows(logits, uniform, temperature, top_k, top_p, *leaves):
@@ -43,6 +41,13 @@ def draw(
         return *sample(logits, uniform, temperature, top_k, top_p, adjusted), possible
 
     return sharding.by_rows(rows, logits, _uniform(threads), *parameters, *leaves)
+
+
+def _kept(program: Program, state: State, tiles: schedule.Tiles, threads: books.Threads) -> tuple[Any, Any]:
+    """What the protocol keeps of each tile's problem, and of its line beside the book: trees of arrays [B, ...]."""
+    at = jnp.minimum(tiles.problem, program.sizes.problems - 1)
+    shared = jax.tree.map(lambda field: field[at], state.books.shared)
+    return shared, jax.tree.map(lambda kept: kept[at, threads.line.first], state.bulk)
 
 
 def _uniform(threads: books.Threads) -> Array:
@@ -82,13 +87,11 @@ def observe(
     program: Program, state: State, tiles, threads: books.Threads, drawn: Drawn, draws: Bool[Array, "B"], finite
 ) -> tuple[Any, Seen]:
     """Show the drawn tokens to the protocol. Returns the bulk state of all lines and the protocol's answers."""
-    protocol, at = program.protocol, jnp.minimum(tiles.problem, program.sizes.problems - 1)
+    protocol, (shared, lines_of) = program.protocol, _kept(program, state, tiles, threads)
     row = jnp.where(draws, tiles.problem, program.sizes.problems)
-    lines_of = jax.tree.map(lambda kept: kept[at, threads.line.first], state.bulk)
     kept, own = jax.vmap(protocol.watch)(lines_of, threads.own, drawn)
     put = lambda old, new: old.at[row, threads.line.first].set(new.astype(old.dtype), mode="drop")
     bulk = jax.tree.map(put, state.bulk, kept)
-    shared = jax.tree.map(lambda field: field[at], state.books.shared)
     own, token, event = jax.vmap(protocol.observe)(shared, own, drawn)
     return bulk, Seen(own, draws, token, jnp.where(draws, event, 0), draws, finite, drawn)
 
@@ -103,8 +106,7 @@ def score(
 
     def read():
         ahead = dataclasses.replace(places, message=places.message + 1)
-        templates = jnp.array(protocol.templates, jnp.int32)
-        token = messages.read(placed, state.log.queued[:, 0], templates, tiles, ahead, sizes)[:, 0]
+        token = messages.read(placed, state.log.queued[:, 0], tiles, ahead, sizes)[:, 0]
         pick = lambda logits, token: jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)[:, 0]
         new = jax.vmap(protocol.score)(threads.own, token, sharding.by_rows(pick, logits, token))
         return jax.tree.map(lambda old, new: masked(scored, old, new), seen.own, new)

@@ -92,8 +92,7 @@ def read_tokens(program: Program, state: State, placed: Book, tiles, places, kin
     """The tokens to feed. Most decode steps read no message; they skip the look-up."""
 
     def read():
-        templates = jnp.array(program.protocol.templates, jnp.int32)
-        return messages.read(placed, state.log.queued[:, 0], templates, tiles, places, program.sizes)
+        return messages.read(placed, state.log.queued[:, 0], tiles, places, program.sizes)
 
     if kind is Step.FEED:
         return read()

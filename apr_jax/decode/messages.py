@@ -57,12 +57,11 @@ def compose(
     return book.replace(threads=threads, pieces=pieces, piece_count=count).halt(full, Stop.MESSAGES_FULL)
 
 
-def read(book: Book, log_tokens, templates, tiles: Tiles, places: Places, sizes: Sizes) -> Int[Array, "B C"]:
+def read(book: Book, log_tokens, tiles: Tiles, places: Places, sizes: Sizes) -> Int[Array, "B C"]:
     """The tokens that the tiles feed: an unfed or handed token, or the next tokens of the message.
 
     Args:
         log_tokens: Int [P, T], the token of every log entry.
-        templates: Int [n], the protocol's template tokens.
     """
     threads, pieces = book.threads, book.pieces
     at = jnp.minimum(tiles.problem, book.active.shape[0] - 1)
@@ -80,6 +79,7 @@ def read(book: Book, log_tokens, templates, tiles: Tiles, places: Places, sizes:
     token = jnp.where(
         kind == books.PROMPT, book.prompt[row, jnp.minimum(source, sizes.prompt - 1)], log_tokens[row, entry]
     )
+    templates = jnp.array(book.protocol.templates, jnp.int32)
     token = jnp.where(kind == books.TEMPLATE, templates[jnp.minimum(source, templates.shape[0] - 1)], token)
     return jnp.where(places.message < 0, threads.drawn.token[here][:, None], token)
 

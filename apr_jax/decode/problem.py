@@ -58,6 +58,16 @@ def whole(name: str, value: Any, least: int = _INT32.min, most: int = _INT32.max
     return operator.index(value)
 
 
+def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """Refuse a choice that is none of those allowed.
+
+    Raises:
+        ValueError: the message has the name, the value and what is allowed.
+    """
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}")
+
+
 def check_seed(seed: int) -> int:
     """The seed, if it fits into the 32 bits that JAX keeps; a larger seed would draw the same numbers as a smaller one."""
     return whole("seed", seed, 0, 2**32 - 1)

@@ -127,10 +127,14 @@ class Recogniser:
             [phrase.name for phrase in phrases],
         )
         class_of, table = token_classes.classes(tokens, automaton)
-        terminators = sorted({phrase.until for phrase in phrases if phrase.until})
-        captures = [token_classes.captures(tokens, ord(until)) for until in terminators]
+        captures = [token_classes.captures(tokens, ord(until)) for until in _terminators(phrases)]
         stacked = np.stack(captures) if captures else np.zeros((0, len(tokens), 0), np.uint32)
         return Recogniser(tuple(phrases), token_classes.digest(tokens), class_of, table, stacked)
+
+    @property
+    def capturing(self) -> list[Phrase]:
+        """The phrases that capture, in order."""
+        return [phrase for phrase in self.phrases if phrase.until]
 
     def event(self, name: str) -> int:
         """The event of a phrase; ValueError if there is none of that name."""
@@ -141,7 +145,7 @@ class Recogniser:
 
     def captured_event(self, name: str) -> int:
         """The event that the capture behind a phrase has come to its terminator; ValueError if it captures nothing."""
-        capturing = [phrase.name for phrase in self.phrases if phrase.until]
+        capturing = [phrase.name for phrase in self.capturing]
         if name not in capturing:
             raise ValueError(f"recogniser: the phrase {name} captures nothing; those that do: {', '.join(capturing)}")
         return 1 + len(self.phrases) + capturing.index(name)
@@ -171,12 +175,12 @@ class Recogniser:
 
     def _capture(self, old: Captured, token: Int[Array, ""], phrase: Int[Array, ""]) -> tuple[Captured, Int[Array, ""]]:
         """The capture after a token, and the event that this ends it, else 0."""
-        capturing = [place for place, phrase in enumerate(self.phrases, start=1) if phrase.until]
-        terminators = sorted({phrase.until for phrase in self.phrases if phrase.until})
+        terminators = _terminators(self.phrases)
         which, opens, closing = (np.zeros(1 + len(self.phrases), np.int32) for _ in range(3))
-        for rank, place in enumerate(capturing):
-            which[place] = terminators.index(self.phrases[place - 1].until)
-            opens[place], closing[place] = place, 1 + len(self.phrases) + rank
+        for each in self.capturing:
+            place = self.event(each.name)
+            which[place], opens[place] = terminators.index(each.until), place
+            closing[place] = self.captured_event(each.name)
         row = jnp.asarray(self.captures)[jnp.asarray(which)[old.open], token]
         hash_factor, hash_sum, trim_factor, trim_sum, value, packed = row
         packed = packed.astype(jnp.int32)
@@ -205,6 +209,11 @@ class Recogniser:
             }
         )
         return captured, jnp.where(going & (ends > 0), jnp.asarray(closing)[old.open], 0)
+
+
+def _terminators(phrases: Sequence[Phrase]) -> list[str]:
+    """The characters that end captures, in the order of `Recogniser.captures`."""
+    return sorted({phrase.until for phrase in phrases if phrase.until})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from apr_jax import settings
 from apr_jax.decode.problem import check_sampling
 from apr_jax.decode.protocol import Protocol
+from apr_jax.decode.sampling import COLDEST
 from apr_jax.record import Transcript
 from apr_jax.tokenizer import TextCodec
 
@@ -33,6 +34,22 @@ class Sampling:
 
     def __post_init__(self):
         check_sampling(self)
+
+    def require_chance(self, copies: str, temperature: float) -> None:
+        """Refuse greedy sampling, under which several threads would say the same.
+
+        Args:
+            copies: what would be copies of what, for the message.
+            temperature: that it advises.
+
+        Raises:
+            ValueError: temperature or `top_k` leave nothing to chance.
+        """
+        if self.temperature < COLDEST or self.top_k == 1:
+            greedy = "top_k is 1" if self.top_k == 1 else f"temperature is {self.temperature:g}"
+            raise ValueError(
+                f"{greedy}: {copies}; raise temperature ({temperature}, say) and top_k, or take the method Sequential"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ import dataclasses
 
 from apr_jax import protocols
 from apr_jax.decode.problem import whole
-from apr_jax.decode.sampling import COLDEST
 from apr_jax.methods.method import Method, Sampling
 from apr_jax.tokenizer import TextCodec
 
@@ -25,12 +24,8 @@ class Samples(Method):
         whole("samples.count", self.count, 1)
 
     def check(self, sampling: Sampling) -> Sampling:
-        if self.count > 1 and (sampling.temperature < COLDEST or sampling.top_k == 1):
-            greedy = "top_k is 1" if sampling.top_k == 1 else f"temperature is {sampling.temperature:g}"
-            raise ValueError(
-                f"{greedy}: the {self.count} samples of each question would be copies of one answer; raise temperature (0.7, "
-                "say) and top_k, or take the method Sequential"
-            )
+        if self.count > 1:
+            sampling.require_chance(f"the {self.count} samples of each question would be copies of one answer", 0.7)
         return sampling
 
     def protocol(self, codec: TextCodec) -> protocols.Samples:

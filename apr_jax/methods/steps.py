@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from apr_jax.decode.problem import whole
-from apr_jax.decode.sampling import COLDEST
 from apr_jax.methods.method import Method, Sampling
 from apr_jax.protocols.steps import Finished, StepSearch
 from apr_jax.record import Transcript
@@ -42,12 +41,8 @@ class Steps(Method):
         self.made(lambda word: next(numbers), 0)
 
     def check(self, sampling: Sampling) -> Sampling:
-        if self.width > 1 and (sampling.temperature < COLDEST or sampling.top_k == 1):
-            greedy = "top_k is 1" if sampling.top_k == 1 else f"temperature is {sampling.temperature:g}"
-            raise ValueError(
-                f"{greedy}: the {self.width} candidates of each beam would be copies of one; raise temperature (0.8, say) and "
-                "top_k, or take the method Sequential"
-            )
+        if self.width > 1:
+            sampling.require_chance(f"the {self.width} candidates of each beam would be copies of one", 0.8)
         return sampling
 
     def protocol(self, codec: TextCodec) -> StepSearch:

@@ -27,6 +27,7 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from apr_jax.decode.problem import one_of
 from apr_jax.protocols.steps import Beam, StepSearch
 
 Score = Literal["mean", "sum", "last"]
@@ -44,7 +45,7 @@ class BeamSearch(StepSearch):
 
     def __post_init__(self):
         super().__post_init__()
-        self._one_of("score", get_args(Score))
+        one_of(f"{self.name}.score", self.score, get_args(Score))
 
     def merit(self, own: Beam) -> Float[Array, "M"]:
         total, count = (own.step_total, own.step_count) if self.score == "last" else (own.total, own.count)

@@ -28,6 +28,7 @@ from apr_jax.decode.book import Book, pytree
 from apr_jax.decode.needs import Needs
 from apr_jax.decode.protocol import Drawn
 from apr_jax.decode.threads import FINISHED
+from apr_jax.protocols import verbs
 from apr_jax.protocols.samples import Samples
 from apr_jax.record import Stop
 
@@ -59,7 +60,7 @@ class EarlyVote(Samples):
     def observe(self, shared: Any, own: Ballot, drawn: Drawn) -> tuple[Ballot, Int[Array, ""], Int[Array, ""]]:
         own, token, event = super().observe(shared, own, drawn)
         opens = token == self.answer
-        hashed = (own.hash * jnp.uint32(31) + token.astype(jnp.uint32) + 1) * jnp.uint32(2654435761)
+        hashed = verbs.hash_on(own.hash, token)
         hashed = jnp.where(own.begun & (event == 0), hashed, own.hash)
         return Ballot(own.begun | opens, jnp.where(opens, jnp.uint32(0), hashed)), token, event
 

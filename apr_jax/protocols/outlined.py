@@ -30,6 +30,7 @@ from apr_jax.decode import ends, lines
 from apr_jax.decode.book import Book, pytree
 from apr_jax.decode.forks import fork
 from apr_jax.decode.needs import Needs
+from apr_jax.decode.problem import one_of
 from apr_jax.decode.protocol import Drawn, ForAll, Handler, Protocol
 from apr_jax.decode.recogniser import Found, Names, Recogniser
 from apr_jax.protocols import verbs
@@ -99,8 +100,7 @@ class Outlined(Protocol):
     response: int = 0
 
     def __post_init__(self):
-        if self.join not in get_args(Join):
-            raise ValueError(f"outlined.join is {self.join!r}; allowed are {', '.join(get_args(Join))}")
+        one_of("outlined.join", self.join, get_args(Join))
         for name in ("most", "blocks", "max_depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"outlined.{name} is {getattr(self, name)}; at least 1 is needed")
@@ -145,10 +145,10 @@ class Outlined(Protocol):
         return dataclasses.replace(self.own_state(), depth=parent.depth + 1)
 
     def begin(self, book: Book) -> Book:
-        book = books.open_root(book, samples=True)
+        book = verbs.open_sampler(book)
         if self.response:
             book = book.update(jnp.int32(0), budget=jnp.minimum(book.request.max_tokens, self.response))
-        return verbs.feed_prompt(book, jnp.int32(0), jnp.int32(0), book.prompt_length)
+        return book
 
     def observe(self, shared: Any, own: Outlines, drawn: Drawn) -> tuple[Outlines, Int[Array, ""], Int[Array, ""]]:
         found, met = self.recogniser.step(own.found, drawn.token)
@@ -210,16 +210,14 @@ class Outlined(Protocol):
     def _start(self, book: Book, thread: Int[Array, ""]) -> Book:
         own = jax.tree.map(lambda column: column[thread], book.threads.own)
         mine = books.numbers(book) == thread
-        book = jax.lax.fori_loop(0, own.count, lambda _, book: books.open_child(book, thread), book)
+        book = books.open_children(book, thread, own.count)
         born = books.opened(book, thread)
-        eldest, ordinal = books.eldest(book, born), book.threads.line.ordinal
-        rank = jnp.clip(ordinal - jnp.min(jnp.where(born, ordinal, jnp.iinfo(jnp.int32).max)), 0, self.most - 1)
-        number = own.numbers[rank]
+        number = own.numbers[books.place_among(book, born)]
         start, length = self.phrases.each("header", number)
         book = book.update_own(born, number=number)
         book = book.update_own(mine, begun=False, count=0, refused=False, blocks=own.blocks + 1)
         book = verbs.say(book, books.numbers(book), (books.TEMPLATE,), thread, (start,), (length,), born)
-        seen = born if self.stitches else eldest
+        seen = born if self.stitches else books.eldest(book, born)
         budget = book.threads.sampling.budget
         if self.response:
             budget = jnp.minimum(budget, jnp.maximum(self.response - self.used(book, thread), 1))

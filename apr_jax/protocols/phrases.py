@@ -11,7 +11,7 @@ from apr_jax.tokenizer import TextCodec
 
 @dataclasses.dataclass(frozen=True)
 class Phrases:
-    """Phrases in canonical tokens, made by `of`. Static.
+    """Phrases in canonical tokens, made by `of` or `of_ids`. Static.
 
     Attributes:
         tokens: all of them, one after the other: what a protocol gives as `templates`.
@@ -35,18 +35,26 @@ class Phrases:
         Raises:
             ValueError: a text without tokens, named.
         """
-        tokens: list[int] = []
-        starts, lengths = [], []
+        families = {}
         for name, members in texts.items():
             encoded = [
                 codec.encode(text, continues=True) for text in ([members] if isinstance(members, str) else members)
             ]
             if not encoded or not all(encoded):
                 raise ValueError(f"phrase {name} is {members!r}; every text of it must have at least one token")
-            lengths.append(tuple(map(len, encoded)))
-            starts.append(tuple(len(tokens) + sum(lengths[-1][:i]) for i in range(len(encoded))))
-            tokens += [i for member in encoded for i in member]
-        return Phrases(tuple(tokens), tuple(texts), tuple(starts), tuple(lengths))
+            families[name] = encoded
+        return Phrases.of_ids(**families)
+
+    @staticmethod
+    def of_ids(**families: Sequence[Sequence[int]]) -> "Phrases":
+        """Phrases whose tokens are known, those of each family by its name."""
+        tokens: list[int] = []
+        starts, lengths = [], []
+        for members in families.values():
+            lengths.append(tuple(map(len, members)))
+            starts.append(tuple(len(tokens) + sum(lengths[-1][:i]) for i in range(len(members))))
+            tokens += [i for member in members for i in member]
+        return Phrases(tuple(tokens), tuple(families), tuple(starts), tuple(lengths))
 
     def one(self, name: str) -> tuple[int, int]:
         """Start and length of a phrase."""

@@ -6,7 +6,6 @@
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
@@ -47,7 +46,7 @@ class Samples(Protocol):
         return own, drawn.token, is_one_of(drawn.token, (self.end,))
 
     def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
-        book = jax.lax.fori_loop(0, self.count, lambda _, b: books.open_child(b, thread), book)
+        book = books.open_children(book, thread, self.count)
         born = books.opened(book, thread)
         book = verbs.last_of_prompt(book, born)
         return fork(book, thread, born, context=thread)

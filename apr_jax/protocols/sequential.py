@@ -3,10 +3,8 @@
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from apr_jax.decode import book as books
 from apr_jax.decode.book import Book
 from apr_jax.decode.protocol import Drawn, ForAll, Protocol, is_one_of
 from apr_jax.protocols import verbs
@@ -21,8 +19,7 @@ class Sequential(Protocol):
     handlers = (ForAll(verbs.end),)
 
     def begin(self, book: Book) -> Book:
-        book = books.open_root(book, samples=True)
-        return verbs.feed_prompt(book, jnp.int32(0), jnp.int32(0), book.prompt_length)
+        return verbs.open_sampler(book)
 
     def observe(self, shared: Any, own: Any, drawn: Drawn) -> tuple[Any, Int[Array, ""], Int[Array, ""]]:
         return own, drawn.token, is_one_of(drawn.token, (self.end,))

@@ -27,6 +27,7 @@ from apr_jax.decode import ends, lines
 from apr_jax.decode.book import Book, pytree
 from apr_jax.decode.forks import fork
 from apr_jax.decode.needs import Needs
+from apr_jax.decode.problem import one_of
 from apr_jax.decode.protocol import Drawn, Handler, Protocol, is_one_of
 from apr_jax.protocols import verbs
 from apr_jax.record import Stop
@@ -78,8 +79,7 @@ class SpawnJoin(Protocol):
 
     def __post_init__(self):
         for name, allowed in (("context", get_args(Context)), ("returns", get_args(Returns))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"spawn_join.{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}")
+            one_of(f"spawn_join.{name}", getattr(self, name), allowed)
         if self.live and self.max_depth != 1:
             raise ValueError(
                 f"spawn_join.max_depth is {self.max_depth}; live children do not fork, so only 1 is allowed"
@@ -108,8 +108,7 @@ class SpawnJoin(Protocol):
         return Spans(*(jnp.int32(-1) for _ in range(4)))
 
     def begin(self, book: Book) -> Book:
-        book = books.open_root(book, samples=True)
-        return verbs.feed_prompt(book, jnp.int32(0), jnp.int32(0), book.prompt_length)
+        return verbs.open_sampler(book)
 
     def observe(self, shared: Any, own: Spans, drawn: Drawn) -> tuple[Spans, Int[Array, ""], Int[Array, ""]]:
         return own, drawn.token, is_one_of(drawn.token, (self.end, self.spawn, self.wait, self.join))

@@ -20,6 +20,7 @@ from apr_jax.decode import ends
 from apr_jax.decode.book import Book, pytree
 from apr_jax.decode.forks import fork
 from apr_jax.decode.needs import Needs
+from apr_jax.decode.problem import one_of
 from apr_jax.decode.protocol import Drawn, ForAll, Handler, Protocol
 from apr_jax.protocols import verbs
 from apr_jax.record import Stop
@@ -89,7 +90,7 @@ class StepSearch(Protocol):
         for field in ("beams", "width", "subtrees", "steps"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{self.name}.{field} is {getattr(self, field)}; at least 1 is needed")
-        self._one_of("finished", get_args(Finished))
+        one_of(f"{self.name}.finished", self.finished, get_args(Finished))
         if self.beams % self.subtrees:
             raise ValueError(
                 f"{self.name}.beams is {self.beams}; it must be a multiple of subtrees, {self.subtrees}: each keeps as many"
@@ -100,10 +101,6 @@ class StepSearch(Protocol):
             )
         if self.end in self.step_ends:
             raise ValueError(f"{self.name}.step_ends holds the id {self.end}, which is end; a step is not an answer")
-
-    def _one_of(self, field: str, allowed: tuple[str, ...]) -> None:
-        if getattr(self, field) not in allowed:
-            raise ValueError(f"{self.name}.{field} is {getattr(self, field)!r}; allowed are {', '.join(allowed)}")
 
     @property
     def name(self) -> str:
@@ -144,14 +141,14 @@ class StepSearch(Protocol):
             count=own.count + 1,
             step_total=own.step_total + units,
             step_count=own.step_count + 1,
-            hash=(own.hash * jnp.uint32(31) + drawn.token.astype(jnp.uint32) + 1) * jnp.uint32(2654435761),
+            hash=verbs.hash_on(own.hash, drawn.token),
             finished=ended,
         )
         return own, drawn.token, (ended | stepped).astype(jnp.int32)
 
     def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
         """The prompt is fed: the first round goes on from it."""
-        book = jax.lax.fori_loop(0, self.candidates, lambda _, b: books.open_child(b, thread), book)
+        book = books.open_children(book, thread, self.candidates)
         born = books.opened(book, thread)
         book = book.update_own(born, tree=book.threads.line.ordinal % self.subtrees)
         return self._fork(verbs.last_of_prompt(book, born), thread, born, context=thread)
@@ -192,9 +189,9 @@ class StepSearch(Protocol):
         going = (own.place >= 0) & ~own.finished
         many = jnp.sum(going, dtype=jnp.int32)
         count = jnp.where(many > 0, self.candidates, 0) if self.finished == "leave" else many * self.width
-        opened = jax.lax.fori_loop(0, count, lambda _, b: books.open_child(b, thread), book)
+        opened = books.open_children(book, thread, count)
         born = books.opened(opened, thread)
-        turn = ordinal_among(opened, born) % jnp.maximum(many, 1)
+        turn = books.place_among(opened, born) % jnp.maximum(many, 1)
         context = jnp.where(born, in_order(book, going)[turn], books.NOBODY)
         mother = jax.tree.map(lambda column: column[jnp.maximum(context, 0)], own)
         inherited = {name: getattr(mother, name) for name in ("total", "count", "hash", "tree")}
@@ -217,13 +214,6 @@ def in_order(book: Book, chosen: Bool[Array, "M"]) -> Int[Array, "M"]:
     """The numbers of the chosen children of one parent in the order of their paths, then those of others."""
     ordinal = jnp.where(chosen, book.threads.line.ordinal, jnp.iinfo(jnp.int32).max)
     return jnp.argsort(ordinal, stable=True).astype(jnp.int32)
-
-
-def ordinal_among(book: Book, chosen: Bool[Array, "M"]) -> Int[Array, "M"]:
-    """The place of each chosen child among the chosen, which were opened one after the other; at least 0 for all."""
-    ordinal = book.threads.line.ordinal
-    first = jnp.min(jnp.where(chosen, ordinal, jnp.iinfo(jnp.int32).max))
-    return jnp.where(chosen, ordinal - first, 0)
 
 
 def _ranks(

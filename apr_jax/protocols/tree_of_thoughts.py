@@ -20,7 +20,6 @@ latency but no critical path.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -31,7 +30,7 @@ from apr_jax.decode.forks import fork
 from apr_jax.decode.needs import Needs
 from apr_jax.decode.signals import BestMean, Logprobs
 from apr_jax.protocols import verbs
-from apr_jax.protocols.steps import UNITS, Beam, StepSearch, in_order, ordinal_among
+from apr_jax.protocols.steps import UNITS, Beam, StepSearch, in_order
 from apr_jax.record import Stop
 
 
@@ -101,9 +100,9 @@ class TreeOfThoughts(StepSearch):
         """Fork a probe from each candidate that has just ended its thought."""
         own, number = book.threads.own, books.numbers(book)
         asked = books.awaited(book, thread) & own.candidate
-        book = jax.lax.fori_loop(0, jnp.sum(asked), lambda _, b: books.open_child(b, thread), book)
+        book = books.open_children(book, thread, jnp.sum(asked, dtype=jnp.int32))
         born = books.opened(book, thread)
-        context = jnp.where(born, in_order(book, asked)[ordinal_among(book, born)], books.NOBODY)
+        context = jnp.where(born, in_order(book, asked)[books.place_among(book, born)], books.NOBODY)
         book = verbs.say(book, number, (books.TEMPLATE,), number, (number * 0,), (len(self.ask),), born)
         book = book.update_own(born, probe=True).update_own(number == thread, asks=True)
         hand = self.quotes & ~own.finished[jnp.maximum(context, 0)]

@@ -15,17 +15,17 @@ cannot be shared otherwise; a path has ended only then. The padding is seen, and
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from apr_jax.decode import book as books
-from apr_jax.decode import ends, lines, messages, races
+from apr_jax.decode import ends, lines, races
 from apr_jax.decode.book import Book, pytree
 from apr_jax.decode.forks import fork
 from apr_jax.decode.needs import Needs
 from apr_jax.decode.protocol import Drawn, ForAll, Handler, Protocol, is_one_of
 from apr_jax.protocols import verbs
+from apr_jax.protocols.phrases import Phrases
 from apr_jax.record import Stop
 
 
@@ -35,12 +35,10 @@ class Path:
 
     Attributes:
         number: of its path, from 0; -1 for the root.
-        ended: it has sampled its end, or used up its budget.
-        stop: the reason why, a `Stop`.
+        stop: why its text has ended (its end sampled, or its budget used up), a `Stop`; RUNNING before that.
     """
 
     number: Int[Array, ""]
-    ended: Bool[Array, ""]
     stop: Int[Array, ""]
 
 
@@ -91,36 +89,34 @@ class TwoStage(Protocol):
         return Needs(threads=1 + len(self.begins), races=self.races)
 
     @property
+    def phrases(self) -> Phrases:
+        """What paths and the summary are forced to begin with, and a block of padding."""
+        return Phrases.of_ids(begin=self.begins, summary=(self.summary,), padding=((self.pad,) * self.block,))
+
+    @property
     def templates(self) -> tuple[int, ...]:
-        """The forced tokens of all paths, those of the summary, then padding."""
-        return (
-            *(token for begin in self.begins for token in begin),
-            *self.summary,
-            *(self.pad,) * (self.block - 1),
-            self.pad,
-        )
+        return self.phrases.tokens
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
         return (self._end_path, ForAll(verbs.end))
 
     def own_state(self) -> Path:
-        return Path(jnp.int32(-1), jnp.bool(False), jnp.int32(Stop.RUNNING))
+        return Path(jnp.int32(-1), jnp.int32(Stop.RUNNING))
 
     def begin(self, book: Book) -> Book:
         """Feed the prompt, filled up so that it and the first token of a path are whole blocks."""
-        root = jnp.int32(0)
         book = books.open_root(book, samples=False)
-        short = -(book.prompt_length + 1) % self.block
-        both = lambda prompt, padding: jnp.stack([jnp.int32(prompt), jnp.int32(padding)])
-        return messages.compose(
+        short, number = -(book.prompt_length + 1) % self.block, books.numbers(book)
+        padding, root = self.phrases.one("padding")[0], number == 0
+        return verbs.say(
             book,
-            to=both(root, root),
-            kind=both(books.PROMPT, books.TEMPLATE),
-            thread=both(root, root),
-            start=both(0, self._padding),
-            length=both(book.prompt_length, short),
-            valid=jnp.stack([jnp.bool(True), short > 0]),
+            to=number,
+            kind=(books.PROMPT, books.TEMPLATE),
+            thread=number,
+            start=(number * 0, number * 0 + padding),
+            length=(book.prompt_length, short),
+            valid=(root, root & (short > 0)),
         )
 
     def observe(self, shared: Any, own: Path, drawn: Drawn) -> tuple[Path, Int[Array, ""], Int[Array, ""]]:
@@ -141,7 +137,7 @@ class TwoStage(Protocol):
         """A path that has used up its budget has ended like any other; the summary ends all."""
         thinks = mask & (book.threads.own.number >= 0)
         book = ends.close(book, mask & ~thinks, jnp.int32(Stop.LENGTH))
-        return self._arrive(book.update_own(thinks, ended=True, stop=int(Stop.LENGTH)), thinks)
+        return self._arrive(book.update_own(thinks, stop=int(Stop.LENGTH)), thinks)
 
     def decided(self, book: Book, thread: Int[Array, ""]) -> Book:
         """The end of a path is decided: if it is the last of those that are enough, the others are cut where they stand.
@@ -152,41 +148,36 @@ class TwoStage(Protocol):
         members = book.threads.pace.race == book.threads.pace.race[thread]
         running = races.rivals(book, thread) & ~races.flushing(book)
         over = jnp.sum(members & ~running) >= self.enough
-        cut = running & over
-        stop = jnp.where(own.ended & (cut | (books.numbers(book) == thread)), own.stop, int(Stop.CUT))
-        return ends.close(book, cut | (books.numbers(book) == thread), stop)
+        stop = jnp.where(own.stop == Stop.RUNNING, int(Stop.CUT), own.stop)
+        return ends.close(book, (running & over) | (books.numbers(book) == thread), stop)
 
     def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
         """All paths have ended: the summary sees them and begins."""
         book = ends.release(lines.stitch(book, thread, books.awaited(book, thread)), books.awaited(book, thread))
-        number = books.numbers(book)
-        start = number * 0 + self._padding - len(self.summary)
-        book = verbs.say(book, number, (books.TEMPLATE,), number, (start,), (len(self.summary),), number == thread)
+        number, (start, length) = books.numbers(book), self.phrases.one("summary")
+        book = verbs.say(book, number, (books.TEMPLATE,), number, (start,), (length,), number == thread)
         return book.update(thread, samples=True)
-
-    @property
-    def _padding(self) -> int:
-        """Place of the padding in the template table."""
-        return sum(map(len, self.begins)) + len(self.summary)
 
     def _think(self, book: Book, root: Int[Array, ""]) -> Book:
         """Let the paths begin."""
-        book = jax.lax.fori_loop(0, len(self.begins), lambda _, b: books.open_child(b, root), book)
+        book = books.open_children(book, root, len(self.begins))
         born, number = books.opened(book, root), books.numbers(book)
-        path = jnp.where(born, book.threads.line.ordinal, 0)
-        lengths = jnp.array([len(begin) for begin in self.begins], jnp.int32)
-        starts = jnp.cumsum(lengths) - lengths
-        book = book.update_own(born, number=path)
-        book = verbs.say(book, number, (books.TEMPLATE,), number, (starts[path],), (lengths[path],), born)
+        path = books.place_among(book, born)
+        start, length = self.phrases.each("begin", path)
+        book = verbs.say(
+            book.update_own(born, number=path), number, (books.TEMPLATE,), number, (start,), (length,), born
+        )
         book = fork(book, root, born, context=root, flushes=True, held=True)
         return races.start(book, born) if self.races else book
 
     def _end_path(self, book: Book, thread: Int[Array, ""]) -> Book:
         """A path has sampled its end; padding comes first."""
         mask = book.mask(thread)
-        book = book.update_own(mask, ended=True, stop=int(Stop.END))
+        book = book.update_own(mask, stop=int(Stop.END))
         short = -book.threads.cursor.length[thread] % self.block
-        return books.choose(short > 0, verbs.say_last(book, thread, self._padding, short), self._arrive(book, mask))
+        return books.choose(
+            short > 0, verbs.say_last(book, thread, self.phrases.one("padding")[0], short), self._arrive(book, mask)
+        )
 
     def _arrive(self, book: Book, mask: Bool[Array, "M"]) -> Book:
         """Paths have come to their ends; in a race these are to be decided."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, UInt32
 
 from apr_jax.decode import book as books
 from apr_jax.decode import ends, messages
@@ -28,6 +28,12 @@ def open_reader(book: Book, drained: Callable[[Book, Int[Array, ""]], Book]) -> 
     root = jnp.int32(0)
     book = feed_prompt(books.open_root(book, samples=False), root, root, book.prompt_length - 1)
     return books.choose(book.prompt_length == 1, drained(book, root), book)
+
+
+def open_sampler(book: Book) -> Book:
+    """Open a root that is fed the prompt and samples."""
+    root = jnp.int32(0)
+    return feed_prompt(books.open_root(book, samples=True), root, root, book.prompt_length)
 
 
 def last_of_prompt(book: Book, to: Bool[Array, "M"]) -> Book:
@@ -99,6 +105,11 @@ def say_last(
     number, mask = books.numbers(book), book.mask(who)
     book = say(book, number, (books.TEMPLATE,), number, (start,), (length,), mask)
     return book.update(mask, samples=False, unfed=book.threads.drawn.unfed & (not drop))
+
+
+def hash_on(hash: UInt32[Array, ""], token: Int[Array, ""]) -> UInt32[Array, ""]:
+    """The hash of a sequence of tokens that is one token longer; that of none is 0."""
+    return (hash * jnp.uint32(31) + token.astype(jnp.uint32) + 1) * jnp.uint32(2654435761)
 
 
 def part(book: Book, place: int) -> tuple[Int[Array, ""], Int[Array, ""]]:
