@@ -155,20 +155,20 @@ class Case:
 
 
 def random_model(config: ModelConfig) -> transformer.Model:
-    """Weights so large that a token depends on all that is seen."""
+    """Weights so large that a token depends on all that is seen, in the configuration's dtype."""
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape) / np.sqrt(config.width) if leaf.ndim > 1 else np.ones(leaf.shape),
         transformer.abstract_params(config),
     )
     params["embed"], params["head"] = 4.0 * params["embed"], 2.0 * params["head"]
-    return transformer.Model(transformer.graph_of(config), jax.tree.map(jax.numpy.asarray, params))
+    cast = lambda leaf: jax.numpy.asarray(leaf, config.param_dtype)
+    return transformer.Model(transformer.graph_of(config), jax.tree.map(cast, params))
 
 
 @functools.cache
 def model(kernels: bool = False) -> transformer.Model:
-    made = random_model(dataclasses.replace(CONFIG, **KERNELS) if kernels else CONFIG)
-    return transformer.Model(made.graph, jax.tree.map(lambda leaf: leaf.astype(made.config.dtype), made.params))
+    return random_model(dataclasses.replace(CONFIG, **KERNELS) if kernels else CONFIG)
 
 
 @functools.cache

@@ -70,8 +70,7 @@ class Asking(Protocol):
         return bulk, dataclasses.replace(own, recent=jnp.sum(mine))
 
     def begin(self, book):
-        root = jnp.int32(0)
-        return verbs.feed_prompt(books.open_root(book, samples=True), root, root, book.prompt_length)
+        return verbs.open_sampler(book)
 
     def observe(self, shared, own: Notes, drawn):
         own = dataclasses.replace(own, said=own.said + 1)
@@ -98,10 +97,22 @@ class Asking(Protocol):
         return ends.close(ends.release(book, books.awaited(book, thread)), thread, jnp.int32(Stop.END))
 
 
-@pytest.fixture(scope="module")
-def model() -> transformer.Model:
+def sharp_model() -> transformer.Model:
+    """Weights so large that a token depends on all that is seen."""
     model = transformer.init(CONFIG, jax.random.key(1))
     return dataclasses.replace(model, params=jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, model.params))
+
+
+def predicted(model, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Log-probabilities of what comes after each token of a sequence: Float [E, V]."""
+    params = jax.tree.map(np.asarray, model.params)
+    logits = reference_model.all_logits(params, CONFIG, tokens, positions).astype(np.float64)
+    return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def model() -> transformer.Model:
+    return sharp_model()
 
 
 def decoded(model, sizes):
@@ -119,9 +130,7 @@ def logprobs(model, found, thread: int) -> np.ndarray:
     log = found.log
     mine = np.flatnonzero((log.thread == thread) & (log.index >= 0))
     mine = mine[np.argsort(log.index[mine])]
-    params = jax.tree.map(np.asarray, model.params)
-    logits = reference_model.all_logits(params, CONFIG, log.token[mine], log.position[mine]).astype(np.float64)
-    return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    return predicted(model, log.token[mine], log.position[mine])
 
 
 def test_children_are_handed_the_token_and_asked_the_question(found):

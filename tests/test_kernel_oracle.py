@@ -28,7 +28,7 @@ import reference_model
 import replaying
 import test_splits
 import test_together
-from apr_jax.decode import Engine, Problem, Stop, native
+from apr_jax.decode import Engine, Problem, native
 from apr_jax.decode.native.product import Packed
 from apr_jax.model.transformer import Model
 from program_protocol import Programs
@@ -49,7 +49,6 @@ PROTOCOLS = {
     ),
     "together": (test_together.VARIANTS["races"][0], test_together.TIGHT, ("KILLED",)),
 }  # fmt: skip
-FULL = (Stop.THREADS_FULL, Stop.POOL_FULL, Stop.LOG_FULL, Stop.MESSAGES_FULL, Stop.LANES_FULL)
 
 
 @functools.cache
@@ -57,10 +56,8 @@ def model(dtype: str, programs: bool) -> Model:
     """Of programs of threads (`fuzz_programs`), or of the words that fork, race and so on."""
     fields = dict(dtype=dtype, param_dtype=dtype, **CONFIGS[dtype])
     if programs:
-        wide = fuzz_programs.random_model(dataclasses.replace(fuzz_programs.CONFIG, **fields))
-    else:
-        config = dataclasses.replace(racing.CONFIG, **fields)
-        wide = forking.biased_model(config, SEEDS[dtype], racing.bias(), 1.2)
+        return fuzz_programs.random_model(dataclasses.replace(fuzz_programs.CONFIG, **fields))
+    wide = forking.biased_model(dataclasses.replace(racing.CONFIG, **fields), SEEDS[dtype], racing.bias(), 1.2)
     return Model(wide.graph, jax.tree.map(lambda leaf: leaf.astype(dtype), wide.params))
 
 
@@ -117,7 +114,9 @@ def check(name: str, engine: Engine, problems: list[Problem], interpret: Callabl
     path, dtype = check_path(engine, kernel), engine.model.config.dtype
     right = forward(dtype, name == "programs")
     found, stops, refused = replaying.Differences(), collections.Counter(), 0
-    fitting = [transcript for transcript in engine.decode(problems, seed=SEED) if transcript.stop not in FULL]
+    fitting = [
+        transcript for transcript in engine.decode(problems, seed=SEED) if transcript.stop not in fuzz_programs.FULL
+    ]
     for transcript in fitting:
         problem = problems[transcript.problem]
         again = functools.partial(interpret, right, problem)

@@ -2,22 +2,19 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array, Float, Int
 
-import reference_model
 from apr_jax.decode import Engine, Problem, Source, Stop, ends
 from apr_jax.decode import book as books
 from apr_jax.decode.book import pytree
 from apr_jax.decode.forks import fork
 from apr_jax.decode.needs import Needs
 from apr_jax.decode.protocol import Protocol
-from apr_jax.model import transformer
 from apr_jax.protocols import Sequential, verbs
-from test_contract import CONFIG, ONE_ROW, SIZES
+from test_contract import ONE_ROW, SIZES, predicted, sharp_model
 
 PROMPT, BAN = (3, 5, 1, 9, 2), 7
 PHRASES = ((12, 13, 4, 1, 0, 8, 8), (5,), (2, 6))  # what the children are asked, of several lengths
@@ -54,8 +51,7 @@ class Asking(Protocol):
         return Score(own.sum + logprob.astype(jnp.float32), own.count + 1)
 
     def begin(self, book):
-        root = jnp.int32(0)
-        book = verbs.feed_prompt(books.open_root(book, samples=True), root, root, book.prompt_length)
+        book = verbs.open_sampler(book)
         return book.update_own(books.numbers(book) == 0, count=-1000)  # the prompt is not scored
 
     def observe(self, shared, own, drawn):
@@ -80,16 +76,13 @@ class Asking(Protocol):
 
 
 @pytest.fixture(scope="module")
-def model() -> transformer.Model:
-    model = transformer.init(CONFIG, jax.random.key(1))
-    return dataclasses.replace(model, params=jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, model.params))
+def model():
+    return sharp_model()
 
 
-def predicted(model, tokens: list[int]) -> np.ndarray:
-    """Log-probabilities of what comes after each token of a sequence: Float [E, V]."""
-    params = jax.tree.map(np.asarray, model.params)
-    logits = reference_model.all_logits(params, CONFIG, np.array(tokens), np.arange(len(tokens))).astype(np.float64)
-    return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+def after_each(model, tokens: list[int]) -> np.ndarray:
+    """Log-probabilities of what comes after each token of a plain sequence: Float [E, V]."""
+    return predicted(model, np.array(tokens), np.arange(len(tokens)))
 
 
 @pytest.mark.parametrize("sizes", [SIZES, ONE_ROW, MANY], ids=["few rows", "one row", "many rows"])
@@ -102,7 +95,7 @@ def test_messages_are_scored_as_the_model_says(model, handed, sizes):
         said = transcript.generated(0).tolist()
         for child, phrase in enumerate(PHRASES, start=1):
             context = [*PROMPT, *said] if handed else [*PROMPT, *said[:-1]]
-            known = predicted(model, [*context, *phrase])
+            known = after_each(model, [*context, *phrase])
             places = range(len(context) - (1 if handed else 0), len(context) + len(phrase) - 1)
             after = [*context, *phrase]
             right = [known[place, after[place + 1]] for place in places]
@@ -146,7 +139,7 @@ def test_what_is_banned_is_not_drawn_and_both_log_probabilities_are_kept(model, 
     for transcript in engine.decode(problems, seed=5):
         log, tokens = transcript.log, transcript.generated(0)
         whole = [*PROMPT, *tokens.tolist()]
-        known = predicted(model, whole)
+        known = after_each(model, whole)
         for place, entry in enumerate(np.flatnonzero(log.sampled), start=len(PROMPT)):
             offered = known[place - 1].copy()
             offered[BAN] = -np.inf

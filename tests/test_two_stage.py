@@ -40,10 +40,8 @@ def protocol(name: str) -> TwoStage:
 
 
 @functools.cache
-def model(dtype: str = "float64") -> Model:
-    fields = dict(dtype=dtype, param_dtype=dtype) | (dict(head_dim=16) if dtype == "float32" else {})
-    made = fuzz_programs.random_model(dataclasses.replace(CONFIG, **fields))
-    return Model(made.graph, jax.tree.map(lambda leaf: leaf.astype(dtype), made.params))
+def model() -> Model:
+    return fuzz_programs.random_model(CONFIG)
 
 
 def problems(count: int) -> list[Problem]:
