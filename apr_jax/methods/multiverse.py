@@ -19,8 +19,6 @@ from apr_jax.decode.problem import whole
 from apr_jax.methods.outlined import Outlined
 from apr_jax.tokenizer import TextCodec
 
-TAGS = ("Think", "Parallel", "Goal", "Outline", "Path", "Conclusion")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Multiverse(Outlined):
@@ -30,15 +28,12 @@ class Multiverse(Outlined):
         max_depth: how deep paths may nest.
     """
 
+    tag_names = ("Think", "Parallel", "Goal", "Outline", "Path", "Conclusion")
     max_depth: int = 2
 
     def __post_init__(self):
         super().__post_init__()
         whole("multiverse.max_depth", self.max_depth, 1)
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        return tuple(f"<{slash}{tag}>" for tag in TAGS for slash in ("", "/"))
 
     def tags(self) -> Mapping[str, str]:
         return {"outlines": "<Goal>", "fork": "</Goal>", "outline": "<Outline>", "close": "</Path>"}

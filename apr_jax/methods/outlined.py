@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from apr_jax import protocols
 from apr_jax.decode.problem import whole
@@ -18,11 +19,13 @@ class Outlined(Method):
     """See `apr_jax.protocols.outlined`. The tags may be ids of their own or ordinary text: both are found.
 
     Attributes:
+        tag_names: of the format, each with an opening and a closing tag.
         most: outlines of one fork, and the largest number of an outline.
         nested: numbers i.j are known for i and j up to this.
         blocks: forks of one line.
     """
 
+    tag_names: ClassVar[tuple[str, ...]] = ()
     end: str = ""
     most: int = 50
     nested: int = 9
@@ -32,6 +35,10 @@ class Outlined(Method):
         super().__post_init__()
         for name, least in (("most", 1), ("nested", 0), ("blocks", 1)):
             whole(f"{self.name}.{name}", getattr(self, name), least)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return tuple(f"<{slash}{name}>" for name in self.tag_names for slash in ("", "/"))
 
     @abc.abstractmethod
     def tags(self) -> Mapping[str, str]:

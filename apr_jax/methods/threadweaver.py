@@ -24,8 +24,6 @@ from apr_jax.decode.problem import whole
 from apr_jax.methods.outlined import Outlined
 from apr_jax.tokenizer import TextCodec
 
-TAGS = ("Think", "Parallel", "Outlines", "Outline", "Thread", "Conclusion")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ThreadWeaver(Outlined):
@@ -37,16 +35,13 @@ class ThreadWeaver(Outlined):
             of it at the fork.
     """
 
+    tag_names = ("Think", "Parallel", "Outlines", "Outline", "Thread", "Conclusion")
     conclusion: bool = False
     response: int = 0
 
     def __post_init__(self):
         super().__post_init__()
         whole("thread_weaver.response", self.response, 0)
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        return tuple(f"<{slash}{tag}>" for tag in TAGS for slash in ("", "/"))
 
     def tags(self) -> Mapping[str, str]:
         return {"outlines": "<Outlines>", "fork": "</Outlines>", "outline": "<Outline>", "close": "</Thread>"}
