@@ -104,6 +104,7 @@ class ThreadRecord:
         stop: why the thread ended.
         segment: number of the thread within its line; all threads of a line have the same path.
         follows: number of the thread whose context this one continued if that is not the parent (in beams), else -1.
+        branch: the branch in which all its tokens were written, see `apr_jax.model.branches`.
     """
 
     path: tuple[int, ...]
@@ -111,6 +112,7 @@ class ThreadRecord:
     stop: Stop
     segment: int = 0
     follows: int = -1
+    branch: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +195,7 @@ def write(path: Path, transcripts: Sequence[Transcript], text, extra: Iterable[d
                     "text": text(transcript.tokens(i)),
                     **({"segment": t.segment} if t.segment else {}),
                     **({"follows": t.follows} if t.follows >= 0 else {}),
+                    **({"branch": t.branch} if t.branch else {}),
                 }
                 for i, t in enumerate(transcript.threads)
             ]
@@ -231,7 +234,12 @@ def read(path: Path) -> Iterator[tuple[Transcript, dict]]:
         sees = arrays["sees"][seen : seen + threads**2].reshape(threads, threads)
         records = tuple(
             ThreadRecord(
-                tuple(t["path"]), t["parent"], Stop[t["stop"].upper()], t.get("segment", 0), t.get("follows", -1)
+                tuple(t["path"]),
+                t["parent"],
+                Stop[t["stop"].upper()],
+                t.get("segment", 0),
+                t.get("follows", -1),
+                t.get("branch", 0),
             )
             for t in line["threads"]
         )

@@ -25,6 +25,7 @@ class Fed:
 
     token: int
     position: int = -1
+    branch: int = 0
     sees: "Sequence[Fed]" = dataclasses.field(default=(), repr=False)
     mates: "Sequence[Fed]" = dataclasses.field(default=(), repr=False)
 
@@ -49,7 +50,8 @@ def transformer(params: Any, config: Any) -> Forward:
         if fed not in rows:
             group = fed.mates or [fed]
             others = [[row(other) for other in one.sees if other not in group] for one in group]
-            key = tuple((one.token, one.position, *map(id, seen)) for one, seen in zip(group, others, strict=True))
+            parts = zip(group, others, strict=True)
+            key = tuple((one.token, one.position, one.branch, *map(id, seen)) for one, seen in parts)
             if key not in known:
                 known[key] = _rows(tree, config, group, others)
             rows.update(zip(group, known[key], strict=True))
@@ -60,11 +62,13 @@ def transformer(params: Any, config: Any) -> Forward:
 
 def _rows(params: Any, config: Any, group: Sequence[Fed], others: Sequence[Sequence[_Row]]) -> list[_Row]:
     """Tokens that see each other and each some others."""
-    rows, positions = [_Row([], [], np.zeros(0)) for _ in group], np.array([fed.position for fed in group])
+    rows, branches = [_Row([], [], np.zeros(0)) for _ in group], np.array([fed.branch for fed in group])
+    angles = _angles(params, config, np.array([fed.position for fed in group]), branches)
     x = params["embed"][[fed.token for fed in group]]
     for number in range(config.layers):
         layer = params["layers"][str(number)]
-        query, key, value = _project(layer["attention"], config, _norm(x, layer["attention_norm"], config), positions)
+        inputs = _norm(x, layer["attention_norm"], config)
+        query, key, value = _project(layer["attention"], config, inputs, angles, branches)
         for place, row in enumerate(rows):
             row.keys.append(key[place])
             row.values.append(value[place])
@@ -80,25 +84,37 @@ def _rows(params: Any, config: Any, group: Sequence[Fed], others: Sequence[Seque
 
 
 def all_logits(
-    params: Any, config: Any, tokens: np.ndarray, positions: np.ndarray, sees: np.ndarray | None = None
+    params: Any,
+    config: Any,
+    tokens: np.ndarray,
+    positions: np.ndarray,
+    sees: np.ndarray | None = None,
+    branches: np.ndarray | None = None,
 ) -> np.ndarray:
     """Logits [T, V] after every token of one sequence under a mask `sees` [T, T], causal without it."""
     sees = np.tri(len(tokens), dtype=bool) if sees is None else sees
+    branches = np.zeros(len(tokens), int) if branches is None else branches
+    angles = _angles(params, config, positions, branches)
     x = params["embed"][tokens]
     for number in range(config.layers):
         layer = params["layers"][str(number)]
-        parts = _project(layer["attention"], config, _norm(x, layer["attention_norm"], config), positions)
+        parts = _project(layer["attention"], config, _norm(x, layer["attention_norm"], config), angles, branches)
         x = x + _attend(layer["attention"], config, *parts, sees)
         x = x + _ffn(layer, config, x)
     return _head(params, config, x)
 
 
-def _project(layer: Any, config: Any, x: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ...]:
+def _project(
+    layer: Any, config: Any, x: np.ndarray, angles: np.ndarray, branches: np.ndarray
+) -> tuple[np.ndarray, ...]:
     """Query [T, H, h], key and value [T, K, h] of inputs [T, D]."""
     query, key, value = (np.tensordot(x, layer[name], 1) for name in ("q", "k", "v"))
     if config.qk_norm:
         query, key = _norm(query, layer["q_norm"], config), _norm(key, layer["k_norm"], config)
-    return _rotate(query, positions, config), _rotate(key, positions, config), value
+    if config.branch_embedding:
+        told = layer["branch_embedding"][branches][:, None]
+        key, value = key + told, value + told
+    return _rotate(query, angles), _rotate(key, angles), value
 
 
 def _attend(
@@ -129,11 +145,17 @@ def _norm(x: np.ndarray, layer: Any, config: Any) -> np.ndarray:
     return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + config.norm_eps) * layer["scale"]
 
 
-def _rotate(x: np.ndarray, positions: np.ndarray, config: Any) -> np.ndarray:
-    """Turns coordinates (i, i + h/2) of each head, taken as complex numbers, by position * theta**(-2i/h)."""
-    half = config.head_dim // 2
-    speed = config.rope_theta ** (-2.0 * np.arange(half) / config.head_dim)
-    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * positions[:, None, None] * speed)
+def _angles(params: Any, config: Any, positions: np.ndarray, branches: np.ndarray) -> np.ndarray:
+    """By how much each pair of coordinates of a head is turned, [T, h/2]: position * theta**(-2i/h), and more by the branch."""
+    speed = config.rope_theta ** (-2.0 * np.arange(config.head_dim // 2) / config.head_dim)
+    lanes = params["branch_factor"] * config.branch_stride * speed if config.branch_stride else 0 * speed
+    return positions[:, None] * speed + branches[:, None] * lanes
+
+
+def _rotate(x: np.ndarray, angles: np.ndarray) -> np.ndarray:
+    """Turns coordinates (i, i + h/2) of each head, taken as complex numbers."""
+    half = x.shape[-1] // 2
+    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles[:, None])
     return np.concatenate([turned.real, turned.imag], axis=-1)
 
 

@@ -37,6 +37,7 @@ def transcript(books: states.Kept, logs: states.LogArrays, place: tuple[int, int
             _stop(book, i),
             int(book.threads.line.segment[i]),
             renamed.get(int(book.threads.line.follows[i]), -1),
+            int(book.threads.line.branch[i]) if needs.branches else 0,
         )
         for i in order
     )

@@ -187,7 +187,7 @@ def empty(sizes: Sizes, protocol: Owner = Nobodys()) -> Book:  # noqa: B008 - fr
         return jnp.full(shape, value, jnp.int32)
 
     return Book(
-        threads=tables.empty(m, protocol.own_state(), len(needs.signals)),
+        threads=tables.empty(m, protocol.own_state(), len(needs.signals), needs.branches > 0),
         sees=jnp.zeros((m, sizes.words), jnp.uint32),
         used=ints(()),
         pieces=Pieces(*(ints(needs.room(m)) for _ in range(5))),

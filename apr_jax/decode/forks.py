@@ -40,12 +40,12 @@ def fork(
         live: the children see each other.
         waits: children that `thread` waits for; the others run beside it. If `thread` waits for none and they see it, its line
             continues as a new thread (`lines.successor`), which is handed the unfed token.
-        columns: further columns of the children (`budget`, `temperature`, `flushes`, `held`, `own` ...), broadcast over them.
+        columns: further columns of the children (`budget`, `temperature`, `flushes`, `held`, `branch` ...), broadcast over them.
 
     Raises:
-        ValueError: the fork uses `live` or `beside`, and the protocol's `needs` lack it.
+        ValueError: the fork uses `live`, `beside` or `branch`, and the protocol's `needs` lack it.
     """
-    _require(book, live, waits)
+    _require(book, live, waits, "branch" in columns)
     threads, number, goes_on = book.threads, books.numbers(book), waits is not True
     rows = _rows(book, context)
     context = jnp.int32(NOBODY) if context is None else context
@@ -84,8 +84,12 @@ def wait_for(book: Book, thread: Int[Array, ""], chosen: Bool[Array, "M"]) -> Bo
     return book.update(books.lines_of(book, chosen), awaited=True).update(thread, status=WAITING)
 
 
-def _require(book: Book, live: bool, waits: Bool[Array, "M"] | bool) -> None:
+def _require(book: Book, live: bool, waits: Bool[Array, "M"] | bool, branch: bool) -> None:
     needs = book.protocol.needs
+    if branch and not needs.branches:
+        raise ValueError(
+            f"fork: branch is given; {type(book.protocol).__name__}.needs.branches is 0, say what the largest is"
+        )
     if live and not needs.live:
         raise ValueError(
             f"fork: live is True; {type(book.protocol).__name__}.needs.live is False, say that it is needed"

@@ -219,6 +219,7 @@ def split(
     cut = books.open_child(book, thread)
     tail, whole = number == book.used, books.has(book.sees, thread) & (number != thread)
     ended = dict(status=FINISHED, stop=int(Stop.SPLIT), released=True, clock=old.cursor.clock)
+    ended |= {} if old.line.branch is None else dict(branch=old.line.branch)
     threads = cut.threads.where(tail, **ended, split_at=start, length=old.cursor.length - start)
     threads = threads.where(number == thread, length=start)
     sees = jnp.where(tail[:, None], book.sees[thread], cut.sees)

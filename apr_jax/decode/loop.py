@@ -54,12 +54,13 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, kin
         threads = jax.tree.map(lambda field: field[at, tiles.thread], table)
         offset = jnp.arange(chunk, dtype=jnp.int32)[None, :]
         position, clock = threads.cursor.position[:, None] + offset, threads.cursor.clock[:, None] + 1 + offset
+        branch = threads.line.branch if threads.line.branch is None else threads.line.branch[:, None] + 0 * offset
         slots = pool.write(state.slots, tiles, places, clock)
         view = pool.visibility(placed, slots, tiles, clock, sizes)
     attend = pool.attention(view, tiles, places, sizes.block, program.kernel)
     placed_tokens = places.slot < sizes.slots  # False: padding of a tile, or a token of a halted problem
     real = jnp.where(placed_tokens, tokens, -1)
-    x, cache = transformer.hidden(program.graph, params, real, position, attend, state.pool)
+    x, cache = transformer.hidden(program.graph, params, real, position, attend, state.pool, branches=branch)
     with jax.named_scope("sample"):
         finite = jnp.all(jnp.isfinite(x) | ~placed_tokens[..., None], axis=(1, 2))
         last = jnp.maximum(tiles.count - 1, 0)

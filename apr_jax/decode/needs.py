@@ -23,6 +23,8 @@ class Needs:
         signals: numbers about every row, kept as `book.threads.drawn.signals`, see `apr_jax.decode.signals`.
         parts: names of the parts of the prompt that every problem has (`Problem.parts`), kept as `book.parts` in this order.
         arguments: numbers that each problem gives to the protocol (`Problem.arguments`), kept as `book.arguments`.
+        branches: 0, or the largest branch that threads write in, kept as `book.threads.line.branch`, for models that tell branches
+            apart (`apr_jax.model.branches`).
         recorded: the protocol's own state goes into the transcript.
         pieces: pieces of messages that a thread costs at most, those that others say of it included: by default three for a spawn
             and two for a join.
@@ -39,6 +41,7 @@ class Needs:
     signals: tuple[Signal, ...] = ()
     parts: tuple[str, ...] = ()
     arguments: int = 0
+    branches: int = 0
     recorded: bool = False
     pieces: int = 6
 

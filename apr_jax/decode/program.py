@@ -18,6 +18,12 @@ class Program:
 
     def __post_init__(self):
         fit(self.protocol, self.sizes)
+        told, branches = self.graph.config.branch_embedding, self.protocol.needs.branches
+        if 0 < told <= branches:
+            raise ValueError(
+                f"model.branch_embedding = {told}: {type(self.protocol).__name__} has branches up to {branches}, so at least "
+                f"{branches + 1} are needed; train a model that has them, or let the protocol have fewer"
+            )
 
 
 def fit(protocol: Protocol, sizes: Sizes) -> None:

@@ -51,6 +51,7 @@ class Lineage:
         opened: number of children that the thread's line has opened.
         follows: the held thread whose context this one continues, if that is not its parent; else NOBODY.
         split_at: for a thread made by a split, the index of its first token in its parent's log.
+        branch: the branch that the thread writes in, 0 if none, for `needs.branches`; None without these. Given to `fork`.
         key, draw_key: UInt32 [M, 2], random keys of the thread's path and of its draws.
     """
 
@@ -62,6 +63,7 @@ class Lineage:
     opened: Int[Array, "M"] = 0
     follows: Int[Array, "M"] = NOBODY
     split_at: Int[Array, "M"] = 0
+    branch: Int[Array, "M"] | None = None
     key: UInt32[Array, "M 2"] = dataclasses.field(default_factory=lambda: np.zeros(2, np.uint32))
     draw_key: UInt32[Array, "M 2"] = dataclasses.field(default_factory=lambda: np.zeros(2, np.uint32))
 
@@ -245,13 +247,14 @@ def _parts() -> dict[str, str]:
 _PART_OF = _parts()
 
 
-def empty(count: int, own: Any, signals: int = 0) -> Threads:
+def empty(count: int, own: Any, signals: int = 0, branches: bool = False) -> Threads:
     """A table without threads.
 
     Args:
         count: M, rows of the table.
         own: the protocol's state of a new thread, without the axis M.
         signals: number of signals that the protocol reads.
+        branches: the threads have branches.
     """
 
     def column(value):
@@ -260,4 +263,5 @@ def empty(count: int, own: Any, signals: int = 0) -> Threads:
         return jnp.broadcast_to(value, (count, *value.shape))
 
     drawn = LastDrawn(signals=np.zeros(signals, np.float32))
-    return jax.tree.map(column, Threads(own=own, drawn=drawn))
+    line = Lineage(branch=0 if branches else None)
+    return jax.tree.map(column, Threads(line=line, own=own, drawn=drawn))

@@ -32,6 +32,10 @@ class ModelConfig:
       norm_eps: number added to the mean square inside every norm.
       qk_norm: whether q and k are normed per head.
       bias: the products of attention with a bias: "none", "qkv" (Qwen2), "qkvo" (the output as well).
+      branch_embedding: 0, or the branches that the model tells apart by an embedding, which every layer adds to keys and values
+        before the rotation (ParaThinker), see `apr_jax.model.branches`.
+      branch_stride: 0, or how many positions a branch is further than the one before it, by a second rotation (LaneRoPE), see
+        `apr_jax.model.branches`.
       tied: whether the output product uses the embedding table.
       dtype: dtype of activations. Parameters of dtype float64 override it: nothing is ever cast down from f64.
       param_dtype: dtype the parameters are stored in.
@@ -55,6 +59,8 @@ class ModelConfig:
     tied: bool = True
     rope: RopeScaling = RopeScaling()
     bias: str = "none"
+    branch_embedding: int = 0
+    branch_stride: float = 0.0
     dtype: str = "float32"
     param_dtype: str = "float32"
     int8_weights: bool = False
@@ -78,6 +84,14 @@ class ModelConfig:
         for name in ("rope_theta", "norm_eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"ModelConfig.{name} is {getattr(self, name)!r}; it must be positive")
+        if not isinstance(self.branch_embedding, int) or self.branch_embedding < 0:
+            raise ValueError(
+                f"ModelConfig.branch_embedding is {self.branch_embedding!r}; it must be an integer of at least 0, which is none"
+            )
+        if not self.branch_stride >= 0:
+            raise ValueError(
+                f"ModelConfig.branch_stride is {self.branch_stride!r}; it must be at least 0, which is none"
+            )
         if not isinstance(self.int8_weights, bool):
             raise ValueError(f"ModelConfig.int8_weights is {self.int8_weights!r}; it must be True or False")
         for name, allowed in (("dtype", DTYPES), ("param_dtype", DTYPES), ("bias", BIASES)):
@@ -100,7 +114,14 @@ class ModelConfig:
         norms = 2 * self.width + (2 * self.head_dim if self.qk_norm else 0)
         biases = self.head_dim * (self.heads + 2 * self.kv_heads) if self.bias != "none" else 0
         biases += self.width if self.bias == "qkvo" else 0
-        return self.layers * (attention + biases + 3 * self.width * self.ffn + norms) + self.width
+        branches = self.branch_embedding * self.head_dim
+        block = attention + biases + branches + 3 * self.width * self.ffn + norms
+        return self.layers * block + self.width + (self.head_dim // 2 if self.branch_stride else 0)
+
+    @property
+    def branches(self) -> bool:
+        """Whether the model reads a branch for every token."""
+        return self.branch_embedding > 0 or self.branch_stride > 0
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a plain dict that `json` can write."""

@@ -15,39 +15,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from apr_jax.model import rope as rotary
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.int8 import SUMMED, factors, logical_axes_in_int8, look_up
 from apr_jax.model.int8 import quantise as rounded
+from apr_jax.model.products import LowRank, product
+from apr_jax.model.rotation import rope_angles, rotate
 
 Params = Mapping[str, Any]
 # attend(q [*B, H, h], k [*B, K, h], v [*B, K, h], cache of the layer) -> (out [*B, H, h], cache of the layer).
 # q and k are normed and rotated; q is not scaled.
 Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class LowRank:
-    """A weight W + A B whose sum is never formed. Like any object with a method `multiply`, it can replace a matrix in the
-    parameter tree.
-
-    Attributes:
-      base: W [input axes, output axes].
-      a: A [input axes, rank].
-      b: B [rank, output axes].
-    """
-
-    base: Array
-    a: Array
-    b: Array
-
-    def multiply(self, x: Float[Array, "*B n"], wide: bool) -> Float[Array, "*B m"]:
-        return _product(x, self.base, wide) + _product(_product(x, self.a), self.b, wide)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,12 +141,14 @@ def logical_axes(config: ModelConfig, fused: bool = False) -> Mapping[str, Any]:
             "out": ("heads", None, "width"),
             **head_norms,
             **biases,
+            **({"branch_embedding": (None, None)} if config.branch_embedding else {}),
         },
         "ffn_norm": norm,
         "ffn": {"gate": ("width", "ffn"), "up": ("width", "ffn"), "down": ("ffn", "width")},
     }
     tree = {"embed": ("vocabulary", "width"), "layers": {str(i): block for i in range(config.layers)}, "norm": norm}
     tree = tree if config.tied else tree | {"head": ("width", "vocabulary")}
+    tree = tree | {"branch_factor": (None,)} if config.branch_stride else tree
     return logical_axes_in_int8(tree) if config.int8_weights else tree
 
 
@@ -188,6 +170,7 @@ def hidden(
     attend: Attend,
     cache: tuple,
     remat: bool = False,
+    branches: Int[Array, "*B"] | None = None,
 ) -> tuple[Float[Array, "*B D"], tuple]:
     """Runs all layers and the final norm.
 
@@ -200,6 +183,7 @@ def hidden(
       attend: attention, see `Attend`; called once per layer, in order.
       cache: one item per layer, passed to `attend` and replaced by its result; `(None,) * L` for attention without a cache.
       remat: recompute each block in the backward pass instead of keeping its activations.
+      branches: branches that the tokens belong to, for models that tell them apart (`apr_jax.model.branches`); None: 0 for all.
 
     Returns:
       The residual stream after the final norm, in the dtype of activations, and the new cache.
@@ -209,7 +193,11 @@ def hidden(
     """
     if len(cache) != graph.config.layers:
         raise ValueError(f"cache has {len(cache)} items; the model needs one per layer, that is {graph.config.layers}")
-    return nnx.merge(graph.definition, params)(tokens, positions, attend, cache, remat)
+    if not graph.config.branches:
+        branches = None
+    elif branches is None:
+        branches = jnp.zeros_like(positions)
+    return nnx.merge(graph.definition, params)(tokens, positions, attend, cache, remat, branches)
 
 
 def logits(graph: Graph, params: Params, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
@@ -251,22 +239,29 @@ class Attention(nnx.Module):
             self.v_bias = _zeros((config.kv_heads, config.head_dim), config)
         if config.bias == "qkvo":
             self.out_bias = _zeros((config.width,), config)
+        if config.branch_embedding:
+            self.branch_embedding = _zeros((config.branch_embedding, config.head_dim), config)
 
-    def __call__(self, x: Float[Array, "*B D"], rope: Array, attend: Attend, cache: Any) -> tuple[Array, Any]:
+    def __call__(
+        self, x: Float[Array, "*B D"], rope: Array, attend: Attend, cache: Any, branches: Array | None
+    ) -> tuple[Array, Any]:
         heads = (*x.shape[:-1], -1, self.config.head_dim)
         if self.fused:
             cuts = self.config.heads, self.config.heads + self.config.kv_heads
-            q, k, v = jnp.split(_product(x, _value(self.qkv), wide=True).reshape(heads), cuts, axis=-2)
+            q, k, v = jnp.split(product(x, _value(self.qkv), wide=True).reshape(heads), cuts, axis=-2)
         else:
-            q, k, v = (_product(x, _value(w)).reshape(heads) for w in (self.q, self.k, self.v))
+            q, k, v = (product(x, _value(w)).reshape(heads) for w in (self.q, self.k, self.v))
         if self.config.bias != "none":
             q, k, v = (y + b[...].astype(y.dtype) for y, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
+        if self.config.branch_embedding:
+            added = self.branch_embedding[...][branches][..., None, :]
+            k, v = k + added.astype(k.dtype), v + added.astype(v.dtype)
         q, k, v = rotate(q, rope).astype(x.dtype), rotate(k, rope).astype(x.dtype), v.astype(x.dtype)
         out, cache = attend(q, k, v, cache)
         merged = out.reshape(*x.shape[:-1], -1)
-        out = _product(merged, _value(self.out))
+        out = product(merged, _value(self.out))
         return (out + self.out_bias[...].astype(out.dtype) if self.config.bias == "qkvo" else out), cache
 
 
@@ -284,10 +279,10 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         if self.fused:
-            gate, up = jnp.split(_product(x, _value(self.gate_up), wide=True), 2, axis=-1)
+            gate, up = jnp.split(product(x, _value(self.gate_up), wide=True), 2, axis=-1)
         else:
-            gate, up = _product(x, _value(self.gate)), _product(x, _value(self.up))
-        return _product((jax.nn.silu(gate) * up).astype(x.dtype), _value(self.down))
+            gate, up = product(x, _value(self.gate)), product(x, _value(self.up))
+        return product((jax.nn.silu(gate) * up).astype(x.dtype), _value(self.down))
 
 
 class Block(nnx.Module):
@@ -299,8 +294,10 @@ class Block(nnx.Module):
         self.ffn_norm = Norm(config.width, config)
         self.ffn = FeedForward(config, rngs, fused)
 
-    def __call__(self, x: Float[Array, "*B D"], rope: Array, attend: Attend, cache: Any) -> tuple[Array, Any]:
-        out, cache = self.attention(self.attention_norm(x), rope, attend, cache)
+    def __call__(
+        self, x: Float[Array, "*B D"], rope: Array, attend: Attend, cache: Any, branches: Array | None
+    ) -> tuple[Array, Any]:
+        out, cache = self.attention(self.attention_norm(x), rope, attend, cache, branches)
         x = x + out
         return x + self.ffn(self.ffn_norm(x)), cache
 
@@ -315,20 +312,29 @@ class Transformer(nnx.Module):
         self.layers = nnx.Dict({str(i): Block(config, rngs, fused) for i in range(config.layers)})
         self.norm = Norm(config.width, config)
         self.head = None if config.tied else _normal(rngs, (config.width, config.vocabulary), config)
+        if config.branch_stride:
+            self.branch_factor = nnx.Param(jnp.ones((config.head_dim // 2,), config.param_dtype))
 
     def __call__(
-        self, tokens: Int[Array, "*B"], positions: Int[Array, "*B"], attend: Attend, cache: tuple, remat: bool
+        self,
+        tokens: Int[Array, "*B"],
+        positions: Int[Array, "*B"],
+        attend: Attend,
+        cache: tuple,
+        remat: bool,
+        branches: Int[Array, "*B"] | None,
     ) -> tuple[Float[Array, "*B D"], tuple]:
         dtype = jnp.float64 if self.norm.scale[...].dtype == jnp.float64 else self.config.dtype
         x = jnp.where(tokens[..., None] < 0, 0, look_up(_value(self.embed), tokens)).astype(dtype)
-        rope = rope_angles(positions, self.config, x.dtype)
+        factor = self.branch_factor[...] if self.config.branch_stride else None
+        rope = rope_angles(positions, self.config, x.dtype, branches, factor)
         # Without a barrier XLA:CPU would recompute cosines and sines in every layer.
         rope = jax.lax.optimization_barrier(rope) if self.fused else rope
         new = []
         for i in range(self.config.layers):
             block = self.layers[str(i)]
-            step = jax.checkpoint(lambda x, m, block=block: block(x, rope, attend, m)) if remat else None
-            x, item = step(x, cache[i]) if remat else block(x, rope, attend, cache[i])
+            step = jax.checkpoint(lambda x, m, block=block: block(x, rope, attend, m, branches)) if remat else None
+            x, item = step(x, cache[i]) if remat else block(x, rope, attend, cache[i], branches)
             new.append(item)
         return self.norm(x), tuple(new)
 
@@ -345,41 +351,6 @@ class Transformer(nnx.Module):
         )
         rows = rows if scale is None else (rows * scale).astype(wide)
         return rows.reshape(*x.shape[:-1], rows.shape[-1])
-
-
-def rope_angles(positions: Int[Array, "*B"], config: ModelConfig, dtype: Any) -> Float[Array, "2 *B 1 h"]:
-    """Cosine and sine of the rotary angles, in f32 (f64 if `dtype` is f64); the two halves of a head have the same angles."""
-    wide = jnp.promote_types(dtype, jnp.float32)
-    frequency = rotary.frequencies(config.rope_theta, config.head_dim, config.rope)
-    frequency = jnp.expand_dims(jnp.asarray(np.tile(frequency, 2), wide), range(positions.ndim + 1))
-    angle = positions[..., None, None].astype(wide) * frequency
-    turns = jnp.stack([jnp.cos(angle), jnp.sin(angle)])
-    return turns if config.rope.magnitude == 1 else turns * config.rope.magnitude
-
-
-def rotate(x: Float[Array, "*B H h"], rope: Float[Array, "2 *B 1 h"]) -> Float[Array, "*B H h"]:
-    """Rotates pairs (i, i + h/2) of each head by their angles, in the dtype of `rope`."""
-    cos, sin = rope[0], rope[1]
-    wide = x.astype(cos.dtype)
-    low, high = jnp.split(wide, 2, axis=-1)
-    return (wide * cos + jnp.concatenate([-high, low], axis=-1) * sin).astype(x.dtype)
-
-
-def _product(x: Float[Array, "*B n"], w: Any, wide: bool = False) -> Float[Array, "*B m"]:
-    """The product as one plain matrix product of [rows, n] and [n, m]: the fast form on CPU, in the backward pass too.
-
-    Args:
-      w: an array whose axes are merged into n and m, a `Quantised`, or an object with a method `multiply(x, wide)`.
-      wide: leave the sums in f32 (f64 for f64) instead of rounding them to x's dtype.
-    """
-    if hasattr(w, "multiply"):
-        return w.multiply(x, wide)
-    x, numbers, scale = factors(x, w)
-    matrix = numbers.reshape(x.shape[-1], -1)
-    dtype = jnp.promote_types(x.dtype, jnp.float32) if wide else None
-    out = jnp.dot(x.reshape(-1, x.shape[-1]), matrix.astype(x.dtype), preferred_element_type=dtype)
-    out = out if scale is None else (out * scale).astype(out.dtype)
-    return out.reshape(*x.shape[:-1], matrix.shape[1])
 
 
 def _value(variable: nnx.Variable) -> Any:

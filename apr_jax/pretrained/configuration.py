@@ -67,12 +67,16 @@ def to_hf(config: ModelConfig, max_positions: int) -> dict[str, Any]:
     """The fields of a `config.json` that determine the model's numbers, in the form of transformers 4, which 5 reads too.
 
     Raises:
-      ValueError: no family has this combination of norms and biases.
+      ValueError: no family has this combination of norms and biases, or the second rotation of branches.
     """
     family = "qwen3" if config.qk_norm else "qwen2" if config.bias == "qkv" else "llama"
     if config.qk_norm and config.bias == "qkv":
         raise ValueError(
             "ModelConfig has qk_norm=True and bias='qkv': no family is like that; Qwen3 allows none or qkvo"
+        )
+    if config.branch_stride:
+        raise ValueError(
+            f"ModelConfig.branch_stride is {config.branch_stride}: no family has a second rotation; save with apr_jax.model.io"
         )
     scaling = None
     if config.rope.kind != "none":
@@ -99,6 +103,7 @@ def to_hf(config: ModelConfig, max_positions: int) -> dict[str, Any]:
         "tie_word_embeddings": config.tied,
         "attention_bias": config.bias != "none",
         "torch_dtype": config.param_dtype,
+        **({"max_segments": config.branch_embedding} if config.branch_embedding else {}),  # of ParaThinker's engine
     }
 
 

@@ -19,6 +19,7 @@ from apr_jax.pretrained.gguf.tensors import elements, open_gguf
 from apr_jax.pretrained.stored import Stored
 
 EMBED, HEAD = names.TOP["embed"], names.TOP["head"]
+SEGMENTS = names.foreign("layers.0.attention.branch_embedding", names.HF)
 
 
 def load_pretrained(path: str | Path, mesh: sharding.Mesh | None = None, dtype: str | None = None) -> Model:
@@ -107,6 +108,8 @@ def _open(path: Path) -> _Source:
     if path.is_dir():
         config = configuration.from_hf(stored.read_json(path / "config.json"), str(path / "config.json"))
         config, tensors = _tables(config, stored.open_folder(path), str(path))
+        if SEGMENTS in tensors:  # of ParaThinker, whose configuration may not say how many
+            config = dataclasses.replace(config, branch_embedding=tensors[SEGMENTS].shape[0])
         # Buffers of old checkpoints that we compute ourselves; and a copy of the table, which a tied model does not need.
         unread = {n for n in tensors if n.endswith("rotary_emb.inv_freq") or config.tied and n == HEAD[names.HF]}
         return _Source(config, tensors, names.HF, unread, False)
@@ -181,7 +184,7 @@ def _read(tensor: Stored, name: str, shape: tuple[int, ...], dtype: np.dtype, or
         rows = slice(first, first + len(block)) if order is None else order[first : first + len(block)]
         if matrix:
             out.reshape(matrix)[:, rows] = block.T
-        elif name == "embed":
+        elif names.is_table(name):
             out[rows] = block
         else:
             out.reshape(-1)[slice(None) if order is None else order] = block[0]

@@ -27,6 +27,7 @@ LAYER: Mapping[str, tuple[str, str]] = MappingProxyType(
         "attention.k_bias": ("self_attn.k_proj.bias", "attn_k.bias"),
         "attention.v_bias": ("self_attn.v_proj.bias", "attn_v.bias"),
         "attention.out_bias": ("self_attn.o_proj.bias", "attn_output.bias"),
+        "attention.branch_embedding": ("self_attn.seg_embeddings.weight", "attn_seg_embd.weight"),
         "attention.q_norm.scale": ("self_attn.q_norm.weight", "attn_q_norm.weight"),
         "attention.k_norm.scale": ("self_attn.k_norm.weight", "attn_k_norm.weight"),
         "ffn_norm.scale": ("post_attention_layernorm.weight", "ffn_norm.weight"),
@@ -45,10 +46,15 @@ def foreign(name: str, column: int) -> str:
     return f"{('model.layers', 'blk')[column]}.{layer}.{LAYER[rest][column]}"
 
 
+def is_table(name: str) -> bool:
+    """Whether a tensor has a row for each id, and is stored as it is."""
+    return name.rsplit(".", 1)[-1] in ("embed", "branch_embedding")
+
+
 def matrix_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
     """(inputs, outputs) of a tensor that the formats store transposed; None for a tensor that they store unchanged."""
     leaf = name.rsplit(".", 1)[-1]
-    if leaf == "embed" or leaf == "scale" or leaf.endswith("bias"):
+    if is_table(name) or leaf == "scale" or leaf.endswith("bias"):
         return None
     inputs = math.prod(shape[:2]) if leaf == "out" else shape[0]
     return inputs, math.prod(shape) // inputs
@@ -59,4 +65,4 @@ def stored_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     matrix = matrix_shape(name, shape)
     if matrix:
         return matrix[::-1]
-    return shape if name == "embed" else (math.prod(shape),)
+    return shape if is_table(name) else (math.prod(shape),)

@@ -6,7 +6,8 @@
    another path, or the summary, are rewritten to `<think 1>`.
 3. When `enough` paths have ended, the others are cut where they stand; what they wrote stays.
 4. The summary sees prompt and paths as they are, nothing is fed again; it begins with a forced phrase and ends at `</summary>`.
-5. All paths begin at the position after the prompt; the summary at the one after the longest path.
+5. All paths begin at the position after the prompt; the summary at the one after the longest path. Path i writes in branch i,
+   prompt and summary in branch 0, for models with the published embedding (`apr_jax.model.branches`).
 
 With `block`, prompt and ended paths are filled up with a padding token to whole blocks, as the released engine does, whose pages
 cannot be shared otherwise; a path has ended only then. The padding is seen, and costs a path as many steps.
@@ -50,6 +51,7 @@ class TwoStage(Protocol):
         begins: the forced tokens of each path, `<think i>` first.
         ends: `</think i>` of each path.
         stops: further tokens that end a path, `</think>` say.
+        strays: further tokens that are rewritten to `<think 1>` in a path, `<think j>` of paths that there are not say.
         summary: the forced tokens of the summary, `<summary>` first.
         close: the token that ends the summary.
         enough: paths that end the first stage; the others are cut then.
@@ -61,6 +63,7 @@ class TwoStage(Protocol):
     summary: tuple[int, ...]
     close: int
     stops: tuple[int, ...] = ()
+    strays: tuple[int, ...] = ()
     enough: int = 1
     pad: int = 0
     block: int = 1
@@ -86,7 +89,7 @@ class TwoStage(Protocol):
 
     @property
     def needs(self) -> Needs:
-        return Needs(threads=1 + len(self.begins), races=self.races)
+        return Needs(threads=1 + len(self.begins), races=self.races, branches=len(self.begins))
 
     @property
     def phrases(self) -> Phrases:
@@ -122,7 +125,8 @@ class TwoStage(Protocol):
     def observe(self, shared: Any, own: Path, drawn: Drawn) -> tuple[Path, Int[Array, ""], Int[Array, ""]]:
         thinks, count = own.number >= 0, len(self.ends)
         stops = is_one_of(drawn.token, (*self.ends, *self.stops, self.close)) > 0
-        strays = is_one_of(drawn.token, (*(begin[0] for begin in self.begins), self.summary[0])) > 0
+        begins = (*(begin[0] for begin in self.begins), *self.strays, self.summary[0])
+        strays = is_one_of(drawn.token, begins) > 0
         token = jnp.where(stops, jnp.array(self.ends, jnp.int32)[jnp.clip(own.number, 0, count - 1)], drawn.token)
         token = jnp.where(strays, self.begins[0][0], token)
         event = jnp.where(thinks, jnp.where(stops, 1, 0), jnp.where(drawn.token == self.close, 2, 0))
@@ -167,7 +171,7 @@ class TwoStage(Protocol):
         book = verbs.say(
             book.update_own(born, number=path), number, (books.TEMPLATE,), number, (start,), (length,), born
         )
-        book = fork(book, root, born, context=root, flushes=True, held=True)
+        book = fork(book, root, born, context=root, flushes=True, held=True, branch=1 + path)
         return races.start(book, born) if self.races else book
 
     def _end_path(self, book: Book, thread: Int[Array, ""]) -> Book:

@@ -21,7 +21,8 @@ from jaxtyping import Array, Key
 
 from apr_jax.model import io
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.transformer import LowRank, Params, abstract_params, logical_axes
+from apr_jax.model.products import LowRank
+from apr_jax.model.transformer import Params, abstract_params, logical_axes
 
 PRODUCTS = ("q", "k", "v", "out", "gate", "up", "down")
 TABLES = ("embed", "head")

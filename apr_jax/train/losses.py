@@ -88,7 +88,7 @@ def rows_loss(
     """
     attend = packed_attend(rows.owner, rows.clock, rows.sees, chunk)
     cache = (None,) * graph.config.layers
-    x, _ = transformer.hidden(graph, params, rows.token, rows.position, attend, cache, remat)
+    x, _ = transformer.hidden(graph, params, rows.token, rows.position, attend, cache, remat, rows.branch)
     sums = cross_entropy(transformer.logits(graph, params, x), rows.label, rows.weight, classes, count)
     return sums.loss, sums
 

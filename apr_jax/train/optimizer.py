@@ -85,11 +85,11 @@ def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
 
 
 def _matrices(params: Any) -> Any:
-    """Input and output axes of the parameters that are matrices inside layers; None for all other parameters."""
+    """Input and output axes of the parameters that are matrices inside layers; None for all others, tables included."""
 
     def axes(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
         names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
-        if leaf.ndim < 2 or "layers" not in names:
+        if leaf.ndim < 2 or "layers" not in names or "branch_embedding" in names:
             return None
         inputs = 2 if "out" in names and leaf.ndim == 3 else 1
         return MuonDimensionNumbers(tuple(range(inputs)), tuple(range(inputs, leaf.ndim)))

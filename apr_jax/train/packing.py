@@ -30,6 +30,7 @@ class Rows:
         position: position to which the token's key is rotated.
         clock: causal time of the token.
         owner: number of the token's thread in the row, 0 to U - 1; -1 marks padding.
+        branch: the branch that the token's thread wrote in, for models that tell branches apart; 0 in the padding.
         label: the token that was sampled from this entry's logits, -1 for none.
         weight: weight of the label in the loss, 0 without a label.
         sees: `sees[b, u, v]`: thread u of row b may see thread v.
@@ -39,6 +40,7 @@ class Rows:
     position: Int[Array, "B S"]
     clock: Int[Array, "B S"]
     owner: Int[Array, "B S"]
+    branch: Int[Array, "B S"]
     label: Int[Array, "B S"]
     weight: Float[Array, "B S"]
     sees: Bool[Array, "B U U"]
@@ -218,24 +220,26 @@ def _fill(rows, transcripts, weights, length: int, threads: int) -> tuple[Rows, 
         return np.full((count, length), value, dtype)
 
     out = Rows(
-        blank(0),
-        blank(0),
-        blank(0),
-        blank(-1),
-        blank(-1),
-        blank(0, np.float32),
-        np.zeros((count, threads, threads), bool),
+        token=blank(0),
+        position=blank(0),
+        clock=blank(0),
+        owner=blank(-1),
+        branch=blank(0),
+        label=blank(-1),
+        weight=blank(0, np.float32),
+        sees=np.zeros((count, threads, threads), bool),
     )
     origin = Origin(blank(-1), blank(-1), blank(-1))
     for row, parts in enumerate(rows):
         start = first = 0
         for part in parts:
-            log = transcripts[part.transcript].log
+            log, records = transcripts[part.transcript].log, transcripts[part.transcript].threads
             place = (row, slice(start, start + len(part.entries)))
             out.token[place] = log.token[part.entries]
             out.position[place] = log.position[part.entries]
             out.clock[place] = log.clock[part.entries]
             out.owner[place] = part.owner + first
+            out.branch[place] = np.array([record.branch for record in records])[log.thread[part.entries]]
             labelled = part.label_entry >= 0
             weight = 1.0 if weights is None else weights[part.transcript][part.label_entry]
             chosen = (

@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from apr_jax.train.packing import Rows
 
-FIELDS = ("token", "position", "clock", "owner", "label")
+FIELDS = ("token", "position", "clock", "owner", "branch", "label")
 NARROW = 1 << 15  # number of ids that signed 16 bits hold
 
 
@@ -94,7 +94,9 @@ class RowStore:
         if count == 0:
             raise ValueError(f"{folder} holds 0 rows; ask for more demonstrations or rollouts")
         kinds = {name: _dtype(name, sizes.get("vocabulary", NARROW)) for name in FIELDS}  # older folders do not say
-        arrays = {n: np.memmap(folder / f"{n}.bin", kinds[n], "r", shape=(count, length)) for n in FIELDS}
+        # Older folders have no branches.
+        there = [name for name in FIELDS if name != "branch" or (folder / "branch.bin").is_file()]
+        arrays = {n: np.memmap(folder / f"{n}.bin", kinds[n], "r", shape=(count, length)) for n in there}
         bits = np.memmap(folder / "sees.bin", np.uint8, "r", shape=(count, -(-(threads**2) // 8)))
         return cls(length, threads, arrays, bits)
 
@@ -104,8 +106,9 @@ class RowStore:
     def read(self, numbers: Int[np.ndarray, " B"]) -> Rows:
         """The rows with these numbers, in this order; number -1 gives a row of padding."""
         blank = numbers < 0
-        found = {name: np.where(blank[:, None], -1, self.arrays[name][numbers]).astype(np.int32) for name in FIELDS}
-        for name in ("token", "position", "clock"):
+        found = {n: np.where(blank[:, None], -1, array[numbers]).astype(np.int32) for n, array in self.arrays.items()}
+        found = {"branch": np.zeros_like(found["token"])} | found
+        for name in ("token", "position", "clock", "branch"):
             found[name][blank] = 0
         sees = np.unpackbits(self.bits[numbers], axis=1, count=self.threads**2).astype(bool)
         weight = (found["label"] >= 0).astype(np.float32)

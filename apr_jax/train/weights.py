@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from apr_jax import files, settings
 from apr_jax.model import io, transformer
+from apr_jax.model.branches import with_branches
 from apr_jax.model.config import ModelConfig
 from apr_jax.pretrained import is_pretrained, load_model, save_pretrained
 from apr_jax.pretrained.tokenizer import load as load_tokenizer
@@ -23,7 +24,7 @@ PARTS = ("config.json", "*.safetensors")  # the files of a folder that determine
 
 
 def load(start: str, model: ModelConfig, data: Data) -> transformer.Params:
-    """The parameters at the path `start`, changed as the data need them.
+    """The parameters at the path `start`, changed as the data need them, and with branches if `model` reads them.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -31,6 +32,8 @@ def load(start: str, model: ModelConfig, data: Data) -> transformer.Params:
     """
     found = load_model(start, dtype=model.param_dtype)
     found = data.fit(found) if is_pretrained(start) else found
+    if model.branches and not found.config.branches:
+        found = with_branches(found, model.branch_embedding, model.branch_stride)
     if found.config != model:
         changed = settings.differences(model, settings.to_dict(found.config))
         raise ValueError(f"start: {start} holds another model ({'; '.join(changed)})")
