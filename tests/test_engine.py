@@ -212,9 +212,9 @@ def check_packed(transcripts: Sequence[Transcript], model: transformer.Model, to
     assert count.labels == (rows.label >= 0).sum() == sum(t.log.sampled.sum() for t in transcripts)
     attend = packed_attend(jnp.asarray(rows.owner), jnp.asarray(rows.clock), jnp.asarray(rows.sees), chunk=64)
     graph, params = model.graph, model.params
-    x, _ = transformer.hidden(
-        graph, params, jnp.asarray(rows.token), jnp.asarray(rows.position), attend, (None,) * CONFIG.layers
-    )
+    token, position, branch = map(jnp.asarray, (rows.token, rows.position, rows.branch))
+    cache = (None,) * model.config.layers
+    x, _ = transformer.hidden(graph, params, token, position, attend, cache, branches=branch)
     logprob = np.asarray(jax.nn.log_softmax(transformer.logits(graph, params, x)))
     b, s = np.nonzero(rows.label >= 0)
     recorded = [
