@@ -42,6 +42,7 @@ class Thread:
     """One line of reasoning. What it sees are threads, not copies of their tokens."""
 
     segment = 0  # threads of its line before it
+    branch = 0
 
     def __init__(self, path: tuple[int, ...], parent: "Thread | None", key: jax.Array):
         self.path, self.parent, self.key = path, parent, key
@@ -72,6 +73,7 @@ class Thread:
     def feed(self, entry: Entry) -> None:
         assert not self.ahead()
         entry.index, entry.position, entry.clock = len(self.own), self.next_position, 1 + max(self.clock, self.floor)
+        entry.branch = self.branch
         self.own.append(entry)
         views = [other.own[: entry.index] if other in self.live else other.own for other in self.seen]
         entry.sees = [seen for view in views for seen in view]
@@ -332,7 +334,11 @@ def _record(root: Thread, problem: Any, together: bool = False) -> Transcript:
         predictor=np.array([number[id(entry.predictor)] for entry in entries], np.int32),
         depth=column("depth"),
     )
-    records = tuple(ThreadRecord(t.path, rank[id(t.parent)], t.stop, t.segment, rank[id(t.follows)]) for t in threads)
+    above = [(rank[id(t.parent)], rank[id(t.follows)]) for t in threads]
+    records = tuple(
+        ThreadRecord(t.path, parent, t.stop, t.segment, follows, t.branch)
+        for t, (parent, follows) in zip(threads, above, strict=True)
+    )
     for i, row in enumerate(visible(log, sees, together)):
         saw = sorted(number[id(seen)] for seen in entries[i].sees)
         assert saw == np.flatnonzero(row).tolist(), f"what entry {i} saw is not what the record says"

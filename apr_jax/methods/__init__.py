@@ -2,6 +2,7 @@
 
 from apr_jax.methods.beam_search import BeamSearch
 from apr_jax.methods.early_vote import EarlyVote
+from apr_jax.methods.group_think import GroupThink
 from apr_jax.methods.method import Method, Sampling
 from apr_jax.methods.multiverse import Multiverse
 from apr_jax.methods.parathinker import ParaThinker
@@ -14,6 +15,7 @@ from apr_jax.methods.tree_of_thoughts import TreeOfThoughts
 __all__ = [
     "BeamSearch",
     "EarlyVote",
+    "GroupThink",
     "Method",
     "Multiverse",
     "ParaThinker",
