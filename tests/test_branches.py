@@ -1,6 +1,7 @@
 """Models that tell branches apart: against plain arithmetic, in files, in training; and that others know nothing of them."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -10,8 +11,9 @@ import pytest
 import safetensors.numpy
 
 import reference_model
-from apr_jax.decode import Needs, Sizes
+from apr_jax.decode import Sizes
 from apr_jax.decode import book as books
+from apr_jax.decode.needs import Needs
 from apr_jax.decode.program import Program
 from apr_jax.model import io, transformer
 from apr_jax.model.attention import packed_attend
@@ -100,7 +102,7 @@ def test_models_without_branches_compile_to_what_they_did():
 def test_the_second_rotation_starts_as_ranges_of_positions():
     """Group Think in its terms: branch b begins `branch_stride` positions after branch b - 1."""
     model = random_model(PLAIN)
-    lanes = with_branches(model, stride=16)
+    lanes = with_branches(model, stride=16.0)
     np.testing.assert_allclose(logits(lanes, BRANCHES), logits(model, None, POSITIONS + 16 * BRANCHES), atol=1e-10)
     np.testing.assert_array_equal(logits(lanes, 0 * BRANCHES), logits(model, None))
 
@@ -128,11 +130,14 @@ def test_a_model_that_gets_branches_computes_what_it_did():
 def test_gradients_reach_what_tells_branches_apart():
     model, classes = random_model(VARIANTS["both"]), np.zeros(11, np.int32)
 
-    def gradients(branches, remat):
-        loss = lambda params: rows_loss(model.graph, params, row(branches), classes, 1, 4, remat)[0]
-        return io.flatten(jax.grad(loss)(model.params))
+    @functools.partial(jax.jit, static_argnums=1)
+    def gradients(rows, remat):
+        return jax.grad(lambda params: rows_loss(model.graph, params, rows, classes, 1, 4, remat)[0])(model.params)
 
-    told, again, none = gradients(BRANCHES, False), gradients(BRANCHES, True), gradients(0 * BRANCHES, False)
+    given = [jax.tree.map(jnp.asarray, row(branches)) for branches in (BRANCHES, 0 * BRANCHES)]
+    told, again, none = map(
+        io.flatten, (gradients(given[0], False), gradients(given[0], True), gradients(given[1], False))
+    )
     for name, value in told.items():
         np.testing.assert_allclose(value, again[name], atol=1e-12, err_msg=name)
     table = "layers.1.attention.branch_embedding"
@@ -184,7 +189,7 @@ def test_files_keep_what_tells_branches_apart(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.params, lanes.params)
 
 
-def test_training_may_give_a_model_branches(tmp_path):
+def test_training_may_give_a_model_branches(tmp_path, unchecked):
     plain = dataclasses.replace(PLAIN, param_dtype="float32")
     model = transformer.init(plain, jax.random.key(0))
     io.save(tmp_path / "start.safetensors", model, plain)

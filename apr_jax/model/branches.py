@@ -20,7 +20,6 @@ Another start is another value of `branch_factor` in the parameters.
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from apr_jax.model.transformer import Model, abstract
@@ -45,7 +44,7 @@ def with_branches(model: Model, embedding: int = 0, stride: float = 0.0) -> Mode
 def _filled(old: Any, blank: Any) -> Any:
     """The tree `blank` with the leaves of the tree `old`; those that are new begin as in a fresh model."""
 
-    def leaf(name: str, new: jax.ShapeDtypeStruct) -> Any:
+    def leaf(name: str, new: Any) -> Any:
         return _filled(old[name], new) if name in old else jnp.full(new.shape, name == "branch_factor", new.dtype)
 
     return {name: leaf(name, new) for name, new in blank.items()} if isinstance(blank, dict) else old
