@@ -67,7 +67,7 @@ def replay(
         nonlocal found
         where = f"problem {problem.id}.{problem.sample}, thread {thread.path}, draw {thread.generated}"
         assert thread.generated < len(sampled.get(thread.path, ())), f"{where}: the transcript has no such token"
-        token = int(log.token[sampled[thread.path][thread.generated]])
+        token = int(log.drawn[sampled[thread.path][thread.generated]])
         plain = log_softmax(logits)[token]
         if problem.temperature == 0:
             below = float(logits.max() - logits[token])
