@@ -44,7 +44,7 @@ def problems(count: int) -> list[Problem]:
     rng = np.random.default_rng(3)
     return [
         Problem(
-            i, rng.integers(0, 24, rng.integers(1, 8)).astype(np.int32), temperature=float(rng.choice([0.0, 1.0, 1.3])),
+            i, rng.integers(0, 24, rng.integers(1, 8)).astype(np.int32), temperature=float(rng.choice([0.0, 1.0, 1.25])),
             top_k=int(rng.choice([0, 0, 8])), max_tokens=int(rng.integers(4, 24)), child_max_tokens=int(rng.choice([0, 6, 20])),
         )
         for i in range(count)
@@ -117,7 +117,7 @@ def test_lanes_at_their_start_are_ranges(plain):
     """LaneRoPE's special start: what another range of positions does, the second rotation does."""
     for problem, found in zip(problems(20)[:6], plain, strict=False):
         budget = problem.child_max_tokens or problem.max_tokens
-        lanes = with_branches(model(), stride=max(map(len, OPENINGS)) + budget)
+        lanes = with_branches(model(), stride=float(max(map(len, OPENINGS)) + budget))
         again = interpret(lanes, problem, GroupThink(OPENINGS, END, ranges=False))
         np.testing.assert_array_equal(found.log.token, again.log.token)
         np.testing.assert_allclose(found.log.logprob, again.log.logprob, atol=1e-8)
