@@ -64,7 +64,7 @@ class Engine:
             model = transformer.fuse(model)
         dtype = _activation_dtype(model)
         self.program = Program(
-            model.graph, protocol, sizes, native.choose(kernel, model.config, dtype, sizes, self.mesh)
+            model.graph, protocol, sizes, native.choose(kernel, model.config, dtype, sizes, self.mesh, protocol.needs)
         )
         self.placement = Placement(self.program, self.mesh, dtype)
         self.shards = self.placement.shards

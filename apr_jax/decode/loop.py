@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from apr_jax.decode import book as books
-from apr_jax.decode import messages, pool, schedule, signals, transitions
+from apr_jax.decode import messages, pool, schedule, signals, transitions, views
 from apr_jax.decode.book import NOBODY, Book
 from apr_jax.decode.drawing import Seen, draw, observe, score
 from apr_jax.decode.program import Program
@@ -57,6 +57,9 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, kin
         branch = threads.line.branch if threads.line.branch is None else threads.line.branch[:, None] + 0 * offset
         slots = pool.write(state.slots, tiles, places, clock)
         view = pool.visibility(placed, slots, tiles, clock, sizes)
+        if program.protocol.needs.views:
+            config, dtype = program.graph.config, params["norm"]["scale"].dtype
+            view = dataclasses.replace(view, turns=views.turns(placed, slots, tiles, not feeds, sizes, config, dtype))
     attend = pool.attention(view, tiles, places, sizes.block, program.kernel)
     placed_tokens = places.slot < sizes.slots  # False: padding of a tile, or a token of a halted problem
     real = jnp.where(placed_tokens, tokens, -1)

@@ -25,6 +25,8 @@ class Needs:
         arguments: numbers that each problem gives to the protocol (`Problem.arguments`), kept as `book.arguments`.
         branches: 0, or the largest branch that threads write in, kept as `book.threads.line.branch`, for models that tell branches
             apart (`apr_jax.model.branches`).
+        views: each thread sees the others in an order of its own: positions count from 0 in every thread, and `Protocol.offsets`
+            says where a thread begins in the view of another (Hogwild! Inference).
         recorded: the protocol's own state goes into the transcript.
         pieces: pieces of messages that a thread costs at most, those that others say of it included: by default three for a spawn
             and two for a join.
@@ -42,6 +44,7 @@ class Needs:
     parts: tuple[str, ...] = ()
     arguments: int = 0
     branches: int = 0
+    views: bool = False
     recorded: bool = False
     pieces: int = 6
 

@@ -21,6 +21,7 @@ from apr_jax.decode.book import NOBODY, Book, pytree
 from apr_jax.decode.schedule import Places, Tiles
 from apr_jax.decode.sizes import Sizes
 from apr_jax.model.int8 import Quantised, quantise
+from apr_jax.model.rotation import rotate
 from apr_jax.record import Stop
 
 Stored = Float[Array, "P N Kh"] | Quantised  # the keys or the values of a layer
@@ -46,10 +47,12 @@ class View:
     Attributes:
         mask: Bool [P, W, N] in a decode step (one row per lane), [B, C, N] in a feed step.
         blocks: number of blocks that attention reads, up to the fill mark of the fullest problem.
+        turns: the angles by which queries are turned further, see `apr_jax.decode.views`; None: they are not.
     """
 
     mask: Bool[Array, "..."]
     blocks: Int[Array, ""]
+    turns: Float[Array, "..."] | None = None
 
 
 def empty(sizes: Sizes, heads: int, size: int, dtype: Any) -> Stored:
@@ -242,7 +245,8 @@ def blockwise_attention(
     x, y, heads, size = q.shape
     kv = keys.shape[-1] // size
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    q = (q * size**-0.5).reshape(x, y, kv, heads // kv, size).transpose(0, 2, 3, 1, 4).reshape(x, kv, -1, size)
+    scaled_q = q * size**-0.5
+    q = scaled_q.reshape(x, y, kv, heads // kv, size).transpose(0, 2, 3, 1, 4).reshape(x, kv, -1, size)
 
     def piece(a, i, axis, heads_axis):
         a = sharding.hold(jax.lax.dynamic_slice_in_dim(a, i * block, block, axis), kv, heads_axis)
@@ -256,14 +260,14 @@ def blockwise_attention(
         numbers = piece(numbers, i, 1, -1).reshape(x, block, kv, size).transpose(0, 2, 1, 3)
         return numbers.astype(q.dtype), scale
 
-    def scaled(a, scale):
-        return a if scale is None else a * scale
+    scaled = lambda a, scale: a if scale is None else a * scale
+    plain = lambda k: jnp.einsum("xkqh,xknh->xkqn", q, k, preferred_element_type=wide)
 
     def step(i, carry):
         top, total, out = carry
         (k, k_scale), (v, v_scale) = read_block(keys, i), read_block(values, i)
         mask = jax.lax.dynamic_slice_in_dim(view.mask, i * block, block, axis=2)[:, None, None]
-        scores = scaled(jnp.einsum("xkqh,xknh->xkqn", q, k, preferred_element_type=wide), k_scale)
+        scores = scaled(plain(k) if view.turns is None else turned_product(scaled_q, k, view.turns, i), k_scale)
         scores = jnp.where(mask, scores.reshape(x, kv, -1, y, block), -jnp.inf).reshape(x, kv, -1, block)
         new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
         shift = jnp.where(jnp.isfinite(new_top), new_top, 0)
@@ -279,3 +283,15 @@ def blockwise_attention(
     out = out / jnp.where(total > 0, total, 1)[..., None]
     out = out.reshape(x, kv, heads // kv, y, size).transpose(0, 3, 1, 2, 4)
     return out.reshape(x, y, heads, size).astype(q.dtype)
+
+
+def turned_product(
+    q: Float[Array, "X Y H h"], k: Float[Array, "X K n h"], turns: Float[Array, "2 X _ blocks R 1 h"], i: Int[Array, ""]
+) -> Float[Array, "X K Q n"]:
+    """Products of the n keys of block `i` with queries that are turned for each of its R pages; Q: heads of a group, then Y."""
+    (x, y, heads, size), kv, pages = q.shape, k.shape[1], turns.shape[4]
+    turns = jax.lax.dynamic_index_in_dim(turns, i, axis=3, keepdims=False)
+    turned = rotate(q[:, :, None], turns).reshape(x, y, pages, kv, heads // kv, size)
+    wide, k = jnp.promote_types(q.dtype, jnp.float32), k.reshape(x, kv, pages, -1, size)
+    products = jnp.einsum("xypkgh,xkpsh->xkgyps", turned, k, preferred_element_type=wide)
+    return products.reshape(x, kv, heads // kv * y, -1)

@@ -43,6 +43,11 @@ def fit(protocol: Protocol, sizes: Sizes) -> None:
             raise ValueError(
                 f"sizes.{size} = {getattr(sizes, size)}: {name} opens {least} threads, so at least {least * unit} are needed"
             )
+    if protocol.needs.views and (protocol.needs.splits or sizes.block % sizes.page_size):
+        raise ValueError(
+            f"{name} has views: a page must belong to one thread (needs.splits is {protocol.needs.splits}) and lie in one block: "
+            f"sizes.attention_block = {sizes.attention_block} must be a multiple of sizes.page_size = {sizes.page_size}"
+        )
     if together > min(sizes.lanes, sizes.rows // sizes.problems):
         raise ValueError(
             f"sizes.lanes = {sizes.lanes}, sizes.rows = {sizes.rows}: up to {together} threads of a problem go together, so "

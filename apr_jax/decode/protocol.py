@@ -129,6 +129,16 @@ class Protocol(abc.ABC):
             of the event, 0 for none, else 1 + the index of its handler.
         """
 
+    def offsets(self, book: Book, fed: Int[Array, "M"]) -> Int[Array, "M M"]:
+        """Where each thread (second axis) begins in the view of each thread (first axis): positions; see `Needs.views`.
+
+        Asked in every step. Only differences within a row matter: between the thread itself and those that it sees.
+
+        Args:
+            fed: tokens that each thread has been fed, those of this step included.
+        """
+        return jnp.zeros((fed.shape[0], fed.shape[0]), jnp.int32)
+
     def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
         """Handle the event that `thread`, which does not sample, has fed all its tokens."""
         return book

@@ -3,6 +3,7 @@
 Axes: h size of a head, p = h / 2 pairs of coordinates that turn together.
 """
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -38,7 +39,13 @@ def rope_angles(
     return turns if config.rope.magnitude == 1 else turns * config.rope.magnitude
 
 
-def rotate(x: Float[Array, "*B H h"], rope: Float[Array, "2 *B 1 h"]) -> Float[Array, "*B H h"]:
+def further_angles(by: Int[Array, "*B"], config: ModelConfig, dtype: Any) -> Float[Array, "2 *B 1 h"]:
+    """Angles that turn heads, which have been rotated to their positions, by so many positions further."""
+    unscaled = dataclasses.replace(config.rope, attention=1.0)  # YaRN's factor is in the heads already
+    return rope_angles(by, dataclasses.replace(config, rope=unscaled), dtype)
+
+
+def rotate(x: Float[Array, "*#B H h"], rope: Float[Array, "2 *#B 1 h"]) -> Float[Array, "... H h"]:
     """Rotates pairs (i, i + h/2) of each head by their angles, in the dtype of `rope`."""
     cos, sin = rope[0], rope[1]
     wide = x.astype(cos.dtype)

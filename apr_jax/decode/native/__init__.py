@@ -5,7 +5,7 @@ two to three times as much as the products, and a problem pays for the fill of t
 (`attention.cc`) reads slots in place. Weights are packed once (`product`) instead of in every product. Both kernels are compiled
 at their first use with the machine's own C++ compiler, against the headers in jaxlib, and kept in the user's cache folder. If they
 are unavailable, the engine uses `pool.blockwise_attention` and XLA's products. The engine also does so on accelerators, in f64, if
-a mesh cuts heads, and for a pool in int8.
+a mesh cuts heads, for a pool in int8, and for protocols with views.
 
 Axes: X problems with queries, Y tokens of each, H heads, K kv heads, h head size, P problems of the pool, N slots.
 """
@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from apr_jax.decode.native import product
+from apr_jax.decode.needs import Needs
 from apr_jax.decode.sizes import Sizes
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import Model
@@ -131,7 +132,13 @@ def prepare(model: Model, dtype: Any) -> Model:
     return dataclasses.replace(model, params=product.pack(model.params)) if packs else model
 
 
-def obstacle(config: ModelConfig, dtype: Any, sizes: Sizes, mesh: jax.sharding.Mesh) -> str | None:
+def obstacle(
+    config: ModelConfig,
+    dtype: Any,
+    sizes: Sizes,
+    mesh: jax.sharding.Mesh,
+    needs: Needs = Needs(),  # noqa: B008 - frozen
+) -> str | None:
     """The reason why the kernels cannot serve such a program; None if they can."""
     platform, cut = mesh.devices.flat[0].platform, mesh.shape["model"]
     obstacles = (
@@ -140,21 +147,30 @@ def obstacle(config: ModelConfig, dtype: Any, sizes: Sizes, mesh: jax.sharding.M
         (jnp.dtype(dtype).name not in ("bfloat16", "float32"), f"they compute in f32, not in {jnp.dtype(dtype).name}"),
         (sizes.int8_pool, "sizes.int8_pool = True: they read keys and values as they are computed"),
         (config.head_dim % LANES, f"head_dim = {config.head_dim} is no multiple of {LANES}"),
+        (needs.views, "needs.views = True: they turn no queries for the pages that these look at"),
         (sizes.block % 8 or sizes.slots % 8, "sizes.attention_block or sizes.slots is no multiple of 8"),
     )
     return next((text for found, text in obstacles if found), None)
 
 
-def choose(wanted: bool | None, config: ModelConfig, dtype: Any, sizes: Sizes, mesh: jax.sharding.Mesh) -> bool:
+def choose(
+    wanted: bool | None,
+    config: ModelConfig,
+    dtype: Any,
+    sizes: Sizes,
+    mesh: jax.sharding.Mesh,
+    needs: Needs = Needs(),  # noqa: B008 - frozen
+) -> bool:
     """Whether a program uses the kernels; loads them if so.
 
     Args:
         wanted: None: use the kernels if possible; True: or raise an error; False: never.
+        needs: of the protocol.
 
     Raises:
         ValueError: `wanted` is True, and the kernels cannot serve the program or are unavailable.
     """
-    reason = "kernel=False" if wanted is False else obstacle(config, dtype, sizes, mesh)
+    reason = "kernel=False" if wanted is False else obstacle(config, dtype, sizes, mesh, needs)
     if reason is None:
         try:
             load()
