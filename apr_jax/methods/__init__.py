@@ -3,6 +3,7 @@
 from apr_jax.methods.beam_search import BeamSearch
 from apr_jax.methods.early_vote import EarlyVote
 from apr_jax.methods.group_think import GroupThink
+from apr_jax.methods.hogwild import Hogwild
 from apr_jax.methods.method import Method, Sampling
 from apr_jax.methods.multiverse import Multiverse
 from apr_jax.methods.parathinker import ParaThinker
@@ -16,6 +17,7 @@ __all__ = [
     "BeamSearch",
     "EarlyVote",
     "GroupThink",
+    "Hogwild",
     "Method",
     "Multiverse",
     "ParaThinker",

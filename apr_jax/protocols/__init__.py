@@ -3,6 +3,7 @@
 from apr_jax.protocols.beam_search import BeamSearch
 from apr_jax.protocols.early_vote import EarlyVote
 from apr_jax.protocols.group_think import GroupThink
+from apr_jax.protocols.hogwild import Hogwild
 from apr_jax.protocols.outlined import Outlined
 from apr_jax.protocols.samples import Samples
 from apr_jax.protocols.sequential import Sequential
@@ -14,6 +15,7 @@ __all__ = [
     "BeamSearch",
     "EarlyVote",
     "GroupThink",
+    "Hogwild",
     "Outlined",
     "Samples",
     "Sequential",
