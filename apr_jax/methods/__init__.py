@@ -1,6 +1,7 @@
 """Methods of parallel reasoning for configurations, one file each: choices, and control words as text."""
 
 from apr_jax.methods.beam_search import BeamSearch
+from apr_jax.methods.deepconf import DeepConf
 from apr_jax.methods.early_vote import EarlyVote
 from apr_jax.methods.method import Method, Sampling
 from apr_jax.methods.multiverse import Multiverse
@@ -12,6 +13,7 @@ from apr_jax.methods.tree_of_thoughts import TreeOfThoughts
 
 __all__ = [
     "BeamSearch",
+    "DeepConf",
     "EarlyVote",
     "Method",
     "Multiverse",

@@ -1,6 +1,7 @@
 """Protocols: the engine's part of methods of parallel reasoning, one file each."""
 
 from apr_jax.protocols.beam_search import BeamSearch
+from apr_jax.protocols.deepconf import DeepConf
 from apr_jax.protocols.early_vote import EarlyVote
 from apr_jax.protocols.outlined import Outlined
 from apr_jax.protocols.samples import Samples
@@ -9,4 +10,14 @@ from apr_jax.protocols.spawn_join import SpawnJoin
 from apr_jax.protocols.tree_of_thoughts import TreeOfThoughts
 from apr_jax.protocols.two_stage import TwoStage
 
-__all__ = ["BeamSearch", "EarlyVote", "Outlined", "Samples", "Sequential", "SpawnJoin", "TreeOfThoughts", "TwoStage"]
+__all__ = [
+    "BeamSearch",
+    "DeepConf",
+    "EarlyVote",
+    "Outlined",
+    "Samples",
+    "Sequential",
+    "SpawnJoin",
+    "TreeOfThoughts",
+    "TwoStage",
+]
