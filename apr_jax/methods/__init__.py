@@ -3,6 +3,7 @@
 from apr_jax.methods.beam_search import BeamSearch
 from apr_jax.methods.deepconf import DeepConf
 from apr_jax.methods.early_vote import EarlyVote
+from apr_jax.methods.launch_prune import LaunchPrune
 from apr_jax.methods.method import Method, Sampling
 from apr_jax.methods.multiverse import Multiverse
 from apr_jax.methods.samples import Samples
@@ -15,6 +16,7 @@ __all__ = [
     "BeamSearch",
     "DeepConf",
     "EarlyVote",
+    "LaunchPrune",
     "Method",
     "Multiverse",
     "Samples",
