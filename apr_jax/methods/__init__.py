@@ -6,6 +6,7 @@ from apr_jax.methods.early_vote import EarlyVote
 from apr_jax.methods.launch_prune import LaunchPrune
 from apr_jax.methods.method import Method, Sampling
 from apr_jax.methods.multiverse import Multiverse
+from apr_jax.methods.parallel_probe import ParallelProbe
 from apr_jax.methods.samples import Samples
 from apr_jax.methods.sequential import Sequential
 from apr_jax.methods.spawn_join import SpawnJoin
@@ -19,6 +20,7 @@ __all__ = [
     "LaunchPrune",
     "Method",
     "Multiverse",
+    "ParallelProbe",
     "Samples",
     "Sampling",
     "Sequential",

@@ -5,6 +5,7 @@ from apr_jax.protocols.deepconf import DeepConf
 from apr_jax.protocols.early_vote import EarlyVote
 from apr_jax.protocols.launch_prune import LaunchPrune
 from apr_jax.protocols.outlined import Outlined
+from apr_jax.protocols.parallel_probe import ParallelProbe
 from apr_jax.protocols.samples import Samples
 from apr_jax.protocols.sequential import Sequential
 from apr_jax.protocols.spawn_join import SpawnJoin
@@ -17,6 +18,7 @@ __all__ = [
     "EarlyVote",
     "LaunchPrune",
     "Outlined",
+    "ParallelProbe",
     "Samples",
     "Sequential",
     "SpawnJoin",
