@@ -3,6 +3,7 @@
 from apr_jax.methods.beam_search import BeamSearch
 from apr_jax.methods.deepconf import DeepConf
 from apr_jax.methods.early_vote import EarlyVote
+from apr_jax.methods.gambit import Gambit
 from apr_jax.methods.launch_prune import LaunchPrune
 from apr_jax.methods.method import Method, Sampling
 from apr_jax.methods.multiverse import Multiverse
@@ -17,6 +18,7 @@ __all__ = [
     "BeamSearch",
     "DeepConf",
     "EarlyVote",
+    "Gambit",
     "LaunchPrune",
     "Method",
     "Multiverse",

@@ -3,6 +3,7 @@
 from apr_jax.protocols.beam_search import BeamSearch
 from apr_jax.protocols.deepconf import DeepConf
 from apr_jax.protocols.early_vote import EarlyVote
+from apr_jax.protocols.gambit import Gambit
 from apr_jax.protocols.launch_prune import LaunchPrune
 from apr_jax.protocols.outlined import Outlined
 from apr_jax.protocols.parallel_probe import ParallelProbe
@@ -16,6 +17,7 @@ __all__ = [
     "BeamSearch",
     "DeepConf",
     "EarlyVote",
+    "Gambit",
     "LaunchPrune",
     "Outlined",
     "ParallelProbe",
