@@ -18,7 +18,7 @@ from test_engine import CONFIG
 
 SEED, END, ANSWER, THOUGHTS, UNITS = 5, forking.Words().end, 8, (10, 13), 1024
 HIDDEN = 6
-WEIGHTS = jax.tree.map(lambda leaf: 4 * np.asarray(leaf), scorer.create(2, CONFIG.width, HIDDEN))
+WEIGHTS = jax.tree.map(np.asarray, scorer.create(2, CONFIG.width, HIDDEN))
 
 Tokens = tuple[int, ...]
 

@@ -11,6 +11,7 @@ from allocating import Client, mean, units
 from apr_jax import methods, protocols
 from apr_jax.decode import Engine, Source, Stop
 from apr_jax.evaluate import metrics
+from apr_jax.evaluate.causality import causality, depths
 from apr_jax.pretrained.tokenizer import load
 from apr_jax.tasks.countdown import SHIPPED
 from test_engine import SIZES, check_packed
@@ -137,9 +138,12 @@ def check(found, rule: protocols.Gambit) -> collections.Counter:
         assert all(found.threads[one].stop == Stop.CONTINUED for one in chain[:-1]), where
     voices = [lines[t.number,] for t in traces if t.stop in (Stop.END, Stop.LENGTH)]
     assert sorted(method.voices(found)) == sorted(voices)
-    assert [method.weight(found, i) for i in voices] == [float(t.score) for t in traces if lines[t.number,] in voices]
+    scores = [float(t.score) for t in traces if lines[t.number,] in voices]
+    assert [method.weight(found, i) for i in voices] == pytest.approx(scores)
     assert found.shared["rounds"] == pool.rounds and found.shared["branches"] == pool.branches
     assert metrics.critical_path(found) == metrics.recomputed_critical_path(found)
+    order = depths(causality(found), found.log.sampled)
+    np.testing.assert_array_equal(order[found.log.sampled], found.log.depth[found.log.sampled])
     # What traces share is stored, and counted, once: only the tokens that branches and their sources are handed are fed twice.
     assert metrics.generated_tokens(found) == sum(trace.own for trace in traces)
     handed = (found.log.source == Source.HANDED) & (found.log.index >= 0)
