@@ -18,7 +18,7 @@ from test_engine import CONFIG
 
 SEED, END, ANSWER, THOUGHTS, UNITS = 5, forking.Words().end, 8, (10, 13), 1024
 HIDDEN = 6
-WEIGHTS = jax.tree.map(np.asarray, scorer.create(2, CONFIG.width, HIDDEN))
+WEIGHTS, OTHERS = (jax.tree.map(np.asarray, scorer.create(seed, CONFIG.width, HIDDEN)) for seed in (2, 3))
 
 Tokens = tuple[int, ...]
 
@@ -53,26 +53,28 @@ def problems(count: int = 28) -> tuple[Problem, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A token, its log-probability, those of all tokens, and the text that it was drawn after."""
+    """A token, its log-probability, those of all tokens, the text that it was drawn after, and the weights of the scorer."""
 
     token: int
     logprob: float
     logprobs: np.ndarray
     after: Tokens
+    weights: scorer.Weights
 
     @property
     def chance(self) -> float:
         """What the scorer makes of the hidden state that the token was drawn from."""
         state = state_after(self.after)
-        hidden = np.maximum(state @ WEIGHTS["hidden"]["kernel"] + WEIGHTS["hidden"]["bias"], 0)
-        return float(1 / (1 + np.exp(-(hidden @ WEIGHTS["out"]["kernel"] + WEIGHTS["out"]["bias"]))))
+        hidden, out = self.weights["hidden"], self.weights["out"]
+        logit = np.maximum(state @ hidden["kernel"] + hidden["bias"], 0) @ out["kernel"] + out["bias"]
+        return float(1 / (1 + np.exp(-logit)))
 
 
 class Client:
     """Full forwards for one problem."""
 
-    def __init__(self, problem: Problem):
-        self.problem, self.prompt = problem, tuple(int(token) for token in problem.prompt)
+    def __init__(self, problem: Problem, weights: scorer.Weights = WEIGHTS):
+        self.problem, self.weights, self.prompt = problem, weights, tuple(int(token) for token in problem.prompt)
         self.key = jax.random.fold_in(jax.random.fold_in(jax.random.key(SEED), problem.id), problem.sample)
         self.keys: dict[Tokens, np.ndarray] = {}
 
@@ -89,7 +91,7 @@ class Client:
         """The draw of this number of a line, after a text."""
         logits = logits_after(self.prompt + text)
         token, logprob, _ = reference_model.draw(logits, self.uniforms(path)[number], self.problem)
-        return Drawn(token, logprob, reference_model.log_softmax(logits), self.prompt + text)
+        return Drawn(token, logprob, reference_model.log_softmax(logits), self.prompt + text, self.weights)
 
 
 @functools.cache

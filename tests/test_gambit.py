@@ -17,7 +17,7 @@ from apr_jax.tasks.countdown import SHIPPED
 from test_engine import SIZES, check_packed
 from test_native import need_kernel
 
-CHOICES = dict(count=4, every=2, warmup=3, threshold=0.3, replace=1, branches=8, hidden=allocating.HIDDEN)
+CHOICES = dict(count=4, every=2, warmup=3, threshold=0.61, replace=1, branches=8, hidden=allocating.HIDDEN)
 RULES = {
     "scorer": protocols.Gambit(end=allocating.END, thought_ends=allocating.THOUGHTS, **CHOICES),
     "logprob": protocols.Gambit(
@@ -167,16 +167,11 @@ def test_traces_are_pruned_branch_and_end_as_the_rule_says(score, sizes):
         assert found.stop == Stop.END
         seen += check(found, RULES[score])
     assert engine.traces == 1
-    wanted = (
-        "below the threshold",
-        "replaced",
-        "filled twice from one",
-        "branch of a branch",
-        "END",
-        "LENGTH",
-        "KILLED",
+    few, many = (
+        ("below the threshold", "filled twice from one"),
+        ("replaced", "branch of a branch", "END", "LENGTH", "KILLED"),
     )
-    assert min(seen[what] for what in wanted) >= 3 and seen["branches"] > 60, seen
+    assert min(seen[what] for what in few) >= 2 and min(seen[what] for what in many) >= 10, seen
 
 
 def test_the_kernels_see_what_the_record_says():

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import allocating
-from allocating import Client, mean, units
+from allocating import OTHERS, WEIGHTS, Client, mean, units
 from apr_jax import methods, protocols
 from apr_jax.decode import Engine, Stop
 from apr_jax.evaluate import metrics
+from apr_jax.model import scorer
 from apr_jax.pretrained.tokenizer import load
 from apr_jax.tasks.countdown import SHIPPED
 from test_engine import SIZES
@@ -35,8 +36,8 @@ def sample(client: Client, number: int, rule: protocols.LaunchPrune) -> tuple[li
             return said, Stop.END if drawn.token == rule.end else Stop.LENGTH, score
 
 
-def check(found, rule: protocols.LaunchPrune) -> collections.Counter:
-    client, seen = Client(allocating.problems()[found.problem]), collections.Counter()
+def check(found, rule: protocols.LaunchPrune, weights: scorer.Weights = WEIGHTS) -> collections.Counter:
+    client, seen = Client(allocating.problems()[found.problem], weights), collections.Counter()
     whole = [sample(client, i, rule) for i in range(rule.count)]
     kept = sorted(range(rule.count), key=lambda i: (-whole[i][2], i))[: rule.keep]
     for i, (said, stop, score) in enumerate(whole):
@@ -56,11 +57,16 @@ def check(found, rule: protocols.LaunchPrune) -> collections.Counter:
 
 @pytest.mark.parametrize(("score", "sizes"), [("scorer", "one row"), ("logprob", "scarce rows")])
 def test_the_best_go_on_as_if_nothing_had_been(score, sizes):
-    weights = allocating.WEIGHTS if score == "scorer" else None
-    engine = Engine(allocating.model("float64"), RULES[score], SIZES[sizes], scorer=weights)
+    engine = Engine(
+        allocating.model("float64"), RULES[score], SIZES[sizes], scorer=WEIGHTS if score == "scorer" else None
+    )
     seen = collections.Counter()
     for found in engine.decode(allocating.problems(), seed=allocating.SEED):
         seen += check(found, RULES[score])
+    if score == "scorer":  # weights that are changed, and a program that is not compiled again
+        engine.set_scorer(OTHERS)
+        for found in engine.decode(allocating.problems()[:9], seed=allocating.SEED):
+            check(found, RULES[score], OTHERS)
     assert engine.traces == 1
     assert min(seen[what] for what in ("END", "LENGTH", "lost before the check", "won before the check")) > 5, seen
     assert seen["PRUNED"] > 50, seen
