@@ -15,16 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from apr_jax import sharding
-from apr_jax.decode import assemble, memory, native
+from apr_jax.decode import assemble, memory, native, signals
 from apr_jax.decode import state as states
 from apr_jax.decode.book import RANDOM
 from apr_jax.decode.placement import Placement
 from apr_jax.decode.problem import Problem, check, check_seed
-from apr_jax.decode.program import Program
+from apr_jax.decode.program import Program, Weights
 from apr_jax.decode.progress import Progress
 from apr_jax.decode.protocol import Protocol
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.state import State
+from apr_jax.model import scorer as scorers
 from apr_jax.model import transformer
 from apr_jax.model.transformer import Model
 from apr_jax.record import Transcript
@@ -41,10 +42,11 @@ class Engine:
             over `data`. A mesh may span processes, which must then make the same calls with the same problems.
         kernel: use the C++ kernels of `apr_jax.decode.native` for attention and products. None: if possible (with a warning if
             only a compiler is missing); True: or raise an error; False: never.
+        scorer: weights for a protocol with the signal `Scorer`; see `set_scorer`.
 
     Raises:
-        ValueError: the mesh does not fit the model, see `Placement`; the sizes do not fit the devices, see `memory.require`; or
-            `kernel` is True and the kernels cannot be used.
+        ValueError: the mesh does not fit the model, see `Placement`; the sizes do not fit the devices, see `memory.require`;
+            `kernel` is True and the kernels cannot be used; or `scorer` is not what the protocol needs.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Engine:
         sizes: Sizes,
         mesh: jax.sharding.Mesh | None = None,
         kernel: bool | None = None,
+        scorer: scorers.Weights | None = None,
     ):
         self.mesh = mesh or sharding.make_mesh()
         self.sizes = sizes
@@ -71,6 +74,8 @@ class Engine:
         params = jax.tree.map(sharding.put, model.params, self.placement.param_places())
         model = dataclasses.replace(model, params=params)
         self.model = native.prepare(model, dtype) if self.program.kernel else model
+        self.scorer: Any = ()
+        self.set_scorer(scorer)
         self.traces = 0
         places = self.placement.state_places()
         self._create = jax.jit(self.placement.create, out_shardings=places)
@@ -78,13 +83,33 @@ class Engine:
         everywhere = jax.NamedSharding(self.mesh, jax.P())
         self._share = jax.jit(lambda counters: counters, out_shardings=everywhere)
 
-    def _traced(self, params: Any, state: State, steps: jax.Array) -> State:
+    def set_scorer(self, weights: scorers.Weights | None) -> None:
+        """Use these weights of the scorer from now on; nothing is compiled anew.
+
+        Raises:
+            ValueError: weights are missing, do not fit, or no signal of the protocol reads them.
+        """
+        name, read = type(self.program.protocol).__name__, signals.scored_by(self.program.protocol.needs.signals)
+        if bool(weights) != bool(read):
+            told = "reads a scorer, give its weights" if read else "reads no scorer, leave it out"
+            raise ValueError(f"scorer is {'missing' if read else 'given'}; {name} {told}")
+        if read:
+            scorers.check("scorer", weights, self.model.config.width, read.hidden)
+            everywhere = jax.NamedSharding(self.mesh, jax.P())
+            self.scorer = jax.tree.map(lambda leaf: sharding.put(np.asarray(leaf, np.float32), everywhere), weights)
+
+    @property
+    def weights(self) -> Weights:
+        """All that the program computes with."""
+        return Weights(self.model.params, self.scorer)
+
+    def _traced(self, weights: Weights, state: State, steps: jax.Array) -> State:
         self.traces += 1
-        return self.placement.run(params, state, steps)
+        return self.placement.run(weights, state, steps)
 
     def compile(self) -> jax.stages.Compiled:
         """Compile the slice now, from shapes alone, instead of at the first run; the result tells memory use and HLO text."""
-        self._run = self._run.lower(self.model.params, self.placement.abstract_state(), np.int32(0)).compile()
+        self._run = self._run.lower(self.weights, self.placement.abstract_state(), np.int32(0)).compile()
         return self._run
 
     def create(self, seed: int) -> State:
@@ -102,7 +127,7 @@ class Engine:
 
     def run(self, state: State, steps: int) -> State:
         """Run one slice of at most `steps` steps; the given state is donated."""
-        return self._run(self.model.params, state, np.int32(steps))
+        return self._run(self.weights, state, np.int32(steps))
 
     def drain(self, state: State) -> tuple[State, list[Transcript]]:
         """Fetch finished problems and empty the outbox. Each process gets the problems of its own shards."""

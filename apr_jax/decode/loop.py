@@ -13,7 +13,6 @@ inner loops. The outer loop handles events and moves problems in and out, so tha
 
 import dataclasses
 import enum
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,7 @@ from apr_jax.decode import book as books
 from apr_jax.decode import messages, pool, schedule, signals, transitions, views
 from apr_jax.decode.book import NOBODY, Book
 from apr_jax.decode.drawing import Seen, draw, observe, score
-from apr_jax.decode.program import Program
+from apr_jax.decode.program import Program, Weights
 from apr_jax.decode.protocol import Drawn
 from apr_jax.decode.state import LogArrays, State, leaving, refill, retire, room
 from apr_jax.decode.threads import Cursor, LastDrawn
@@ -39,7 +38,7 @@ class Step(enum.Enum):
     DECODE = enum.auto()
 
 
-def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, kind: Step) -> State:
+def step(program: Program, weights: Weights, state: State, tiles: schedule.Tiles, kind: Step) -> State:
     """One step of either kind: feed the tiles' tokens, sample for threads that have fed all their tokens, note events."""
     sizes, feeds = program.sizes, kind is Step.FEED
     chunk = sizes.feed_chunk if feeds else 1
@@ -63,15 +62,16 @@ def step(program: Program, params: Any, state: State, tiles: schedule.Tiles, kin
     attend = pool.attention(view, tiles, places, sizes.block, program.kernel)
     placed_tokens = places.slot < sizes.slots  # False: padding of a tile, or a token of a halted problem
     real = jnp.where(placed_tokens, tokens, -1)
-    x, cache = transformer.hidden(program.graph, params, real, position, attend, state.pool, branches=branch)
+    x, cache = transformer.hidden(program.graph, weights.model, real, position, attend, state.pool, branches=branch)
     with jax.named_scope("sample"):
         finite = jnp.all(jnp.isfinite(x) | ~placed_tokens[..., None], axis=(1, 2))
         last = jnp.maximum(tiles.count - 1, 0)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
-        logits = transformer.logits(program.graph, params, x)
+        logits = transformer.logits(program.graph, weights.model, x)
         token, logprob, behaviour, possible = draw(program, state, tiles, threads, logits)
     with jax.named_scope("record"):
-        drawn = Drawn(token, logprob, behaviour, signals.measure(program.protocol.needs.signals, logits))
+        measured = signals.measure(program.protocol.needs.signals, logits, x, weights.scorer)
+        drawn = Drawn(token, logprob, behaviour, measured)
         draws = places.drawn < sizes.log
         finite &= ~draws | (jnp.isfinite(logprob) & possible)
         bulk, seen = observe(program, state, tiles, threads, drawn, draws, finite)
@@ -225,7 +225,7 @@ def change(program: Program, state: State) -> State:
     return rest.replace(pool=state.pool)
 
 
-def run_slice(program: Program, params: Any, state: State, steps: Int[Array, ""]) -> State:
+def run_slice(program: Program, weights: Weights, state: State, steps: Int[Array, ""]) -> State:
     """Run until `steps` more steps are done, nothing is left to run, or a finished problem finds the outbox full."""
     sizes, needs = program.sizes, program.protocol.needs
     taken = lambda s: s.counters.feed_steps + s.counters.decode_steps
@@ -254,12 +254,12 @@ def run_slice(program: Program, params: Any, state: State, steps: Int[Array, ""]
         lanes = min(sizes.lanes, sizes.feed_tiles)
         tiles = schedule.choose(s.books, long(s), lanes, sizes.feed_tiles, sizes.feed_chunk)
         with jax.named_scope("feed"):
-            return step(program, params, s, tiles, Step.FEED)
+            return step(program, weights, s, tiles, Step.FEED)
 
     def decode(s):
         tiles = schedule.choose(s.books, runnable(s), sizes.lanes, sizes.rows, 1)
         with jax.named_scope("decode"):
-            return step(program, params, s, tiles, Step.DECODE)
+            return step(program, weights, s, tiles, Step.DECODE)
 
     def outer(s):
         s = change(program, s)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Int, UInt32
 from apr_jax import sharding
 from apr_jax.decode import state as states
 from apr_jax.decode.loop import run_slice
-from apr_jax.decode.program import Program
+from apr_jax.decode.program import Program, Weights
 from apr_jax.decode.state import State
 from apr_jax.model import transformer
 from apr_jax.model.int8 import Quantised
@@ -61,10 +61,12 @@ class Placement:
         axes = transformer.logical_axes(graph.config, graph.fused)
         return sharding.shardings(transformer.abstract_params(graph.config, graph.fused), axes, self.mesh)
 
-    def abstract_params(self) -> transformer.Params:
-        """Shapes, dtypes and shardings of the parameters."""
+    def abstract_weights(self) -> Weights:
+        """Shapes, dtypes and shardings of the weights."""
         graph = self.program.graph
-        return jax.tree.map(_with_place, transformer.abstract_params(graph.config, graph.fused), self.param_places())
+        params = jax.tree.map(_with_place, transformer.abstract_params(graph.config, graph.fused), self.param_places())
+        everywhere = jax.NamedSharding(self.mesh, jax.P())
+        return Weights(params, jax.tree.map(lambda leaf: _with_place(leaf, everywhere), self.program.abstract_scorer()))
 
     def place(self, *axes: str | None) -> jax.NamedSharding:
         """The sharding of an array with a leading axis of shards; `axes`: mesh axes of the further array axes."""
@@ -90,22 +92,22 @@ class Placement:
         """The sharding of every array of the state."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
 
-    def run(self, params: transformer.Params, state: State, steps: Int[Array, ""]) -> State:
+    def run(self, weights: Weights, state: State, steps: Int[Array, ""]) -> State:
         """Run at most `steps` steps of every shard; traceable."""
 
-        def shard(params, state, steps):
+        def shard(weights, state, steps):
             state = jax.tree.map(lambda x: x[0], state)
-            state = run_slice(self.program, params, state, steps)
+            state = run_slice(self.program, weights, state, steps)
             return jax.tree.map(lambda x: x[None], state)
 
         mine = jax.P("data")
         specs = {"in_specs": (jax.P(), mine, jax.P()), "out_specs": mine, "axis_names": {"data"}}
-        return jax.shard_map(shard, mesh=self.mesh, check_vma=False, **specs)(params, state, steps)
+        return jax.shard_map(shard, mesh=self.mesh, check_vma=False, **specs)(weights, state, steps)
 
     def compile(self, options: Mapping[str, str] | None = None) -> jax.stages.Compiled:
         """The slice, compiled from shapes alone for the devices of the mesh; `options`: compiler options."""
         run = jax.jit(self.run, donate_argnums=1, out_shardings=self.state_places())
-        return run.lower(self.abstract_params(), self.abstract_state(), np.int32(0)).compile(dict(options or {}))
+        return run.lower(self.abstract_weights(), self.abstract_state(), np.int32(0)).compile(dict(options or {}))
 
 
 def _with_place(leaf: jax.ShapeDtypeStruct, place: jax.NamedSharding) -> jax.ShapeDtypeStruct:

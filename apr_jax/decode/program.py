@@ -1,10 +1,26 @@
 """What is compiled: a model, a protocol and sizes, and whether these go together."""
 
 import dataclasses
+from typing import Any
 
+from apr_jax.decode import signals
 from apr_jax.decode.protocol import Protocol
 from apr_jax.decode.sizes import Sizes
-from apr_jax.model import transformer
+from apr_jax.decode.threads import pytree
+from apr_jax.model import scorer, transformer
+
+
+@pytree
+class Weights:
+    """What a program computes with, which may change without compiling anew.
+
+    Attributes:
+        model: the model's parameters.
+        scorer: the weights of the scorer that a signal reads; `()` if none does.
+    """
+
+    model: transformer.Params
+    scorer: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +40,12 @@ class Program:
                 f"model.branch_embedding = {told}: {type(self.protocol).__name__} has branches up to {branches}, so at least "
                 f"{branches + 1} are needed; train a model that has them, or let the protocol have fewer"
             )
+        signals.scored_by(self.protocol.needs.signals)
+
+    def abstract_scorer(self) -> Any:
+        """Shapes and dtypes of the scorer's weights; `()` if no signal reads one."""
+        read = signals.scored_by(self.protocol.needs.signals)
+        return scorer.abstract(self.graph.config.width, read.hidden) if read else ()
 
 
 def fit(protocol: Protocol, sizes: Sizes) -> None:

@@ -53,6 +53,15 @@ def start(
     return book.update(first, enough=enough, kills=kills, shared_budget=budget)
 
 
+def enter(book: Book, born: Bool[Array, "M"], race: Int[Array, ""]) -> Book:
+    """Let newly forked children take part in a running race; to be called by a decision of it, whose clock they begin at.
+
+    Args:
+        race: the race of one of its members.
+    """
+    return book.update(born, race=race, scope=book.threads.pace.scope[race])
+
+
 def defer(book: Book, who: Bool[Array, "M"] | Int[Array, ""]) -> Book:
     """Let an event of a thread wait, or those of many: the protocol's `decided` is called when each may be acted on.
 

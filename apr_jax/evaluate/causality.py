@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from apr_jax.record import Log, Stop, Transcript
+from apr_jax.record import Log, Source, Stop, Transcript
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +77,9 @@ def causality(transcript: Transcript) -> Causality:
             if begins:
                 forks.append((max(known[stood], default=-1), thread))
             past[row] = known[stood].union(*(shown[other] for other in sees[thread]))
+            taken = threads[thread].follows
+            if begins and taken >= 0 and log.source[row] == Source.HANDED:
+                past[row] |= known[line[taken]]  # the copied token, which its writer may not have been fed yet
         for row, follows in past.items():
             thread = int(log.thread[row])
             if not sampled[row]:

@@ -20,6 +20,7 @@ from apr_jax.evaluate.machine import Machine
 from apr_jax.evaluate.outcomes import Outcome, outcome, summary
 from apr_jax.evaluate.select import Candidate, Only, Selector
 from apr_jax.methods import Method, Sampling
+from apr_jax.model import scorer
 from apr_jax.pretrained import load_model, with_control_words
 from apr_jax.pretrained.tokenizer import check_fits
 from apr_jax.record import Stop
@@ -36,6 +37,7 @@ class RolloutConfig:
     Attributes:
         method: the method: protocol, answering threads and control words.
         checkpoint: path of the model, see `apr_jax.pretrained.load_model`.
+        scorer: path of a scorer's weights (`apr_jax.model.scorer`), for methods that read one; empty for others.
         sampling: sampling parameters and budgets.
         ask: the prompt format of this method, if it differs from the task's (tasks in language).
         sizes: static sizes of the compiled program.
@@ -46,6 +48,7 @@ class RolloutConfig:
     sampling: Sampling = Sampling()
     ask: Prompt | None = None
     sizes: Sizes = Sizes()
+    scorer: str = ""
 
     def __post_init__(self):
         self.method.check(self.sampling)
@@ -122,7 +125,8 @@ def make_engine(config: RolloutConfig, codec: TextCodec) -> tuple[Engine, TextCo
     check_fits(codec, model.config.vocabulary, f"checkpoint {config.checkpoint}")
     if config.method.add:
         model, codec = with_control_words(model, codec, list(config.method.words), gain=config.method.gain)
-    return Engine(model, config.method.protocol(codec), config.sizes), codec
+    weights = scorer.load(config.scorer) if config.scorer else None
+    return Engine(model, config.method.protocol(codec), config.sizes, scorer=weights), codec
 
 
 def put(task: Task, config: RolloutConfig) -> Task:
@@ -265,7 +269,8 @@ def read(
     def answered(transcript: Transcript, thread: int, answer: str | None, grade: bool | Failure) -> Answer:
         failure = grade.reason if isinstance(grade, Failure) else ""
         logprob = metrics.mean_logprob(transcript, config.method.chain(transcript, thread))
-        return Answer(thread, Candidate(answer, grade is True, logprob, failure))
+        weight = config.method.weight(transcript, thread)
+        return Answer(thread, Candidate(answer, grade is True, logprob, failure, weight))
 
     return [
         [answered(transcript, i, answer, known.get((place, answer), False)) for i, answer in given]

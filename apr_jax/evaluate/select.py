@@ -20,12 +20,14 @@ class Candidate:
         correct: whether the verifier accepts the answer; only oracles read this field.
         logprob: mean log-probability of the generated tokens, nats.
         failure: reason why the verifier failed, which counts as a wrong answer; empty if it did not fail.
+        weight: what the method lets its vote weigh, at least 0; None where the method has no weights.
     """
 
     answer: str | None
     correct: bool
     logprob: float
     failure: str = ""
+    weight: float | None = None
 
 
 class Selector(abc.ABC):
@@ -69,16 +71,16 @@ class Majority(Selector):
 
 @dataclasses.dataclass(frozen=True)
 class Weighted(Selector):
-    """The first candidate that gave the answer of the greatest weight: candidates vote by their tokens' geometric mean probability.
+    """The first candidate that gave the answer of the greatest weight.
 
-    That is e to the mean log-probability, of 0 .. 1; a mean that is NaN weighs nothing. Of answers of equal weight that one is
-    taken which occurs first.
+    A vote weighs what the method says (`Method.weight`), or else its tokens' geometric mean probability: e to the mean
+    log-probability, of 0 .. 1. What is NaN weighs nothing. Of answers of equal weight that one is taken which occurs first.
     """
 
     def choose(self, candidates: Sequence[Candidate]) -> int | None:
         votes: dict[str | None, list[float]] = {}
         for candidate in candidates:
-            votes.setdefault(candidate.answer, []).append(math.exp(_known(candidate)))
+            votes.setdefault(candidate.answer, []).append(_weight(candidate))
         # The exact sum: which answers weigh the same does not depend on the order of their votes.
         return _best(candidates, lambda candidate: math.fsum(votes[candidate.answer]))
 
@@ -137,6 +139,13 @@ class Verifier(Selector):
 def _known(candidate: Candidate) -> float:
     """The mean log-probability, -inf where that is NaN."""
     return -math.inf if math.isnan(candidate.logprob) else candidate.logprob
+
+
+def _weight(candidate: Candidate) -> float:
+    """What its vote weighs."""
+    if candidate.weight is None:
+        return math.exp(_known(candidate))
+    return 0.0 if math.isnan(candidate.weight) else candidate.weight
 
 
 def _valid(candidates: Sequence[Candidate]) -> list[int]:

@@ -1,11 +1,15 @@
 """Methods of parallel reasoning for configurations, one file each: choices, and control words as text."""
 
 from apr_jax.methods.beam_search import BeamSearch
+from apr_jax.methods.deepconf import DeepConf
 from apr_jax.methods.early_vote import EarlyVote
+from apr_jax.methods.gambit import Gambit
 from apr_jax.methods.group_think import GroupThink
 from apr_jax.methods.hogwild import Hogwild
+from apr_jax.methods.launch_prune import LaunchPrune
 from apr_jax.methods.method import Method, Sampling
 from apr_jax.methods.multiverse import Multiverse
+from apr_jax.methods.parallel_probe import ParallelProbe
 from apr_jax.methods.parathinker import ParaThinker
 from apr_jax.methods.samples import Samples
 from apr_jax.methods.sequential import Sequential
@@ -15,12 +19,16 @@ from apr_jax.methods.tree_of_thoughts import TreeOfThoughts
 
 __all__ = [
     "BeamSearch",
+    "DeepConf",
     "EarlyVote",
+    "Gambit",
     "GroupThink",
     "Hogwild",
+    "LaunchPrune",
     "Method",
     "Multiverse",
     "ParaThinker",
+    "ParallelProbe",
     "Samples",
     "Sampling",
     "Sequential",

@@ -110,10 +110,17 @@ class Method(abc.ABC):
         speaks = np.any(transcript.log.sampled & (transcript.log.thread == 0))
         return [0] if speaks else [i for i, thread in enumerate(transcript.threads) if thread.parent == 0]
 
+    def weight(self, transcript: Transcript, thread: int) -> float | None:
+        """What the vote of a voice weighs, where the method's own state says so; see `apr_jax.evaluate.select.Weighted`."""
+        return None
+
     def chain(self, transcript: Transcript, thread: int) -> Sequence[int]:
-        """The threads whose generated tokens, one after the other, are what a voice says: itself after those that it follows."""
+        """The threads whose generated tokens, one after the other, are what a voice says.
+
+        It is the last of them, after those of its line before it, or those that it follows.
+        """
         found = [thread]
-        while (thread := transcript.threads[thread].follows) >= 0:
+        while (thread := thread - 1 if transcript.threads[thread].segment else transcript.threads[thread].follows) >= 0:
             found.append(thread)
         return found[::-1]
 

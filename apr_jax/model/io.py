@@ -38,19 +38,23 @@ def save(path: str | Path, model: Model, config: ModelConfig, storage: str | Non
     lost = [n for n, x in flatten(model.params).items() if not np.array_equal(np.isfinite(x), np.isfinite(tensors[n]))]
     if lost:
         raise ValueError(f"storage: {dtype.name} does not hold the largest numbers in {', '.join(lost)}; store float32")
+    write_tensors(path, tensors, {"format": FORMAT, "config": json.dumps(config.to_dict())})
+
+
+def write_tensors(path: str | Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Write tensors as one file; an existing file is replaced only once the new one is complete."""
+    path = files.local(path, "path")
     temporary = Path(f"{path}.writing")
-    metadata = {"format": FORMAT, "config": json.dumps(config.to_dict())}
     safetensors.numpy.save_file(tensors, temporary, metadata=metadata)
     os.replace(temporary, path)
 
 
-def load(path: str | Path) -> Model:
-    """Reads a file written by `save`. The parameters have dtype `config.param_dtype` of the stored configuration.
+def read_tensors(path: str | Path, format: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors and the metadata of a file of this format.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is truncated, is not of this format, or its tensors do not fit its configuration; the message
-        names the tensors.
+      ValueError: the file is truncated, or of another format.
     """
     if not files.local(path, "path").is_file():
         raise FileNotFoundError(f"no model file at {path}")
@@ -62,8 +66,20 @@ def load(path: str | Path) -> Model:
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}); was its copy or download cut off?"
         ) from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {metadata.get('format')!r}; this version reads {FORMAT!r}")
+    if metadata.get("format") != format:
+        raise ValueError(f"{path} has format {metadata.get('format')!r}; this version reads {format!r}")
+    return tensors, metadata
+
+
+def load(path: str | Path) -> Model:
+    """Reads a file written by `save`. The parameters have dtype `config.param_dtype` of the stored configuration.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is truncated, is not of this format, or its tensors do not fit its configuration; the message
+        names the tensors.
+    """
+    tensors, metadata = read_tensors(path, FORMAT)
     config = ModelConfig.from_dict(json.loads(metadata["config"]))
     check(str(path), tensors, config)
     dtype = jnp.dtype(config.param_dtype)

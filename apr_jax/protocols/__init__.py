@@ -1,10 +1,14 @@
 """Protocols: the engine's part of methods of parallel reasoning, one file each."""
 
 from apr_jax.protocols.beam_search import BeamSearch
+from apr_jax.protocols.deepconf import DeepConf
 from apr_jax.protocols.early_vote import EarlyVote
+from apr_jax.protocols.gambit import Gambit
 from apr_jax.protocols.group_think import GroupThink
 from apr_jax.protocols.hogwild import Hogwild
+from apr_jax.protocols.launch_prune import LaunchPrune
 from apr_jax.protocols.outlined import Outlined
+from apr_jax.protocols.parallel_probe import ParallelProbe
 from apr_jax.protocols.samples import Samples
 from apr_jax.protocols.sequential import Sequential
 from apr_jax.protocols.spawn_join import SpawnJoin
@@ -13,10 +17,14 @@ from apr_jax.protocols.two_stage import TwoStage
 
 __all__ = [
     "BeamSearch",
+    "DeepConf",
     "EarlyVote",
+    "Gambit",
     "GroupThink",
     "Hogwild",
+    "LaunchPrune",
     "Outlined",
+    "ParallelProbe",
     "Samples",
     "Sequential",
     "SpawnJoin",

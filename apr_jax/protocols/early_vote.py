@@ -41,6 +41,13 @@ class Ballot:
     hash: UInt32[Array, ""]
 
 
+def written(ballot: Ballot, token: Int[Array, ""], answer: int, ends: Bool[Array, ""]) -> Ballot:
+    """The ballot of a sample that has sampled one more token; `answer`: the word after which answers stand."""
+    opens = token == answer
+    hashed = jnp.where(ballot.begun & ~ends, verbs.hash_on(ballot.hash, token), ballot.hash)
+    return dataclasses.replace(ballot, begun=ballot.begun | opens, hash=jnp.where(opens, jnp.uint32(0), hashed))
+
+
 @dataclasses.dataclass(frozen=True)
 class EarlyVote(Samples):
     """Attributes: as of `Samples`, and
@@ -59,10 +66,7 @@ class EarlyVote(Samples):
 
     def observe(self, shared: Any, own: Ballot, drawn: Drawn) -> tuple[Ballot, Int[Array, ""], Int[Array, ""]]:
         own, token, event = super().observe(shared, own, drawn)
-        opens = token == self.answer
-        hashed = verbs.hash_on(own.hash, token)
-        hashed = jnp.where(own.begun & (event == 0), hashed, own.hash)
-        return Ballot(own.begun | opens, jnp.where(opens, jnp.uint32(0), hashed)), token, event
+        return written(own, token, self.answer, event > 0), token, event
 
     def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
         forked = super().drained(book, thread)

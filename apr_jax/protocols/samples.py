@@ -46,7 +46,11 @@ class Samples(Protocol):
         return own, drawn.token, is_one_of(drawn.token, (self.end,))
 
     def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
-        book = books.open_children(book, thread, self.count)
+        return self.launch(book, thread, self.count)
+
+    def launch(self, book: Book, thread: Int[Array, ""], count: int) -> Book:
+        """Fork so many samples from the root, which has read the prompt."""
+        book = books.open_children(book, thread, count)
         born = books.opened(book, thread)
         book = verbs.last_of_prompt(book, born)
         return fork(book, thread, born, context=thread)

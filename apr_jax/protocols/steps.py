@@ -27,9 +27,6 @@ from apr_jax.record import Stop
 
 Finished = Literal["compete", "leave"]
 
-# Log-probabilities are summed in whole units of 1 / UNITS nat, so that copies of a beam tie, in whatever rows they were computed.
-UNITS = 1024
-
 
 @pytree
 class Beam:
@@ -132,7 +129,7 @@ class StepSearch(Protocol):
         return verbs.open_reader(book, self.drained)
 
     def observe(self, shared: Any, own: Beam, drawn: Drawn) -> tuple[Beam, Int[Array, ""], Int[Array, ""]]:
-        units = jnp.round(drawn.logprob * UNITS).astype(jnp.int32)
+        units = verbs.in_units(drawn.logprob)
         ended = drawn.token == self.end
         stepped = jnp.any(drawn.token == jnp.array(self.step_ends, jnp.int32)) & ~own.final
         own = dataclasses.replace(
@@ -175,12 +172,12 @@ class StepSearch(Protocol):
         nothing = jnp.zeros_like(merit)
         if self.finished == "leave":
             done = candidates & own.finished
-            kept = done & (_ranks(done, nothing, ordinal) < self.candidates)
+            kept = done & (verbs.ranks(done, nothing, ordinal) < self.candidates)
             left = candidates & ~own.finished
-            kept |= left & (_ranks(left, merit, ordinal) < self.beams)
+            kept |= left & (verbs.ranks(left, merit, ordinal) < self.beams)
         else:
-            kept = candidates & (_ranks(candidates, merit, ordinal, tree) < self.beams // self.subtrees)
-        place = jnp.where(kept, _ranks(kept, merit, ordinal), -1)
+            kept = candidates & (verbs.ranks(candidates, merit, ordinal, tree) < self.beams // self.subtrees)
+        place = jnp.where(kept, verbs.ranks(kept, merit, ordinal), -1)
         return book.update_own(jnp.ones_like(kept), candidate=kept & own.finished, place=place)
 
     def expand(self, book: Book, thread: Int[Array, ""]) -> Book:
@@ -214,13 +211,3 @@ def in_order(book: Book, chosen: Bool[Array, "M"]) -> Int[Array, "M"]:
     """The numbers of the chosen children of one parent in the order of their paths, then those of others."""
     ordinal = jnp.where(chosen, book.threads.line.ordinal, jnp.iinfo(jnp.int32).max)
     return jnp.argsort(ordinal, stable=True).astype(jnp.int32)
-
-
-def _ranks(
-    among: Bool[Array, "M"], merit: Float[Array, "M"], ordinal: Int[Array, "M"], tree: Int[Array, "M"] | None = None
-) -> Int[Array, "M"]:
-    """For each thread how many of the others, of its tree if there are trees, come before it: by merit, then by path."""
-    before = (merit > merit[:, None]) | ((merit == merit[:, None]) & (ordinal < ordinal[:, None]))
-    if tree is not None:
-        before &= tree == tree[:, None]
-    return jnp.sum(before & among, axis=1, dtype=jnp.int32)

@@ -30,7 +30,7 @@ from apr_jax.decode.forks import fork
 from apr_jax.decode.needs import Needs
 from apr_jax.decode.signals import BestMean, Logprobs
 from apr_jax.protocols import verbs
-from apr_jax.protocols.steps import UNITS, Beam, StepSearch, in_order
+from apr_jax.protocols.steps import Beam, StepSearch, in_order
 from apr_jax.record import Stop
 
 
@@ -87,7 +87,7 @@ class TreeOfThoughts(StepSearch):
     def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
         """The root has read the prompt, or a probe its question."""
         signal = book.threads.drawn.signals[thread, 0]
-        value = jnp.round((signal if self.says else -signal) * UNITS)
+        value = verbs.in_units(signal if self.says else -signal)
         answered = book.update_own(books.numbers(book) == thread, value=value)
         answered = ends.close(answered, thread, jnp.int32(Stop.END))
         return books.choose(book.threads.own.probe[thread], answered, super().drained(book, thread))

@@ -1,14 +1,17 @@
-"""Operations that protocols share: feed a part of the prompt, send messages of the same pieces for many threads, end threads."""
+"""Operations that protocols share: feed parts of the prompt, send the same pieces for many threads, end threads, rank them."""
 
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from apr_jax.decode import book as books
 from apr_jax.decode import ends, messages
 from apr_jax.decode.book import Book
 from apr_jax.record import Stop
+
+# Scores and log-probabilities are summed in whole units of 1 / UNITS: what is equal ties, in whatever rows it was computed.
+UNITS = 1024
 
 
 def feed_prompt(book: Book, thread: Int[Array, ""], start: Int[Array, ""], length: Int[Array, ""]) -> Book:
@@ -88,6 +91,11 @@ def end(book: Book, mask: Bool[Array, "M"]) -> Book:
     return ends.close(book, mask, jnp.int32(Stop.END))
 
 
+def prune(book: Book, mask: Bool[Array, "M"]) -> Book:
+    """End all threads that their method gives up; as a handler: `ForAll(prune)`."""
+    return ends.close(book, mask, jnp.int32(Stop.PRUNED))
+
+
 def say_last(
     book: Book,
     who: Bool[Array, "M"] | Int[Array, ""],
@@ -110,6 +118,26 @@ def say_last(
 def hash_on(hash: UInt32[Array, ""], token: Int[Array, ""]) -> UInt32[Array, ""]:
     """The hash of a sequence of tokens that is one token longer; that of none is 0."""
     return (hash * jnp.uint32(31) + token.astype(jnp.uint32) + 1) * jnp.uint32(2654435761)
+
+
+def in_units(value: Float[Array, "..."]) -> Int[Array, "..."]:
+    """A number in whole units of 1 / UNITS."""
+    return jnp.round(value * UNITS).astype(jnp.int32)
+
+
+def mean(units: Int[Array, "..."], count: Int[Array, "..."]) -> Float[Array, "..."]:
+    """The mean of `count` numbers whose sum is given in units; 0 if there are none. The same in all rows: one division in f32."""
+    return units.astype(jnp.float32) / (UNITS * jnp.maximum(count, 1)).astype(jnp.float32)
+
+
+def ranks(
+    among: Bool[Array, "M"], merit: Float[Array, "M"], ordinal: Int[Array, "M"], tree: Int[Array, "M"] | None = None
+) -> Int[Array, "M"]:
+    """For each thread how many of the others, of its tree if there are trees, come before it: by merit, then by path."""
+    before = (merit > merit[:, None]) | ((merit == merit[:, None]) & (ordinal < ordinal[:, None]))
+    if tree is not None:
+        before &= tree == tree[:, None]
+    return jnp.sum(before & among, axis=1, dtype=jnp.int32)
 
 
 def part(book: Book, place: int) -> tuple[Int[Array, ""], Int[Array, ""]]:
