@@ -4,6 +4,9 @@ from apr_jax.methods.beam_search import BeamSearch
 from apr_jax.methods.early_vote import EarlyVote
 from apr_jax.methods.method import Method, Sampling
 from apr_jax.methods.multiverse import Multiverse
+from apr_jax.methods.npr import NPR
+from apr_jax.methods.parallel_r1 import ParallelR1
+from apr_jax.methods.parason import Parason
 from apr_jax.methods.samples import Samples
 from apr_jax.methods.sequential import Sequential
 from apr_jax.methods.spawn_join import SpawnJoin
@@ -15,6 +18,9 @@ __all__ = [
     "EarlyVote",
     "Method",
     "Multiverse",
+    "NPR",
+    "ParallelR1",
+    "Parason",
     "Samples",
     "Sampling",
     "Sequential",
