@@ -19,6 +19,7 @@ from apr_jax.decode.recogniser import Names
 from apr_jax.methods import Multiverse, ThreadWeaver
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import Model
+from apr_jax.protocols import format_errors
 from outlining import MULTIVERSE, NPR, THREADWEAVER, Rule
 from test_native import need_kernel
 
@@ -131,10 +132,12 @@ def happened(found):
 def test_f64_equals_the_oracle(name):
     problems, right = zip(*cases(name, 60), strict=True)
     events = happened(right)
-    print(name, dict(events))
     assert events["forked"] > 20 and events["several"] > 8
     for found, expected in zip(decoded(name, SIZES, problems), right, strict=True):
         oracle.compare(found, expected)
+        events.update(format_errors.of(found))
+    print(name, dict(events))
+    assert events["broken_off"] > 5 and (events["refused"] > 3 or name != "npr")
 
 
 @pytest.mark.parametrize("name", ["threadweaver, spelt", "multiverse", "npr"])

@@ -158,7 +158,7 @@ CHOICES = dict(end=E, most=3, nested=2, blocks=2)
 SYSTEMS = {
     "threadweaver": (ThreadWeaver(**CHOICES), THREADWEAVER, THREADWEAVER_CASES),
     "multiverse": (Multiverse(**CHOICES), MULTIVERSE, MULTIVERSE_CASES),
-    "npr": (npr.NPR(**CHOICES, max_depth=1, response=45, reserve=20, penalty=1.0), NPR, NPR_CASES),
+    "npr": (npr.NPR(**CHOICES, largest=3, max_depth=1, response=45, reserve=20, penalty=1.0), NPR, NPR_CASES),
 }
 ERRORS = {
     "threadweaver": {

@@ -33,20 +33,24 @@ CHOICES = dict(end=PARASON.end, most=3, nested=2, answer=PARASON.answer, answer_
 
 @functools.cache
 def model():
-    table = outlining.bias(CODEC, PARASON)
+    """Lists of trials and subtasks, threads that mostly name an answer; out of order too, as the weights are random."""
+    table = np.full((CONFIG.vocabulary, CONFIG.vocabulary), -8.0)
     of = lambda *texts: [CODEC.encode(text)[0] for text in texts]
     for before, after in (
-        (("<Outlines>",), {"<Trial>": 4.0, "<Subtask>": 2.0}),
-        (("<Trial>", "<Subtask>"), {"1": 2.0, "2": 2.0, "3": 1.5, "\n": 0.0}),
-        (("</Outline>",), {"<Trial>": 2.5, "<Subtask>": 1.0}),
-        (("q",), {"<Answer>": 1.0}),
-        (("<Answer>",), {"a": 1.0, "b": 1.0}),
-        (("a", "b"), {"\n": 0.5}),
-        (("\n",), {"</Thread>": 1.5}),
+        (("a", "p", "<|end|>"), {"a": 0.0, "<Outlines>": 1.0, "<|end|>": -2.0, "</Thread>": -3.0}),
+        (("<Outlines>",), {"<Trial>": 2.0, "<Subtask>": 1.0, "<Outline>": 0.0, "</Outlines>": -2.0}),
+        (("<Trial>", "<Subtask>", "<Outline>"), {"1": 1.0, "2": 1.0, "3": 1.0, "\n": -2.0, "a": -3.0}),
+        (("1", "2", "3"), {":p": 2.0, ".": -2.0}),
+        ((":p",), {"<Trial>": 2.6, "<Subtask>": 0.0, "</Outlines>": 0.8, "</Outline>": -1.0}),
+        ((":", "q"), {"q": 0.5, "<Answer>": 2.0, "</Thread>": -0.5, "<|end|>": -2.0, "a": -2.0, "<Outlines>": -2.0}),
+        (("<Answer>",), {"b": 2.0, "12": 0.5}),
+        (("b", "12"), {"\n": 2.0, "b": -1.0, "</Thread>": -1.0}),
+        (("\n",), {"</Thread>": 2.0, "a": 0.5, "<Trial>": -1.0}),
+        (("</Outline>", "</Outlines>", "</Thread>", "</Parallel>"), {"a": 1.0, "<Outlines>": 0.5, "<Trial>": 0.0}),
     ):
         for text, value in after.items():
             table[of(*before), of(text)] = value
-    return forking.biased_model(CONFIG, 0, table, 0.8)
+    return forking.biased_model(CONFIG, 0, table, 0.4)
 
 
 class Client(threadweaver.Client):
@@ -97,7 +101,8 @@ class Client(threadweaver.Client):
 @functools.cache
 def problems(count):
     rng = np.random.default_rng(5)
-    return [case(rng, number, RULE) for number in range(count)]
+    drawing = dict(temperature=1.0, top_k=0, top_p=1.0, max_tokens=60, child_max_tokens=14)
+    return [dataclasses.replace(case(rng, number, RULE), **drawing) for number in range(count)]
 
 
 @pytest.mark.parametrize(("read", "sizes"), [("all", SIZES), ("first", ONE_ROW), ("vote", MANY)])
@@ -105,8 +110,8 @@ def test_the_client_says_the_same(read, sizes):
     method, params = Parason(**CHOICES, read=read), jax.tree.map(np.asarray, model().params)
     engine = Engine(model(), method.protocol(CODEC), sizes, kernel=False)
     happened = collections.Counter()
-    for found in engine.decode(problems(24), seed=SEED):
-        client = Client(method, problems(24)[found.problem], params, CONFIG)
+    for found in engine.decode(problems(40), seed=SEED):
+        client = Client(method, problems(40)[found.problem], params, CONFIG)
         assert client.run() == found.stop
         lines = [client.root, *client.root.children]
         assert [found.generated(i).tolist() for i in range(len(found.threads))] == [line.tokens for line in lines]
@@ -117,7 +122,7 @@ def test_the_client_says_the_same(read, sizes):
         happened["trials"] += int(found.own["trial"].sum())
     print(read, dict(happened))
     assert happened["forked"] > 8 and happened["trials"] > 12
-    assert happened["early"] > (3 if read != "all" else -1) and engine.traces == 1
+    assert happened["early"] > {"all": -1, "first": 8, "vote": 1}[read] and engine.traces == 1
 
 
 @pytree

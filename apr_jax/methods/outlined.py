@@ -23,17 +23,44 @@ class Tagged(Method):
         tag_names: of the format, each with an opening and a closing tag.
         least: of fields that are whole numbers, the least value.
         blocks: forks of one line.
+        trained: the checkpoint knows the tags: each must be one id of its tokenizer.
+        first_id: the id that the first tag must have, from which the others follow in order; 0: any. With `trained`.
     """
 
     tag_names: ClassVar[tuple[str, ...]] = ()
     least: ClassVar[Mapping[str, int]] = {}
     end: str = ""
     blocks: int = 32
+    trained: bool = False
+    first_id: int = 0
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least in {"blocks": 1, **self.least}.items():
+        for name, least in {"blocks": 1, "first_id": 0, **self.least}.items():
             whole(f"{self.name}.{name}", getattr(self, name), least)
+        if self.trained and self.add:
+            raise ValueError(
+                f"{self.name}.add is True; a checkpoint that is trained has the tags, leave one of the two out"
+            )
+        if self.first_id and not self.trained:
+            raise ValueError(
+                f"{self.name}.first_id is {self.first_id}; it is checked for a trained checkpoint, set trained"
+            )
+
+    def _check(self, codec: TextCodec) -> None:
+        """Refuse a tokenizer that is not the one that the tags were trained with."""
+        for place, word in enumerate(self.words if self.trained else ()):
+            ids = codec.encode(word, continues=True)
+            if len(ids) != 1:
+                raise ValueError(
+                    f"{self.name}.trained is True; {word} is {len(ids)} tokens of this tokenizer, it must be one: take the "
+                    "tokenizer of the checkpoint's folder"
+                )
+            if self.first_id and ids[0] != self.first_id + place:
+                raise ValueError(
+                    f"{self.name}.first_id is {self.first_id}; {word} must have the id {self.first_id + place}, this tokenizer has "
+                    f"{ids[0]}: take the tokenizer of the checkpoint's folder, or first_id 0 for a checkpoint of your own"
+                )
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -56,6 +83,7 @@ class Tagged(Method):
         return ""
 
     def _protocol(self, codec: TextCodec, kind: type[protocols.Outlined], **choices: Any) -> protocols.Outlined:
+        self._check(codec)
         words = [Phrase(name, text, self.until(name)) for name, text in self.tags().items()]
         return kind(
             Recogniser.of(codec, words),
