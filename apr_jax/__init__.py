@@ -4,8 +4,8 @@ The public names by module; `import apr_jax` imports none of these modules, so t
 
     apr_jax.decode: Engine, Problem, Progress, Sizes, decode
     apr_jax.record: Transcript, ThreadRecord, Log, Source, Stop, read, write
-    apr_jax.protocols: Sequential, Samples, SpawnJoin, Outlined
-    apr_jax.methods: Method, Sampling, Sequential, Samples, SpawnJoin, ThreadWeaver, Multiverse
+    apr_jax.protocols: Sequential, Samples, SpawnJoin, Outlined, Paths, Trials
+    apr_jax.methods: Method, Sampling, Sequential, Samples, SpawnJoin, ThreadWeaver, Multiverse, NPR, ParallelR1, Parason
     apr_jax.pretrained: load_model, load_pretrained, save_pretrained, with_control_words
     apr_jax.pretrained.tokenizer: load
     apr_jax.tokenizer: TextCodec, Tokenizer, ChatTemplate

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     entries = {name: result.entry for name, result in results.items()}
     console = rich.console.Console()
     console.print(report.table(entries, len(next(iter(results.values())).outcomes), console.width))
-    for line in report.machines(entries):
+    for line in (*report.machines(entries), *report.format_errors(entries)):
         console.print(line, style="dim", highlight=False, markup=False)
     console.print(
         f"{time.monotonic() - start:.0f} s; results are in {config.output}, open {config.output}/timeline.html"

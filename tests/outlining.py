@@ -2,15 +2,17 @@
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 import oracle
-from apr_jax.decode import Problem, Stop
+from apr_jax.decode import Problem, Source, Stop
 from apr_jax.decode.recogniser import Phrase
 from phrase_matcher import Plain, Table
+from reference_model import draw, log_softmax
 
 PLAIN = [b"a", b"b", b"\n", b"p", b"q", b":", b":p", b"1", b"2", b"3", b".", b" ", b"12"]
 
@@ -33,7 +35,20 @@ class Words:
 THREADWEAVER = Words(
     "<Outlines>", "</Outlines>", "<Outline>", "</Outline>", "<Thread>", "</Thread>", "<Conclusion>", "</Parallel>"
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Kinds(Words):
+    """The tags of a system with outlines of several kinds, and its word for answers."""
+
+    subtask: str = "<Subtask>"
+    trial: str = "<Trial>"
+    answer: str = "<Answer>"
+
+
+PARASON = Kinds(*dataclasses.astuple(THREADWEAVER))
 MULTIVERSE = Words("<Goal>", "</Goal>", "<Outline>", "</Outline>", "<Path>", "</Path>", "<Conclusion>", "</Parallel>")
+NPR = Words("<guideline>", "</guideline>", "<plan>", "</plan>", "<step>", "</step>", "<takeaway>", "</takeaway>")
 VOCABULARY = 28
 
 
@@ -112,6 +127,9 @@ class Rule:
     max_depth: int = 1
     conclusion: bool = False
     response: int = 0
+    reserve: int = 0
+    penalty: float = 1.0
+    line: bool | None = None  # whether a header begins with a new line; by default if threads are re-encoded
     numbers: tuple[str, ...] = ("1", "2", "3", "1.1", "1.2", "2.1", "2.2")
 
     @property
@@ -122,7 +140,8 @@ class Rule:
         return self.codec.encode(text)
 
     def header(self, number: str) -> list[int]:
-        return self.ids(f"{'' if self.stitches else chr(10)}{self.words.thread}\n{number}:")
+        line = not self.stitches if self.line is None else self.line
+        return self.ids(f"{chr(10) * line}{self.words.thread}\n{number}:")
 
     def again(self, number: str) -> list[int]:
         return self.ids(f"{self.words.thread}\n{number}:")
@@ -150,18 +169,26 @@ class Reader:
         self.refused = False
         self.blocks = 0
 
-    def read(self, token: int) -> Stop | bool:
-        """What a sampled token does to the thread: ends it, lets it fork (True), or nothing (False)."""
+    def read(self, token: int, left: int) -> Stop | bool:
+        """What a sampled token does to the thread: ends it, lets it fork (True), or nothing (False).
+
+        Args:
+            left: tokens of the response.
+        """
         rule, event = self.rule, self.plain.step(token)
         can = self.depth < rule.max_depth
         if token == rule.end:
             return Stop.MALFORMED if self.depth or self.outlines is not None else Stop.END
-        if event == "outlines" and can:
+        if event == "outlines" and (can or rule.reserve):
             self.outlines, self.refused = [], False
         if event == "outline captured" and self.outlines is not None:
             self._list(self.plain.text.strip().decode())
         if event == "fork" and (can or rule.stitches):
-            return bool(can and self.outlines and not self.refused and self.blocks < rule.blocks) or Stop.MALFORMED
+            formed = bool(self.outlines and not self.refused and self.blocks < rule.blocks)
+            if formed and rule.reserve and (not can or left < rule.reserve):
+                self.outlines = None  # the fork is refused
+                return False
+            return (formed and can) or Stop.MALFORMED
         if event == "close" and (self.depth or rule.stitches):
             return Stop.END if self.depth and self.outlines is None else Stop.MALFORMED
         return False
@@ -182,12 +209,30 @@ class Line(oracle.Thread):
 
     budget: int | None = None
     fed_of_response = 0
-    broken: bool = False
+    degree = 1  # threads that are taken to write as much as it does
+
+    @property
+    def used(self) -> int:
+        """Tokens of the response so far."""
+        return self.generated + self.fed_of_response
 
 
 def budget(thread: Line, problem: Problem) -> int:
     mine = (thread.path and problem.child_max_tokens) or problem.max_tokens
     return mine if thread.budget is None else min(mine, thread.budget)
+
+
+def penalised(rule: Rule) -> oracle.Choose:
+    """Draws under the penalty on what a thread repeats of itself; the root is free of it."""
+
+    def choose(thread, logits, uniform, problem):
+        said = [entry.token for entry in thread.entries if entry.source == Source.SAMPLED] if thread.path else []
+        changed = np.array(logits)
+        changed[said] = np.where(logits[said] > 0, logits[said] / rule.penalty, logits[said] * rule.penalty)
+        token, _, behaviour = draw(changed, uniform, problem)
+        return token, log_softmax(logits)[token], behaviour
+
+    return choose
 
 
 def interpreter(rule: Rule) -> oracle.Interpreter:
@@ -204,8 +249,8 @@ def _run(world, thread: Line, fed: Sequence[int], rule: Rule, depth: int, seen: 
     reader, header = Reader(rule, depth), len(fed)
     while True:
         entry = world.sample(thread)
-        does = reader.read(entry.token)
-        if does is True and rule.response and thread.generated + thread.fed_of_response >= rule.response:
+        does = reader.read(entry.token, rule.response - thread.used)
+        if does is True and rule.response and thread.used >= rule.response:
             does = Stop.LENGTH
         spent = does is False and thread.generated >= budget(thread, world.problem)
         does = Stop.LENGTH if spent else does
@@ -215,12 +260,15 @@ def _run(world, thread: Line, fed: Sequence[int], rule: Rule, depth: int, seen: 
         thread.feed(entry)
         if not does:
             continue
-        names = reader.fork()
+        names, before = reader.fork(), thread.used
         children = [thread.open() for _ in names]
         oracle._fork(thread, children, "shared")
         for child, name in zip(children, names, strict=True):
-            if rule.response:
-                child.budget = max(rule.response - thread.generated - thread.fed_of_response, 1)
+            child.fed_of_response, child.degree = thread.used + len(rule.header(name)), thread.degree * len(names)
+            if rule.response and not rule.stitches:
+                child.budget = max(rule.response - thread.used, 1)
+            elif rule.response:
+                child.budget = max(math.ceil((rule.response - child.used) / child.degree), 1)
             first = rule.stitches or child is children[0]
             world.start(child, _run(world, child, rule.header(name), rule, depth + 1, first))
         yield from thread.await_children(children)
@@ -228,6 +276,9 @@ def _run(world, thread: Line, fed: Sequence[int], rule: Rule, depth: int, seen: 
             thread.stitch(child)
         if rule.stitches:
             does, entry, spent = Stop.LENGTH, None, True
+            thread.fed_of_response += sum(child.used - before for child in children) + len(rule.joined())
+            if rule.response:
+                thread.budget = thread.generated + math.ceil((rule.response - thread.used) / thread.degree)
             if thread.generated >= budget(thread, world.problem):
                 break
             yield from thread.feed_tokens(rule.joined())
@@ -239,6 +290,7 @@ def _run(world, thread: Line, fed: Sequence[int], rule: Rule, depth: int, seen: 
     broke = spent or entry.token == rule.end
     if depth and broke and rule.stitches:  # closed in place of its last token
         yield []
+        thread.fed_of_response += len(rule.close()) - 1
         yield from thread.feed_tokens(rule.close())
     elif seen and entry.index < 0 and (spent or entry.token != rule.end):
         yield []

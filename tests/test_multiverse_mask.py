@@ -1,5 +1,9 @@
-"""Multiverse's mask and positions, built from the text alone as its training does, give the log-probabilities that were decoded."""
+"""Multiverse's mask and positions, built from the text alone as its training does, give the log-probabilities that were decoded.
 
+NPR's are the same for its own tags.
+"""
+
+import collections
 import dataclasses
 
 import jax
@@ -12,10 +16,25 @@ import test_outlined_malformed as malformed
 from apr_jax.decode import Stop
 
 NAME = "multiverse"
-CODEC = test_outlined.RULES[NAME].codec
-BLOCK, FORK, PATH, CLOSE, JOINED = (
-    CODEC.id(word) for word in ("<Goal>", "</Goal>", "<Path>", "</Path>", "<Conclusion>")
-)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tags:
+    """Ids of the tags, and the tokens of a path's header before its tag, which the rollouts of NPR have."""
+
+    block: int
+    fork: int
+    path: int
+    close: int
+    joined: int
+    lead: int = 0
+
+
+def tags(name):
+    rule = test_outlined.RULES[name]
+    words = rule.words
+    named = (words.outlines, words.fork, words.thread, words.close, words.conclusion)
+    return Tags(*map(rule.codec.id, named), lead=int(bool(rule.line)))
 
 
 @dataclasses.dataclass
@@ -28,29 +47,32 @@ class Block:
     begun: int | None = None
 
 
-def mask_and_positions(tokens):
+def mask_and_positions(tokens, tags):
     """Bool [T, T] and Int [T] of a text in which blocks are well formed, else ValueError.
 
     As published, with a stack of blocks. A block begins with its list of outlines here: these models do not write `<Parallel>`.
     """
     sees, positions = np.tri(len(tokens), dtype=bool), np.zeros(len(tokens), int)
-    stack, following = [], 0
+    stack, following, begins = [], 0, [place - tags.lead for place, token in enumerate(tokens) if token == tags.path]
     for place, token in enumerate(tokens):
         block = stack[-1] if stack else None
-        if token == BLOCK:
+        if token == tags.block:
             if block and block.fork is not None and block.begun is None:
                 raise ValueError("a block between paths")
             if block and block.fork is None:
                 stack.pop()  # the list begins anew
             stack.append(Block())
-        elif token in (FORK, PATH, CLOSE, JOINED):
-            if block is None or (block.fork is None) != (token == FORK):
+        elif token in (tags.fork, tags.path, tags.close, tags.joined):
+            if block is None or (block.fork is None) != (token == tags.fork):
                 raise ValueError("a tag outside its block")
-            if (block.begun is None) == (token == CLOSE):
+            begun = block.begun is not None and block.begun != place - tags.lead
+            if begun != (token == tags.close):
                 raise ValueError("a path that is not closed, or not open")
-        if token == PATH:
+        if place in begins and stack and stack[-1].fork is not None:
+            if stack[-1].begun is not None:
+                raise ValueError("a path in a path")
             stack[-1].begun, following = place, stack[-1].fork + 1
-        if token == JOINED:
+        if token == tags.joined:
             following = block.fork + block.longest + 1
             for first, end in block.paths:
                 for other, until in block.paths:
@@ -59,9 +81,9 @@ def mask_and_positions(tokens):
             stack.pop()
         positions[place] = following
         following += 1
-        if token == FORK:
+        if token == tags.fork:
             block.fork = positions[place]
-        if token == CLOSE:
+        if token == tags.close:
             block.longest = max(block.longest, positions[place] - block.fork)
             block.paths.append((block.begun, place + 1))
             block.begun = None
@@ -70,9 +92,9 @@ def mask_and_positions(tokens):
     return sees, positions
 
 
-def flattened(found):
+def flattened(found, fork):
     """Entries of all threads as one text: paths stand after the word that forked them, in their order, nested ones likewise."""
-    log, codec_fork = found.log, FORK
+    log = found.log
     children = {}
     for number, thread in enumerate(found.threads):
         children.setdefault(thread.parent, []).append(number)
@@ -82,7 +104,7 @@ def flattened(found):
         mine = [i for i in np.flatnonzero(log.thread == thread) if log.index[i] >= 0 or log.sampled[i]]
         for entry in mine:
             entries.append(entry)
-            if log.token[entry] == codec_fork and log.sampled[entry]:
+            if log.token[entry] == fork and log.sampled[entry]:
                 first = [child for child in waiting if begins(child) > log.clock[entry]]
                 block = [child for child in first if begins(child) == min(map(begins, first))]
                 for child in block:
@@ -96,13 +118,13 @@ def flattened(found):
     return of(0)
 
 
-def check(found, model, prompt, tolerance):
+def check(found, model, prompt, tolerance, tags):
     """Assert that a transcript is what the mask says; whether its text has a mask at all."""
     log = found.log
-    entries = [i for i in flattened(found) if log.index[i] >= 0]
+    entries = [i for i in flattened(found, tags.fork) if log.index[i] >= 0]
     tokens = log.token[entries]
     try:
-        sees, positions = mask_and_positions([-1] * prompt + tokens[prompt:].tolist())  # a user's tags are text
+        sees, positions = mask_and_positions([-1] * prompt + tokens[prompt:].tolist(), tags)  # a user's tags are text
     except ValueError:
         return False
     assert positions.tolist() == log.position[entries].tolist()
@@ -121,7 +143,7 @@ def test_the_published_mask_gives_what_was_decoded():
     checked = several = 0
     for each in test_outlined.decoded(NAME, test_outlined.SIZES, problems, "float32"):
         whole = each.stop not in (Stop.THREADS_FULL, Stop.POOL_FULL, Stop.LOG_FULL)
-        if whole and len(each.threads) > 1 and check(each, model, len(problems[each.problem].prompt), 1e-4):
+        if whole and len(each.threads) > 1 and check(each, model, len(problems[each.problem].prompt), 1e-4, tags(NAME)):
             checked += 1
             several += any(thread.path == (1,) for thread in each.threads)
     assert checked > 8 and several > 3
@@ -132,6 +154,17 @@ def test_the_published_mask_of_paths_within_paths():
     cases, found = malformed.MULTIVERSE_CASES, malformed.decoded("multiverse")
     model = test_outlined.model("threadweaver")  # any of these weights
     whole = [(name, found[i, 0]) for i, name in enumerate(cases) if found[i, 0].stop != Stop.THREADS_FULL]
-    checked = {name for name, each in whole if check(each, model, 2, 1e-9)}
+    checked = {name for name, each in whole if check(each, model, 2, 1e-9, tags(NAME))}
     assert {"good", "nested", "a path that never ends", "an end inside a path"} <= checked
     assert not {"too deep", "no list in a path", "the budget, with the fork"} & checked
+
+
+def test_the_mask_of_steps_gives_what_the_oracle_says():
+    """NPR's transcripts are those of the oracle, see test_outlined. Texts with refused forks have no mask."""
+    model, checked = test_outlined.model("npr"), collections.Counter()
+    for problem, right in test_outlined.cases("npr", 60):
+        if len(right.threads) > 1 and check(right, model, len(problem.prompt), 1e-9, tags("npr")):
+            checked["forked"] += 1
+            checked["several"] += any(thread.path == (1,) for thread in right.threads)
+            checked["nested"] += any(len(thread.path) > 1 for thread in right.threads)
+    assert checked["forked"] > 8 and checked["several"] > 3, checked

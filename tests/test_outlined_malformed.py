@@ -12,31 +12,24 @@ import outlining
 import test_outlined
 from apr_jax.decode import Engine, Problem, Sizes, Source
 from apr_jax.decode.book import pytree
-from apr_jax.methods import Multiverse, ThreadWeaver
+from apr_jax.methods import Multiverse, ThreadWeaver, npr
 from apr_jax.protocols.outlined import Outlined, Outlines
-from outlining import MULTIVERSE, THREADWEAVER
+from outlining import MULTIVERSE, NPR, THREADWEAVER
 
 LONGEST, NUMBERS = 60, 8
 SIZES = Sizes(problems=3, lanes=4, rows=8, feed_tiles=2, feed_chunk=8, threads=9, slots=512, page_size=4, log=512, log_page_size=4,
               queue=64, prompt=4, outbox=8, attention_block=128)  # fmt: skip
 
 
-@pytree
-class Scripts(Outlines):
-    """What a thread remembers, and how much it has said."""
-
-    said: Int[Array, ""]
-
-
 @dataclasses.dataclass(frozen=True)
-class Scripted(Outlined):
+class Follows:
     """Threads say what stands in `scripts`: of each problem a row for the root, then one for each number; nested threads too."""
 
     scripts: tuple[tuple[tuple[int, ...], ...], ...] = ()
 
     def own_state(self):
         plain = super().own_state()
-        return Scripts(**{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}, said=jnp.int32(0))
+        return self.State(**{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}, said=jnp.int32(0))
 
     def shared_state(self):
         return jnp.int32(0)
@@ -50,9 +43,20 @@ class Scripted(Outlined):
         return super().observe(shared, own, dataclasses.replace(drawn, token=token))
 
 
-def scripted(method, words, texts):
-    """The protocol in which problems follow texts: of the root, then by number."""
-    codec = outlining.tagged(words)
+@pytree
+class Scripts(Outlines):
+    """What a thread remembers, and how much it has said."""
+
+    said: Int[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scripted(Follows, Outlined):
+    State = Scripts
+
+
+def scripted(kind, method, codec, texts):
+    """The protocol in which problems follow texts: of the root, then by number; `kind`: its class."""
     plain = method.protocol(codec)
 
     def row(text):
@@ -61,20 +65,25 @@ def scripted(method, words, texts):
 
     scripts = tuple(tuple(row(each.get(n, "")) for n in ("", *plain.numbers.texts)) for each in texts)
     fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
-    return Scripted(**fields, scripts=scripts)
+    return kind(**fields, scripts=scripts)
 
 
-@functools.cache
-def decoded(system):
-    method, words, cases = SYSTEMS[system]
-    protocol = scripted(method, words, [texts for texts, *_ in cases.values()])
-    problems = [Problem(i, np.array([0, 1]), max_tokens=30, child_max_tokens=16) for i in range(len(cases))]
+def played(protocol, count, **options):
+    """The transcripts of a scripted protocol's problems, by problem and sample: each is played twice."""
+    problems = [Problem(i, np.array([0, 1]), max_tokens=30, child_max_tokens=16, **options) for i in range(count)]
     problems += [dataclasses.replace(problem, sample=1) for problem in problems]  # slots of those before are used again
     found = Engine(test_outlined.model("threadweaver"), protocol, SIZES, kernel=False).decode(problems)
     return {(each.problem, each.sample): each for each in found}
 
 
-# The texts of the root and of the numbers, how the root ends, how its threads end.
+@functools.cache
+def decoded(system):
+    method, words, cases = SYSTEMS[system]
+    texts = [texts for texts, *_ in cases.values()]
+    return played(scripted(Scripted, method, outlining.tagged(words), texts), len(cases))
+
+
+# The texts of the root and of the numbers, how the root ends, how its threads end; what is counted as errors stands in ERRORS.
 A, F, N, T = "<Outlines>", "</Outlines>", "<Outline>", "</Thread>"
 E = "<|end|>"
 THREADWEAVER_CASES = {
@@ -128,10 +137,75 @@ MULTIVERSE_CASES = {
         {"": f"{G}{N}1:{N}2:{N}3:{H}", **{n: f"{G}{N}1.1:{N}1.2:{H}" for n in "123"}}, "THREADS_FULL", None,
     ),
 }  # fmt: skip
+S = "</step>"
+L, R, K = "<guideline>", "</guideline>", "<plan>"
+NPR_CASES = {
+    "good": ({"": f"a{L}{K}1: a</plan>{K}2: b{R}b{E}", "1": f"q{S}", "2": f"qq{S}"}, "END", ["END", "END"]),
+    "too many plans": ({"": f"{L}{K}1:{K}2:{K}3:{K}1.1:{R}"}, "MALFORMED", []),
+    "no plans": ({"": f"{L}a{R}"}, "MALFORMED", []),
+    "no guideline": ({"": f"a{K}1:{R}"}, "MALFORMED", []),
+    "a step's end outside": ({"": f"a{S}"}, "MALFORMED", []),
+    "a fork in a step": ({"": f"{L}{K}1:{R}b{E}", "1": f"{L}{K}2:{R}q{S}"}, "END", ["END"]),
+    "a fork in a step, of no plans": ({"": f"{L}{K}1:{R}b{E}", "1": f"{L}{R}q{S}"}, "END", ["MALFORMED"]),
+    "too little is left": ({"": f"{L}{K}1:{R}{L}{K}2:{R}b{E}", "1": f"{'q' * 12}{S}"}, "END", ["END"]),
+    "a budget divided": (
+        {"": f"{L}{K}1:{K}2:{K}3:{R}b{E}", "1": "q", "2": f"q{S}", "3": "q"}, "LENGTH", ["LENGTH", "END", "LENGTH"],
+    ),
+    "the response is used up": ({"": f"{L}{K}1:{R}{'b' * 30}", "1": f"{'q' * 14}{S}"}, "LENGTH", ["END"]),
+    "an end inside a step": ({"": f"{L}{K}1:{R}b{E}", "1": f"q{E}"}, "END", ["MALFORMED"]),
+}  # fmt: skip
 CHOICES = dict(end=E, most=3, nested=2, blocks=2)
 SYSTEMS = {
     "threadweaver": (ThreadWeaver(**CHOICES), THREADWEAVER, THREADWEAVER_CASES),
     "multiverse": (Multiverse(**CHOICES), MULTIVERSE, MULTIVERSE_CASES),
+    "npr": (npr.NPR(**CHOICES, largest=3, max_depth=1, response=45, reserve=20, penalty=1.0), NPR, NPR_CASES),
+}
+ERRORS = {
+    "threadweaver": {
+        "no list": dict(misplaced=1, no_outlines=1),
+        "no outlines": dict(no_outlines=1),
+        "no numbers": dict(no_number=2, no_outlines=1),
+        "a number twice": dict(number_twice=1),
+        "one number missing": dict(no_number=1),
+        "a number beyond": dict(number_unknown=1),
+        "a hundred outlines": dict(too_many=3),
+        "the list begins anew": dict(number_unknown=1, misplaced=1),
+        "an end inside the list": dict(unclosed=1),
+        "a second fork without a list": dict(misplaced=1, no_outlines=1),
+        "too many blocks": dict(too_many=1),
+        "an end inside a thread": dict(broken_off=1),
+        "an end at once": dict(broken_off=1),
+        "a thread that never ends": dict(broken_off=1),
+        "both break off": dict(broken_off=2),
+        "tags inside a thread": dict(too_deep=1),
+        "tags of threads outside": dict(misplaced=2),
+        "tags inside an outline": dict(no_number=2, misplaced=1),
+        "the budget, in the list": dict(number_twice=8, unclosed=1),
+    },
+    "multiverse": {
+        "too deep": dict(too_deep=1),
+        "no list": dict(misplaced=1, no_outlines=1),
+        "no outlines": dict(no_outlines=1),
+        "a path's end outside": dict(misplaced=1),
+        "a path's end inside the list of a path": dict(unclosed=1),
+        "no list in a path": dict(no_outlines=1),
+        "an end inside a path": dict(broken_off=1),
+        "a path that never ends": dict(broken_off=1),
+        "a path's budget, in its list": dict(number_twice=4, unclosed=1, broken_off=1),
+        "a path's budget, at its join": dict(broken_off=1),
+        "too many blocks": dict(too_many=1),
+    },
+    "npr": {
+        "too many plans": dict(too_many=1),
+        "no plans": dict(no_outlines=1),
+        "no guideline": dict(misplaced=1, no_outlines=1),
+        "a step's end outside": dict(misplaced=1),
+        "a fork in a step": dict(refused=1),
+        "a fork in a step, of no plans": dict(no_outlines=1),
+        "too little is left": dict(refused=1),
+        "a budget divided": dict(broken_off=2),
+        "an end inside a step": dict(broken_off=1),
+    },
 }
 
 
@@ -145,6 +219,7 @@ def test_every_breach_ends_by_a_name(system, case):
     if children is not None:
         assert [thread.stop.name for thread in first.threads if thread.path] == children, text
         assert first.threads == again.threads and first.log.token.tolist() == again.log.token.tolist()
+        assert SYSTEMS[system][0].format_errors(first) == ERRORS[system].get(case, {})
 
 
 def joined(system, case):
@@ -168,3 +243,12 @@ def test_what_is_said_to_those_that_broke_off():
     mine = found.log.thread == 1
     assert (found.log.clock[mine] < 0).tolist() == [False] * (4 + 15) + [True, False, False]
     assert found.log.source[mine].tolist()[-2:] == [Source.FED] * 2
+
+
+def test_a_step_has_its_part_of_what_is_left_of_the_response():
+    found, _ = joined("npr", "a budget divided")
+    assert [len(found.generated(i)) for i in (1, 2, 3)] == [10, 2, 10]  # 45 - 11 - a header of 5 are 29 for three
+    found, _ = joined("npr", "the response is used up")
+    assert len(found.generated(0)) == 5 + 18  # 45 - 5 - 5 - 15 - what is said at the join
+    _, told = joined("npr", "a fork in a step")
+    assert told[1] == f"\n<step>\n1:{L}{K}2:{R}q{S}", "a fork that is refused is text"

@@ -291,3 +291,13 @@ def test_failures_of_judges_have_a_column_where_there_are_any():
         "mine: the judge failed on 1,200 answers, which count as wrong: 600 x a [2Jb; 590 x c; 8 x d; 1 other reasons, see "
         "summary.json"
     ]
+
+
+def test_errors_of_the_format_have_a_column_and_a_line_where_there_are_any():
+    entry = {key: 1280.0 for key, _ in (*report.COLUMNS, *report.RATIOS)} | {"accuracy": 0.5, "activation": 0.0}
+    broke = entry | {"format_errors": 1203, "format_error_kinds": {"no_outlines": 1200, "broken_off": 3}}
+    assert "format errors |" in report.markdown({"npr": broke}) and "| 1,203 |" in report.markdown({"npr": broke})
+    assert "format" not in report.markdown({"npr": entry}) + report.markdown({"npr": broke}, wide=False)
+    assert report.format_errors({"npr": broke, "apr": entry}) == [
+        "npr: 1,203 errors of the format: no outlines 1,200, broken off 3"
+    ]

@@ -42,8 +42,9 @@ class Line:
 
 @dataclasses.dataclass
 class Client:
-    """The state machine; `response` is what it would return."""
+    """The state machine; `context` is what it would return."""
 
+    codec = CODEC
     method: ThreadWeaver
     problem: object
     params: object
@@ -65,7 +66,7 @@ class Client:
         key = jax.random.fold_in(jax.random.key(SEED), self.problem.id)
         self.root = Line(jax.random.fold_in(key, self.problem.sample))
         self.context = [int(token) for token in self.problem.prompt]
-        end, fork = CODEC.id(THREADWEAVER.end), CODEC.id("</Outlines>")
+        end, fork = self.codec.id(THREADWEAVER.end), self.codec.id("</Outlines>")
         for _ in range(self.method.blocks):
             said, stop = self.request(
                 self.root, self.context, {end, fork}, self.left(self.problem.max_tokens, self.root)
@@ -76,8 +77,7 @@ class Client:
                 self.unfed = 1
                 broken = "<Outlines>" in text and stop == end
                 return Stop.MALFORMED if broken else Stop.END if stop == end else Stop.LENGTH
-            numbers = PATTERN.findall(text[text.rfind("<Outlines>") :]) if "<Outlines>" in text else []
-            numbers = list(dict.fromkeys(numbers))
+            numbers = self.listed(text[text.rfind("<Outlines>") :]) if "<Outlines>" in text else []
             beyond = any(not self.known(number) for number in numbers) or len(numbers) > self.method.most
             if not numbers or beyond:
                 self.unfed = 1
@@ -85,11 +85,19 @@ class Client:
             if self.method.response and self.used() >= self.method.response:
                 self.unfed = 1
                 return Stop.LENGTH
-            ending = self.parallel(numbers, {end, CODEC.id("</Thread>")})
+            ending = self.parallel(numbers, {end, self.codec.id("</Thread>")})
             if ending is not None:
                 self.unfed = 0
                 return ending
         raise AssertionError("more blocks than these problems have")
+
+    def listed(self, text):
+        """The numbers of the outlines."""
+        return list(dict.fromkeys(PATTERN.findall(text)))
+
+    def read(self, told):
+        """What joins the context, of the numbers, tokens and stop ids of all threads."""
+        return told
 
     def parallel(self, numbers, stops):
         """All requests of a block, and the text that joins; returns why the response ends, if it does."""
@@ -99,20 +107,21 @@ class Client:
         for child, number in zip(children, numbers, strict=True):
             most = self.problem.child_max_tokens or self.problem.max_tokens
             most = min(most, self.method.response - before) if self.method.response else most
-            said, stop = self.request(child, [*prompt, *CODEC.encode(f"\n<Thread>\n{number}:")], stops, most)
+            said, stop = self.request(child, [*prompt, *self.codec.encode(f"\n<Thread>\n{number}:")], stops, most)
             told.append((number, said, stop))
         broken = False
+        told = self.read(told)
         for place, (number, said, stop) in enumerate(told):
-            self.context += CODEC.encode(f"<Thread>\n{number}:" if place else f"\n<Thread>\n{number}:")
-            closed = stop == CODEC.id("</Thread>")
+            self.context += self.codec.encode(f"<Thread>\n{number}:" if place else f"\n<Thread>\n{number}:")
+            closed = stop == self.codec.id("</Thread>")
             self.context += said[:-1] if stop is not None and not closed else said
-            self.context += [] if closed else CODEC.encode("\n</Thread>")
+            self.context += [] if closed else self.codec.encode("\n</Thread>")
             broken |= not closed
-        joined = CODEC.encode("\n<Conclusion>\n" if self.method.conclusion else "\n")
+        joined = self.codec.encode("\n<Conclusion>\n" if self.method.conclusion else "\n")
         long = any(stop is None for _, _, stop in told) or len(self.root.tokens) >= self.problem.max_tokens
         long |= bool(self.method.response) and self.used() + len(joined) >= self.method.response
         if broken or long:
-            self.context += CODEC.encode("\n</Parallel>")
+            self.context += self.codec.encode("\n</Parallel>")
             return Stop.LENGTH if long else Stop.MALFORMED
         self.context += joined
         return None
@@ -131,7 +140,7 @@ class Client:
         return canonical and len(parts) <= 2 and min(parts) > 0 and within
 
     def text(self, ids):
-        return b"".join(CODEC.token_bytes(i) for i in ids).decode(errors="replace")
+        return b"".join(self.codec.token_bytes(i) for i in ids).decode(errors="replace")
 
 
 @functools.cache

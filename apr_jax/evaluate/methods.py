@@ -303,6 +303,8 @@ def evaluate(method: MethodConfig, rollout: Rollout) -> Result:
     entry["tokens_per_second"] = progress.sampled / max(progress.seconds, 1e-9)
     entry["occupancy"], entry["compile_s"] = progress.occupancy, rollout.compile_s
     entry["machines"] = [dataclasses.asdict(one) for one in rollout.machines]
+    errors = sum((Counter(method.rollout.method.format_errors(t)) for t in rollout.transcripts), Counter())
+    entry |= {"format_errors": errors.total(), "format_error_kinds": dict(errors.most_common())}
     failures = Counter(a.candidate.failure for answers in rollout.answers for a in answers if a.candidate.failure)
     entry |= {"judge_failures": failures.total(), "judge_failure_reasons": dict(failures.most_common())}
     return Result(found, entry, rollout)

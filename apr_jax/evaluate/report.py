@@ -28,6 +28,7 @@ COLUMNS = (  # what fits a terminal of 80 characters
 )
 RATIOS = (("acceleration_ratio", "acceleration ratio"), ("parallel_ratio", "parallel ratio"))
 FAILURES = ("judge_failures", "judge failed")  # a column where there are any
+FORMAT = ("format_errors", "format errors")  # likewise, in wide tables
 REASONS = 3  # most reasons of judges' failures in one line
 _SHARES = ("accuracy", "activation", "acceleration_ratio", "parallel_ratio")
 _NAME = 17  # characters of a method's name, at least; longer ones are folded
@@ -54,7 +55,7 @@ def rows(methods: Mapping[str, Mapping], shown: Sequence[tuple[str, str]] = COLU
     cells = lambda label, entry: (label, *(_cell(key, entry.get(key)) for key, _ in shown))
     made = []
     for name, entry in methods.items():
-        entry = {FAILURES[0]: 0, "oracles": ["verifier"], **entry}  # earlier summaries lack these keys
+        entry = {FAILURES[0]: 0, FORMAT[0]: 0, "oracles": ["verifier"], **entry}  # earlier summaries lack these keys
         made.append(cells(title(name), entry))
         for key in entry:
             if key.startswith(_PREFIX):
@@ -68,7 +69,8 @@ def rows(methods: Mapping[str, Mapping], shown: Sequence[tuple[str, str]] = COLU
 def columns(methods: Mapping[str, Mapping], wide: bool) -> tuple[tuple[str, str], ...]:
     """Keys and headings of the table's columns: `COLUMNS`, and the failures of judges if there are any.
 
-    A wide table also has the computed makespans, from the most workers to the fewest, and `RATIOS`. (The critical path is the
+    A wide table also has the computed makespans, from the most workers to the fewest, `RATIOS`, and errors of the format if there
+    are any. (The critical path is the
     makespan of any number of workers, the generated tokens are the makespan of one.)
     """
     keys = {key for entry in methods.values() for key in entry if key.startswith(_MAKESPAN)}
@@ -76,8 +78,8 @@ def columns(methods: Mapping[str, Mapping], wide: bool) -> tuple[tuple[str, str]
     spans = [(f"{_MAKESPAN}{k}", f"makespan ({k})") for k in workers]
     after = {"critical_path": spans, "generated_tokens": RATIOS} if wide else {}
     shown = tuple(column for first in COLUMNS for column in (first, *after.get(first[0], ())))
-    failed = any(entry.get(FAILURES[0]) for entry in methods.values())
-    return (*shown, FAILURES) if failed else shown
+    counts = (FORMAT, FAILURES) if wide else (FAILURES,)
+    return (*shown, *(column for column in counts if any(entry.get(column[0]) for entry in methods.values())))
 
 
 def judge_failures(methods: Mapping[str, Mapping]) -> list[str]:
@@ -90,6 +92,16 @@ def judge_failures(methods: Mapping[str, Mapping]) -> list[str]:
         others = [f"{len(reasons) - REASONS:,} other reasons, see summary.json"] if len(reasons) > REASONS else []
         told = "; ".join(reasons[:REASONS] + others)
         lines.append(f"{title(name)}: the judge failed on {entry[FAILURES[0]]:,} answers, which count as wrong: {told}")
+    return lines
+
+
+def format_errors(methods: Mapping[str, Mapping]) -> list[str]:
+    """A line for each method under which the model broke its format: how often, by kind."""
+    lines = []
+    for name, entry in methods.items():
+        if entry.get(FORMAT[0]):
+            kinds = ", ".join(f"{kind.replace('_', ' ')} {n:,}" for kind, n in entry["format_error_kinds"].items())
+            lines.append(f"{title(name)}: {entry[FORMAT[0]]:,} errors of the format: {kinds}")
     return lines
 
 
@@ -212,6 +224,6 @@ def _cell(key: str, value: float | None) -> str:
         return ""
     if key in _SHARES:
         return f"{100 * value:.1f}%"
-    if key == FAILURES[0]:
+    if key in (FAILURES[0], FORMAT[0]):
         return f"{value:,}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"

@@ -159,7 +159,8 @@ def write(config: EvaluateConfig, questions: Sequence, results: Mapping[str, Res
     outcomes.write_summary(folder / "summary.json", len(questions), entries)
     found = {name: result.outcomes for name, result in results.items()}
     tables = [report.markdown(entries, len(questions)), *(report.budget_markdown(found, f) for f in outcomes.BUDGETS)]
-    tables += [f"{line}\n" for line in (*report.machines(entries), *report.judge_failures(entries))]
+    told = (*report.machines(entries), *report.format_errors(entries), *report.judge_failures(entries))
+    tables += [f"{line}\n" for line in told]
     (folder / "report.md").write_text("\n".join(tables))
     for field in outcomes.BUDGETS:
         plots.plot_accuracy(folder / f"accuracy_{field}.png", found, field)

@@ -9,7 +9,10 @@ from apr_jax.methods.hogwild import Hogwild
 from apr_jax.methods.launch_prune import LaunchPrune
 from apr_jax.methods.method import Method, Sampling
 from apr_jax.methods.multiverse import Multiverse
+from apr_jax.methods.npr import NPR
 from apr_jax.methods.parallel_probe import ParallelProbe
+from apr_jax.methods.parallel_r1 import ParallelR1
+from apr_jax.methods.parason import Parason
 from apr_jax.methods.parathinker import ParaThinker
 from apr_jax.methods.samples import Samples
 from apr_jax.methods.sequential import Sequential
@@ -27,8 +30,11 @@ __all__ = [
     "LaunchPrune",
     "Method",
     "Multiverse",
+    "NPR",
     "ParaThinker",
     "ParallelProbe",
+    "ParallelR1",
+    "Parason",
     "Samples",
     "Sampling",
     "Sequential",

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -104,6 +104,10 @@ class Method(abc.ABC):
         Raises:
             ValueError: the tokenizer lacks one of the words.
         """
+
+    def format_errors(self, transcript: Transcript) -> Mapping[str, int]:
+        """How often the model broke the method's format, by kind; kinds that did not occur are left out."""
+        return {}
 
     def voices(self, transcript: Transcript) -> Sequence[int]:
         """The numbers of the threads that answer: the root, or its children if the root only reads the prompt."""

@@ -13,9 +13,9 @@ have the positions of no path. A path that broke off is closed by `\\n</Path>` i
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from apr_jax import protocols
-from apr_jax.decode.problem import whole
 from apr_jax.methods.outlined import Outlined
 from apr_jax.tokenizer import TextCodec
 
@@ -29,11 +29,8 @@ class Multiverse(Outlined):
     """
 
     tag_names = ("Think", "Parallel", "Goal", "Outline", "Path", "Conclusion")
+    least: ClassVar[Mapping[str, int]] = {**Outlined.least, "max_depth": 1}
     max_depth: int = 2
-
-    def __post_init__(self):
-        super().__post_init__()
-        whole("multiverse.max_depth", self.max_depth, 1)
 
     def tags(self) -> Mapping[str, str]:
         return {"outlines": "<Goal>", "fork": "</Goal>", "outline": "<Outline>", "close": "</Path>"}
@@ -46,4 +43,4 @@ class Multiverse(Outlined):
         }
 
     def protocol(self, codec: TextCodec) -> protocols.Outlined:
-        return self._protocol(codec, "stitch", max_depth=self.max_depth)
+        return self._protocol(codec, join="stitch", max_depth=self.max_depth)

@@ -18,9 +18,9 @@ outlines is malformed, and so is a number above `most`.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from apr_jax import protocols
-from apr_jax.decode.problem import whole
 from apr_jax.methods.outlined import Outlined
 from apr_jax.tokenizer import TextCodec
 
@@ -36,12 +36,9 @@ class ThreadWeaver(Outlined):
     """
 
     tag_names = ("Think", "Parallel", "Outlines", "Outline", "Thread", "Conclusion")
+    least: ClassVar[Mapping[str, int]] = {**Outlined.least, "response": 0}
     conclusion: bool = False
     response: int = 0
-
-    def __post_init__(self):
-        super().__post_init__()
-        whole("thread_weaver.response", self.response, 0)
 
     def tags(self) -> Mapping[str, str]:
         return {"outlines": "<Outlines>", "fork": "</Outlines>", "outline": "<Outline>", "close": "</Thread>"}
@@ -56,4 +53,4 @@ class ThreadWeaver(Outlined):
         }
 
     def protocol(self, codec: TextCodec) -> protocols.Outlined:
-        return self._protocol(codec, "reencode", response=self.response)
+        return self._protocol(codec, join="reencode", response=self.response)

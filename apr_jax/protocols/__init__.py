@@ -9,10 +9,12 @@ from apr_jax.protocols.hogwild import Hogwild
 from apr_jax.protocols.launch_prune import LaunchPrune
 from apr_jax.protocols.outlined import Outlined
 from apr_jax.protocols.parallel_probe import ParallelProbe
+from apr_jax.protocols.paths import Paths
 from apr_jax.protocols.samples import Samples
 from apr_jax.protocols.sequential import Sequential
 from apr_jax.protocols.spawn_join import SpawnJoin
 from apr_jax.protocols.tree_of_thoughts import TreeOfThoughts
+from apr_jax.protocols.trials import Trials
 from apr_jax.protocols.two_stage import TwoStage
 
 __all__ = [
@@ -25,9 +27,11 @@ __all__ = [
     "LaunchPrune",
     "Outlined",
     "ParallelProbe",
+    "Paths",
     "Samples",
     "Sequential",
     "SpawnJoin",
     "TreeOfThoughts",
+    "Trials",
     "TwoStage",
 ]

@@ -77,8 +77,5 @@ class EarlyVote(Samples):
         members = threads.pace.race == threads.pace.race[thread]
         ended = members & ((threads.status == FINISHED) | (books.numbers(book) == thread))
         votes = ended & threads.own.begun & (threads.stop == Stop.END)
-        same = votes[:, None] & votes & (threads.own.hash[:, None] == threads.own.hash)
-        count = jnp.sum(same, axis=1)
-        leader = jnp.argmax(count)
-        second = jnp.max(jnp.where(same[leader], 0, count))
-        return count[leader] > second + jnp.sum(members & ~ended)
+        _, most, second = verbs.leading(votes, threads.own.hash)
+        return most > second + jnp.sum(members & ~ended)

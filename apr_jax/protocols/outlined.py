@@ -15,15 +15,22 @@ not write, and what stands before the last `<Outlines>` of the thread, is no out
 
 When a thread broke off (its budget is used up, or it sampled the end of the text), the two published systems differ. Re-encoded, it
 keeps its tokens but an end token, is closed by `close`, and the parent is fed `stop` and ends, as in ThreadWeaver's client.
-Stitched, its last token gives way to `close`, and the parent goes on: Multiverse's client leaves this undefined.
+Stitched, its last token gives way to `close`, and the parent goes on: Multiverse's client leaves this undefined. With `mends`
+`close` stands behind its last token, and the parent goes on in both cases (Parallel-R1).
+
+A response may be bounded. With `shares` a thread has its part of what is left: what it writes counts as often as there are threads
+beside it, as if these wrote as much (NPR). Forks for which too little is left, or that are too deep, can be refused: the parent
+goes on.
+
+What a thread did against the format is counted in its own state, by the kinds of `format_errors`, whether it went on or not.
 """
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from apr_jax.decode import book as books
 from apr_jax.decode import ends, lines
@@ -31,14 +38,13 @@ from apr_jax.decode.book import Book, pytree
 from apr_jax.decode.forks import fork
 from apr_jax.decode.needs import Needs
 from apr_jax.decode.problem import one_of
-from apr_jax.decode.protocol import Drawn, ForAll, Handler, Protocol
+from apr_jax.decode.protocol import Drawn, ForAll, Handler, Protocol, is_one_of
 from apr_jax.decode.recogniser import Found, Names, Recogniser
-from apr_jax.protocols import verbs
+from apr_jax.protocols import format_errors, penalty, verbs
 from apr_jax.protocols.phrases import Phrases
 from apr_jax.record import Stop
 
 Join = Literal["reencode", "stitch"]
-WORDS = ("outlines", "fork", "outline", "close")
 SAID = {"reencode": ("header", "again", "close", "joined", "stop"), "stitch": ("header", "close", "joined")}
 
 _END, _FORK, _CLOSE = range(1, 4)  # events
@@ -56,8 +62,12 @@ class Outlines:
         count, numbers: Int [most]; the outlines so far, places among the protocol's numbers.
         refused: a number that the protocol lacks, or too many.
         blocks: forks so far.
-        fed: tokens of the response that it was fed: headers, closing words, and what its threads wrote.
+        fed: tokens of the response that it was fed: headers, closing words, and what its threads wrote. Of a thread that
+            was forked also all that stands before it.
         ending: the stop reason with which it ends when its last words are fed, 0 if it goes on.
+        degree: threads that are taken to write as much as it does, itself included.
+        drew: it has sampled a token.
+        errors: Int [kinds]; how often it broke the format, see `format_errors`.
     """
 
     found: Found
@@ -70,6 +80,9 @@ class Outlines:
     blocks: Int[Array, ""]
     fed: Int[Array, ""]
     ending: Int[Array, ""]
+    degree: Int[Array, ""]
+    drew: Bool[Array, ""]
+    errors: Int[Array, "kinds"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +99,17 @@ class Outlined(Protocol):
         most: outlines of one fork.
         blocks: forks of one line.
         max_depth: how deep threads may nest.
-        response: tokens of a response that is re-encoded, the joined text with all that was fed included; 0 is any number.
+        response: tokens of a response, the joined text with all that was fed included; 0 is any number.
+        shares: the threads of a fork divide what is left of the response.
+        reserve: tokens of the response that must be left for a fork; with fewer, or too deep, it is refused. 0: none is refused,
+            forks that are too deep are malformed.
+        mends: a thread that its budget broke off is closed behind its last token, and the parent goes on.
+        temperature: that threads sample at; None is that of the request.
+        penalty: on what a thread repeats of itself, see `apr_jax.protocols.penalty`; 1 is none. The root is free of it.
     """
+
+    WORDS: ClassVar[tuple[str, ...]] = ("outlines", "fork", "outline", "close")
+    ITEMS: ClassVar[tuple[str, ...]] = ("outline",)  # the words that begin an outline
 
     recogniser: Recogniser
     phrases: Phrases
@@ -98,6 +120,11 @@ class Outlined(Protocol):
     blocks: int = 32
     max_depth: int = 1
     response: int = 0
+    shares: bool = False
+    reserve: int = 0
+    mends: bool = False
+    temperature: float | None = None
+    penalty: float = 1.0
 
     def __post_init__(self):
         one_of("outlined.join", self.join, get_args(Join))
@@ -108,13 +135,14 @@ class Outlined(Protocol):
             raise ValueError(
                 f"outlined.max_depth is {self.max_depth}; threads that are re-encoded do not fork, so only 1 is allowed"
             )
-        if self.response and self.join != "reencode":
-            raise ValueError(
-                f"outlined.response is {self.response}; it bounds text that is re-encoded, join is {self.join}"
-            )
-        for name in WORDS:
+        if (self.shares or self.reserve) and not self.stitches:
+            raise ValueError(f"outlined.join is {self.join}; shares and reserve are for threads that are stitched")
+        if self.penalty <= 0:
+            raise ValueError(f"outlined.penalty is {self.penalty}; it must be above 0, 1 for none")
+        for name in self.WORDS:
             self.recogniser.event(name)
-        self.recogniser.captured_event("outline")
+        for name in self.ITEMS:
+            self.recogniser.captured_event(name)
         missing = [name for name in SAID[self.join] if name not in self.phrases.names]
         if missing:
             raise ValueError(f"outlined.phrases lack {', '.join(missing)}")
@@ -122,7 +150,7 @@ class Outlined(Protocol):
     @property
     def needs(self) -> Needs:
         # Of a thread: its header; again, span and close when it is joined, or its own close; what its parent says after it.
-        return Needs(threads=2, pieces=5 if self.stitches else 6)
+        return Needs(threads=2, pieces=5 if self.stitches else 6, adjusts=self.penalty != 1, recorded=True)
 
     @property
     def templates(self) -> tuple[int, ...]:
@@ -138,11 +166,35 @@ class Outlined(Protocol):
 
     def own_state(self) -> Outlines:
         zero, no = jnp.int32(0), jnp.bool(False)
-        numbers = jnp.zeros(self.most, jnp.int32)
-        return Outlines(self.recogniser.start(), zero, jnp.int32(-1), no, zero, numbers, no, zero, zero, zero)
+        return Outlines(
+            found=self.recogniser.start(),
+            depth=zero,
+            number=zero - 1,
+            begun=no,
+            count=zero,
+            numbers=jnp.zeros(self.most, jnp.int32),
+            refused=no,
+            blocks=zero,
+            fed=zero,
+            ending=zero,
+            degree=zero + 1,
+            drew=no,
+            errors=jnp.zeros(len(format_errors.KINDS), jnp.int32),
+        )
 
     def fresh(self, shared: Any, parent: Outlines) -> Outlines:
         return dataclasses.replace(self.own_state(), depth=parent.depth + 1)
+
+    def bulk_state(self) -> Any:
+        return penalty.nothing(self.recogniser.class_of.shape[0]) if self.needs.adjusts else ()
+
+    def watch(self, bulk: Any, own: Outlines, drawn: Drawn) -> tuple[Any, Outlines]:
+        if not self.needs.adjusts:
+            return bulk, own
+        return penalty.add(bulk, drawn.token, anew=~own.drew), dataclasses.replace(own, drew=jnp.bool(True))
+
+    def adjust(self, shared: Any, own: Outlines, bulk: Any, logits: Float[Array, "V"]) -> Float[Array, "V"]:
+        return penalty.weigh(logits, bulk, jnp.where((own.depth > 0) & own.drew, self.penalty, 1))
 
     def begin(self, book: Book) -> Book:
         book = verbs.open_sampler(book)
@@ -152,29 +204,59 @@ class Outlined(Protocol):
 
     def observe(self, shared: Any, own: Outlines, drawn: Drawn) -> tuple[Outlines, Int[Array, ""], Int[Array, ""]]:
         found, met = self.recogniser.step(own.found, drawn.token)
-        is_met = {name: met == self.recogniser.event(name) for name in WORDS}
-        own = dataclasses.replace(own, found=found)
+        broken_off = self._captures(own) & (met > 0) & (met <= len(self.recogniser.phrases))
+        own, event = self._take(dataclasses.replace(own, found=found), met, drawn.token == self.end)
+        happened = format_errors.one_each(no_number=broken_off & own.begun)
+        return dataclasses.replace(own, errors=own.errors + happened), drawn.token, event
+
+    def _captures(self, own: Outlines) -> Bool[Array, ""]:
+        """Whether the number of an outline has not come to its end."""
+        return is_one_of(own.found.captured.open, tuple(map(self.recogniser.event, self.ITEMS))) > 0
+
+    def _take(self, own: Outlines, met: Int[Array, ""], ends: Bool[Array, ""]) -> tuple[Outlines, Int[Array, ""]]:
+        """What a thread remembers after a token, and its event.
+
+        Args:
+            met: the event of the recogniser.
+            ends: the text ends.
+        """
+        outlines, fork, close = (met == self.recogniser.event(name) for name in ("outlines", "fork", "close"))
+        item = is_one_of(met, tuple(map(self.recogniser.event, self.ITEMS))) > 0
+        captured = is_one_of(met, tuple(map(self.recogniser.captured_event, self.ITEMS))) > 0
         # A thread that is re-encoded does not fork: the words of outlines are text in it, and so is `close` elsewhere.
         forks, closes = own.depth < self.max_depth, own.depth > 0
-        own = self._listed(own, is_met["outlines"] & forks, met == self.recogniser.captured_event("outline"))
-        event = jnp.where(is_met["fork"] & (forks | self.stitches), _FORK, 0)
-        event = jnp.where(is_met["close"] & (closes | self.stitches), _CLOSE, event)
-        return own, drawn.token, jnp.where(drawn.token == self.end, _END, event)
+        lists, begun = forks | (self.reserve > 0), own.begun
+        happened = format_errors.one_each(
+            unclosed=(ends | (close & closes)) & begun,
+            no_outlines=fork & lists & (~begun | ((own.count == 0) & ~own.refused)),
+            too_many=fork & lists & begun & (own.blocks >= self.blocks),
+            too_deep=fork & ~lists,
+            misplaced=(close & ~closes) | (item & lists & ~begun) | (outlines & begun),
+            broken_off=ends & closes,
+        )
+        own = dataclasses.replace(own, errors=own.errors + happened)
+        own = self._listed(own, outlines & lists, captured)
+        event = jnp.where(fork & (forks | self.stitches), _FORK, 0)
+        event = jnp.where(close & (closes | self.stitches), _CLOSE, event)
+        return own, jnp.where(ends, _END, event)
 
     def _listed(self, own: Outlines, opens: Bool[Array, ""], captured: Bool[Array, ""]) -> Outlines:
         """The list of outlines after a word that begins one, or an outline's number."""
         captured, place = captured & own.begun, self.numbers.find(own.found.captured)
-        known = jnp.any((own.numbers == place) & (jnp.arange(self.most) < own.count))
+        known = captured & (place >= 0) & jnp.any((own.numbers == place) & (jnp.arange(self.most) < own.count))
         new = captured & (place >= 0) & ~known
-        lacking = captured & own.found.captured.numeric & (place < 0)
+        lacking = captured & (place < 0) & own.found.captured.numeric
         full = new & (own.count == self.most)
         numbers = jnp.where(new & (jnp.arange(self.most) == own.count), place, own.numbers)
+        nameless = captured & (place < 0) & ~own.found.captured.numeric
+        happened = format_errors.one_each(no_number=nameless, number_twice=known, number_unknown=lacking, too_many=full)
         return dataclasses.replace(
             own,
             begun=own.begun | opens,
             count=jnp.where(opens, 0, own.count + (new & ~full)),
             numbers=numbers,
             refused=~opens & (own.refused | lacking | full),
+            errors=own.errors + happened,
         )
 
     def used(self, book: Book, thread: Int[Array, ""]) -> Int[Array, ""]:
@@ -194,13 +276,19 @@ class Outlined(Protocol):
         return ends.close(book, mask, jnp.where(malformed, int(Stop.MALFORMED), int(Stop.END)))
 
     def _fork(self, book: Book, thread: Int[Array, ""]) -> Book:
-        """Feed the word; the threads start when it is fed."""
-        own = jax.tree.map(lambda column: column[thread], book.threads.own)
-        allowed = own.begun & (own.count > 0) & ~own.refused & (own.blocks < self.blocks) & (own.depth < self.max_depth)
-        spent = (self.used(book, thread) >= self.response) & (self.response > 0)
-        stop = jnp.where(allowed & spent, int(Stop.LENGTH), int(Stop.MALFORMED))
+        """Feed the word; the threads start when it is fed. A fork that is refused leaves the word as text."""
+        own, mine = jax.tree.map(lambda column: column[thread], book.threads.own), books.numbers(book) == thread
+        formed = own.begun & (own.count > 0) & ~own.refused & (own.blocks < self.blocks)
+        deep, left = own.depth >= self.max_depth, self.response - self.used(book, thread)
+        spent = (left <= 0) & (self.response > 0)
+        stop = jnp.where(formed & ~deep & spent, int(Stop.LENGTH), int(Stop.MALFORMED))
         started = book.update(thread, samples=False)
-        return books.choose(allowed & ~spent, started, ends.close(book, thread, stop))
+        found = books.choose(formed & ~deep & ~spent, started, ends.close(book, thread, stop))
+        if not self.reserve:
+            return found
+        happened = own.errors + format_errors.one_each(refused=jnp.bool(True))
+        text = book.update_own(mine, begun=False, count=0, errors=happened)
+        return books.choose(formed & (deep | (left < self.reserve)), text, found)
 
     def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
         """The last words of a thread are fed, or the word that forks."""
@@ -214,61 +302,92 @@ class Outlined(Protocol):
         born = books.opened(book, thread)
         number = own.numbers[books.place_among(book, born)]
         start, length = self.phrases.each("header", number)
-        book = book.update_own(born, number=number)
+        used, degree = self.used(book, thread), own.degree * (own.count if self.shares else 1)
+        book = book.update_own(born, number=number, fed=used + length, degree=degree)
         book = book.update_own(mine, begun=False, count=0, refused=False, blocks=own.blocks + 1)
         book = verbs.say(book, books.numbers(book), (books.TEMPLATE,), thread, (start,), (length,), born)
         seen = born if self.stitches else books.eldest(book, born)
         budget = book.threads.sampling.budget
         if self.response:
-            budget = jnp.minimum(budget, jnp.maximum(self.response - self.used(book, thread), 1))
-        return fork(book, thread, born, context=thread, flushes=seen, held=seen, budget=budget)
+            left = self.response - used
+            left = -((length - left) // degree) if self.stitches else left  # rounded up
+            budget = jnp.minimum(budget, jnp.maximum(left, 1))
+        columns = {} if self.temperature is None else dict(temperature=self.temperature)
+        return fork(book, thread, born, context=thread, flushes=seen, held=seen, budget=budget, **columns)
 
     def spent(self, book: Book, mask: Bool[Array, "M"]) -> Book:
+        own = book.threads.own
+        happened = format_errors.one_each(unclosed=mask & own.begun, broken_off=mask & (own.depth > 0))
+        book = book.update_own(mask, errors=own.errors + happened)
         return self._broken(book, mask, Stop.LENGTH, jnp.zeros_like(mask))
 
     def _broken(self, book: Book, broken: Bool[Array, "M"], stop: Stop, ended: Bool[Array, "M"]) -> Book:
         """End threads, some of which broke off: those whose text the parent will see where it stands are closed first."""
-        closes = broken & (book.threads.own.depth > 0) & self.stitches
-        closed = verbs.say_last(book, closes, *self.phrases.one("close"), drop=True)
-        closed = closed.update_own(closes, ending=int(stop))
+        own, close = book.threads.own, self.phrases.one("close")
+        closes = broken & (own.depth > 0) & self.stitches
+        closed = verbs.say_last(book, closes, *close, drop=not self.mends)
+        closed = closed.update_own(closes, ending=int(stop), fed=own.fed + close[1] - (not self.mends))
         return ends.close(closed, (broken | ended) & ~closes, jnp.where(broken, int(stop), int(Stop.END)))
 
     def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
         born = books.awaited(book, thread)
         if self.stitches:
-            book = ends.release(lines.stitch(book, thread, born), born)
-            number, (start, length) = books.numbers(book), self.phrases.one("joined")
-            said = verbs.say(book, number, (books.TEMPLATE,), thread, (start,), (length,), number == thread)
-            return said.update(thread, samples=True)
-        first = books.eldest(book, born)
-        book = ends.release(lines.stitch(book, thread, first), born)
-        return self._again(book, thread, born, first)
+            return self._stitched(ends.release(lines.stitch(book, thread, born), born), thread, born)
+        read = self._read_of(book, born)
+        seen = books.eldest(book, read) & book.threads.bond.held
+        return self._again(ends.release(lines.stitch(book, thread, seen), born), thread, read, seen)
 
-    def _again(self, book: Book, thread: Int[Array, ""], born: Bool[Array, "M"], first: Bool[Array, "M"]) -> Book:
-        """Feed the parent what the threads wrote, but for the first; it goes on, or ends if one of them broke off."""
-        threads, mine = book.threads, books.numbers(book) == thread
-        broken, number = born & (threads.stop != Stop.END), threads.own.number
+    def _read_of(self, book: Book, born: Bool[Array, "M"]) -> Bool[Array, "M"]:
+        """The threads whose text the parent reads, of those that have come back."""
+        return born
+
+    def _stitched(self, book: Book, thread: Int[Array, ""], born: Bool[Array, "M"]) -> Book:
+        """Let the parent go on behind its threads; what they wrote is its own from now on, and counts once."""
+        mine, (start, length) = books.numbers(book) == thread, self.phrases.one("joined")
+        said = verbs.say(book, books.numbers(book), (books.TEMPLATE,), thread, (start,), (length,), mine)
+        said = said.update(thread, samples=True)
+        if not self.response:
+            return said
+        own, used = book.threads.own, self.used(book, books.numbers(book))
+        fed = own.fed[thread] + jnp.sum(jnp.where(born, used - used[thread], 0)) + length
+        generated, asked = book.threads.cursor.generated[thread], book.request
+        left = -((generated + fed - self.response) // own.degree[thread])
+        child = (own.depth[thread] > 0) & (asked.child_max_tokens > 0)
+        limit = jnp.where(child, asked.child_max_tokens, asked.max_tokens)
+        return said.update_own(mine, fed=fed).update(mine, budget=jnp.minimum(limit, generated + left))
+
+    def _again(self, book: Book, thread: Int[Array, ""], read: Bool[Array, "M"], seen: Bool[Array, "M"]) -> Book:
+        """Feed the parent what threads wrote; it goes on, or ends if one broke off.
+
+        Args:
+            read: the threads.
+            seen: the first of them if the parent sees it where it stands, else none.
+        """
+        threads, mine, first = book.threads, books.numbers(book) == thread, books.eldest(book, read)
+        broken, number = read & (threads.stop != Stop.END), threads.own.number
         header, again = self.phrases.each("header", number), self.phrases.each("again", number)
+        opening = tuple(jnp.where(first, *pair) for pair in zip(header, again, strict=True))
         close, stop, joined = (self.phrases.one(name) for name in ("close", "stop", "joined"))
         # The end token of one that broke off so is the last of its log.
         wrote = threads.cursor.length - header[1] - (threads.stop == Stop.MALFORMED)
-        fed = jnp.where(first, header[1], again[1]) + wrote + jnp.where(broken, close[1], 0)
-        fed = threads.own.fed[thread] + jnp.sum(jnp.where(born, fed, 0))
+        fed = opening[1] + wrote + jnp.where(broken, close[1], 0)
+        fed = threads.own.fed[thread] + jnp.sum(jnp.where(read, fed, 0))
         generated, budget = threads.cursor.generated[thread], threads.sampling.budget[thread]
         if self.response:
             budget = jnp.minimum(budget, self.response - fed - joined[1])
-        long = jnp.any(broken & (threads.stop == Stop.LENGTH)) | (generated >= budget)
-        over = long | jnp.any(broken)
+        long, ends_it = generated >= budget, broken & (not self.mends)
+        long |= jnp.any(ends_it & (threads.stop == Stop.LENGTH))
+        over = long | jnp.any(ends_it)
         footer = tuple(jnp.where(over, *pair) for pair in zip(stop, joined, strict=True))
         ending = jnp.where(over, jnp.where(long, int(Stop.LENGTH), int(Stop.MALFORMED)), 0)
         book = book.update_own(mine, fed=fed + footer[1], ending=ending).update(mine, samples=~over, budget=budget)
         return verbs.say(
             book,
-            to=jnp.broadcast_to(thread, born.shape),
+            to=jnp.broadcast_to(thread, read.shape),
             kind=(books.TEMPLATE, books.SPAN, books.TEMPLATE),
             thread=books.numbers(book),
-            start=(again[0], header[1], close[0]),
-            length=(again[1], wrote, close[1]),
-            valid=(born & ~first, born & ~first & (wrote > 0), broken),
+            start=(opening[0], header[1], close[0]),
+            length=(opening[1], wrote, close[1]),
+            valid=(read & ~seen, read & ~seen & (wrote > 0), broken),
             footer=footer,
         )

@@ -140,6 +140,18 @@ def ranks(
     return jnp.sum(before & among, axis=1, dtype=jnp.int32)
 
 
+def leading(votes: Bool[Array, "M"], hash: UInt32[Array, "M"]) -> tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""]]:
+    """The vote of the masked threads: the first of those that vote for the leader, how many do, and how many do for the second.
+
+    Args:
+        hash: of what each votes for.
+    """
+    same = votes[:, None] & votes & (hash[:, None] == hash)
+    count = jnp.sum(same, axis=1)
+    leader = jnp.argmax(count).astype(jnp.int32)
+    return leader, count[leader], jnp.max(jnp.where(same[leader], 0, count))
+
+
 def part(book: Book, place: int) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """Start and length of a part of the prompt; `place`: index of the part's name in the protocol's `needs.parts`."""
     return book.parts[place, 0], book.parts[place, 1]

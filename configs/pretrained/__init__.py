@@ -1,0 +1,1 @@
+"""Configurations for released checkpoints, a file each: what one writes to decode them as their systems do."""
