@@ -1,24 +1,32 @@
 """Methods of parallel reasoning for configurations, one file each: choices, and control words as text."""
 
+from apr_jax.methods.async_think import AsyncThink
 from apr_jax.methods.beam_search import BeamSearch
+from apr_jax.methods.call_return import CallReturn
 from apr_jax.methods.early_vote import EarlyVote
 from apr_jax.methods.method import Method, Sampling
 from apr_jax.methods.multiverse import Multiverse
+from apr_jax.methods.pasta import Pasta
 from apr_jax.methods.samples import Samples
 from apr_jax.methods.sequential import Sequential
 from apr_jax.methods.spawn_join import SpawnJoin
+from apr_jax.methods.sprint import Sprint
 from apr_jax.methods.threadweaver import ThreadWeaver
 from apr_jax.methods.tree_of_thoughts import TreeOfThoughts
 
 __all__ = [
+    "AsyncThink",
     "BeamSearch",
+    "CallReturn",
     "EarlyVote",
     "Method",
     "Multiverse",
+    "Pasta",
     "Samples",
     "Sampling",
     "Sequential",
     "SpawnJoin",
+    "Sprint",
     "ThreadWeaver",
     "TreeOfThoughts",
 ]

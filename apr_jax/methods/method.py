@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from apr_jax import settings
 from apr_jax.decode.problem import check_sampling
 from apr_jax.decode.protocol import Protocol
 from apr_jax.decode.sampling import COLDEST
-from apr_jax.record import Transcript
+from apr_jax.record import Stop, Transcript
 from apr_jax.tokenizer import TextCodec
 
 
@@ -107,16 +107,28 @@ class Method(abc.ABC):
 
     def voices(self, transcript: Transcript) -> Sequence[int]:
         """The numbers of the threads that answer: the root, or its children if the root only reads the prompt."""
-        speaks = np.any(transcript.log.sampled & (transcript.log.thread == 0))
+        line = transcript.lines
+        speaks = np.any(transcript.log.sampled & (line[transcript.log.thread] == 0))
         return [0] if speaks else [i for i, thread in enumerate(transcript.threads) if thread.parent == 0]
 
     def chain(self, transcript: Transcript, thread: int) -> Sequence[int]:
-        """The threads whose generated tokens, one after the other, are what a voice says: itself after those that it follows."""
-        found = [thread]
+        """The threads whose generated tokens, one after the other, are what a voice says: its line after those that it follows."""
+        line, followed = transcript.lines, [thread]
         while (thread := transcript.threads[thread].follows) >= 0:
-            found.append(thread)
-        return found[::-1]
+            followed.append(thread)
+        whole = (int(i) for one in followed[::-1] for i in np.flatnonzero(line == line[one]))
+        return [i for i in whole if transcript.threads[i].stop != Stop.SPLIT]
 
     def said(self, transcript: Transcript, thread: int, codec: TextCodec) -> Sequence[int]:
         """Token ids in which the answer of a voice is looked for: all that its chain generated."""
         return np.concatenate([transcript.generated(one) for one in self.chain(transcript, thread)])
+
+
+def outside(tokens: Sequence[int], begins: Collection[int], ends: Collection[int]) -> list[int]:
+    """The tokens without those from one of `begins` up to the next of `ends`, which stays."""
+    kept, inside = [], False
+    for token in tokens:
+        inside = (inside or token in begins) and token not in ends
+        if not inside:
+            kept.append(token)
+    return kept
