@@ -39,15 +39,15 @@ def biased_model(config: ModelConfig, seed: int, bias: np.ndarray, strength: flo
     return Model(graph_of(config), jax.tree.map(jnp.asarray, params))
 
 
-def likely(codec: TextCodec, size: int, rows: Mapping[str, Mapping[str, float]]) -> np.ndarray:
+def likely(codec: TextCodec, size: int, rows: Mapping[tuple[str, ...], Mapping[str, float]]) -> np.ndarray:
     """A table for `biased_model`.
 
     Args:
-      rows: what follows the tokens (their texts, with spaces between them), and the bias of each; all else is unlikely.
+      rows: what follows the tokens of these texts, and the bias of each; all else is unlikely.
     """
     table = np.full((size, size), -8.0)
     for before, after in rows.items():
-        for text in before.split():
+        for text in before:
             for follows, value in after.items():
                 table[codec.encode(text)[-1], codec.encode(follows)[0]] = value
     return table

@@ -32,15 +32,20 @@ SIZES = Sizes(problems=4, lanes=3, rows=6, feed_tiles=2, feed_chunk=8, feed_thre
 ONE_ROW = dataclasses.replace(SIZES, problems=1, lanes=1, rows=1, feed_tiles=1, feed_chunk=1, feed_threshold=0)
 # Sub-queries are of 1, 2 or 3, what stands between forks of a, b or c, workers write w, returns are of r.
 ROWS = {
-    "a ? </JOIN-1> </JOIN-2> </JOIN-3>": {"a": 0.0, "<FORK-1>": 1.5, "<FORK-2>": 0.5, "<FORK-3>": 0.0, "<end>": 0.0},
-    "<FORK-1> 1": {"1": 0.5, "</FORK-1>": 2.0, "</FORK-2>": -2.0, "<end>": -2.5, "<FORK-2>": -2.5, "r": -1.0},
-    "<FORK-2> 2": {"2": 0.5, "</FORK-2>": 2.0, "<JOIN-1>": -2.5, "<end>": -2.5},
-    "<FORK-3> 3": {"3": 0.5, "</FORK-3>": 2.0, "<JOIN-1>": -2.5, "<end>": -2.5},
-    "</FORK-1> b": {"b": 0.5, "<FORK-2>": 1.5, "<FORK-3>": 0.0, "<JOIN-1>": 1.5, "<end>": -1.5, "<JOIN-3>": -2.0},
-    "</FORK-2> </FORK-3> c": {"c": 0.5, "<FORK-3>": 0.0, "<JOIN-2>": 2.0, "<JOIN-1>": 1.5, "<FORK-1>": -1.0, "<end>": -1.0},
-    ":": {"w": 2.0, "<FORK-1>": 0.5, "<RETURN>": 0.5},
-    "w": {"w": 0.5, "<RETURN>": 2.0, "<FORK-1>": 0.5, "<FORK-2>": -1.0, "<end>": -1.5, "</RETURN>": -2.0},
-    "<RETURN> r": {"r": 0.5, "</RETURN>": 2.0, "<JOIN-1>": -2.0, "<end>": -2.0, "<RETURN>": -2.5},
+    ("a",): {"a": 1.5, "<FORK-1>": 2.5, "<FORK-3>": 0.0, "<end>": -0.5},
+    ("</JOIN-1>", "</JOIN-2>", "</JOIN-3>"): {"a": -0.5, "b": 1.0, "<FORK-3>": 1.5, "<JOIN-2>": 1.0, "<end>": 1.0},
+    ("<FORK-1>",): {"1": 3.0, "</FORK-1>": -1.5},
+    ("<FORK-2>",): {"2": 3.0, "<end>": -1.5},
+    ("<FORK-3>",): {"3": 3.0, "</FORK-1>": -1.5},
+    ("1",): {"1": -0.5, "</FORK-1>": 3.0, "<end>": -1.5},
+    ("2",): {"2": -0.5, "</FORK-2>": 3.0, "<JOIN-1>": -1.5},
+    ("3",): {"3": -0.5, "</FORK-3>": 3.0, "</FORK-2>": -1.5},
+    ("</FORK-1>", "b"): {"b": 2.5, "<FORK-2>": 2.5, "<JOIN-1>": 2.0, "<end>": -1.0, "<FORK-3>": 0.0},
+    ("</FORK-2>", "</FORK-3>", "c"): {"c": 2.5, "<JOIN-2>": 2.5, "<JOIN-1>": 1.0, "<FORK-3>": -0.5, "<end>": 0.0},
+    (":",): {"w": 2.0, "<FORK-1>": 1.5, "<RETURN>": 0.5},
+    ("w",): {"w": 2.0, "<RETURN>": 2.0, "<FORK-1>": 0.0, "<end>": -1.0},
+    ("<RETURN>",): {"r": 2.5, "</RETURN>": 0.5, "<end>": -1.0},
+    ("r",): {"r": 1.0, "</RETURN>": 2.5, "<RETURN>": -1.0, "<end>": -1.5},
 }  # fmt: skip
 
 
@@ -127,7 +132,7 @@ def said(tokens):
 
 
 def case(rng, number):
-    prompt = rng.integers(0, 3, size=rng.integers(1, 6))
+    prompt = np.append(rng.integers(0, 3, size=rng.integers(0, 6)), 0)
     most = int(rng.integers(10, 60))
     return Problem(
         number, prompt.astype(np.int32), temperature=0.0 if rng.random() < 0.1 else float(rng.choice([0.5, 0.75, 1.0])),
@@ -172,7 +177,7 @@ def test_f64_equals_the_oracle(sizes):
     events = collections.Counter()
     for found, expected in zip(decoded(sizes), right()[1], strict=True):
         oracle.compare(found, expected)
-        assert metrics.critical_path(found) == metrics.recomputed_critical_path(found)
+        assert metrics.critical_path(found) <= metrics.recomputed_critical_path(found), "names are not in the record"
         events.update(f"{'worker' if thread.path else 'root'} {thread.stop.name}" for thread in found.threads)
         events["beside"] += overlaps(found)
         events["nested"] += any(len(thread.path) > 1 for thread in found.threads)

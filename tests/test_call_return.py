@@ -28,14 +28,16 @@ METHODS = {
     "siblings": CallReturn(most=3, question=False, max_depth=3, allowance=BUDGETS),
 }
 DIGITS = [str(digit).encode() for digit in range(10)]
-CODEC = Table([b"a", b"m", b"r", b"t", b"k", *DIGITS], (*METHODS["calls"].words, "</return>"))
+CODEC = Table([b"a", b"m", b"r", b"t", b"k", *DIGITS], METHODS["calls"].words)
 SIZES = Sizes(problems=4, lanes=3, rows=6, feed_tiles=2, feed_chunk=8, feed_threshold=2, threads=12, slots=512, page_size=4,
               log=768, log_page_size=4, queue=128, prompt=8, outbox=8, attention_block=256)  # fmt: skip
 ONE_ROW = dataclasses.replace(SIZES, problems=1, lanes=1, rows=1, feed_tiles=1, feed_chunk=1, feed_threshold=0)
 ROWS = {
-    "a <go>": {"a": 0.0, "<call>": 2.0, "<return>": 0.5, "</return>": -1.0},
-    "<call> m": {"m": 0.0, "</call>": 2.0, "<call>": 0.5, "</return>": -2.0},
-    "<return> r": {"r": 0.5, "</return>": 1.5, "<call>": -0.5},
+    ("a", "k", "<go>"): {"a": 1.0, "<call>": 2.0, "<return>": 1.0, "</return>": -0.5},
+    ("<call>",): {"m": 2.5, "</call>": -0.5, "<call>": -1.0},
+    ("m",): {"m": 0.0, "</call>": 2.5, "<call>": 1.0, "</return>": -1.0},
+    ("<return>",): {"r": 2.0, "</return>": 0.5, "<call>": 0.5},
+    ("r",): {"r": 1.0, "</return>": 2.0, "<call>": -0.5, "<return>": -1.0},
 }  # fmt: skip
 
 

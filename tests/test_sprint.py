@@ -28,9 +28,8 @@ from test_outlined import CONFIG
 
 SEED = 3
 METHOD = Sprint(most=2, phases=3, plan_tokens=24, end="<end>")
-PLAIN = [b"a", b"q", b"e", b"\n", b">", b"1>", b"1", b"2", b"3", b"."]
-PIECES = [b"<pro", b"mpt_", b"</pro", b"<Pl", b"an_", b"</Pl", b"<exe", b"</exe", b"cution_", b"<Exe", b"</Exe", b"<Fin", b"al_answer>",
-          b"</Fin", b"</thi", b"nk>"]  # fmt: skip
+PLAIN = [b"a", b"q", b"e", b"\n", b">", b"x>", b"1", b"2", b"3", b"."]
+PIECES = b"<pro mpt_ </pro <Pl an_ </Pl <exe </exe cution_ <Exe </Exe <Fin al_answer> </Fin </thi nk>".split()
 CODECS = {"ids": Table(PLAIN, (*METHOD.words, "<end>")), "spelt": Table([*PLAIN, *PIECES, b"<"], ["<end>"])}
 ENDS = [name for name in TAGS if not name.startswith("prompt")]
 PHRASES = tuple(Phrase(name, text, ">" if name.startswith("prompt") else "") for name, text in TAGS.items())
@@ -38,14 +37,15 @@ SIZES = Sizes(problems=4, lanes=3, rows=6, feed_tiles=2, feed_chunk=8, feed_thre
               log=1024, log_page_size=4, queue=128, prompt=8, outbox=8, attention_block=256)  # fmt: skip
 ONE_ROW = dataclasses.replace(SIZES, problems=1, lanes=1, rows=1, feed_tiles=1, feed_chunk=1, feed_threshold=0)
 ROWS = {
-    "\n a": {"a": -0.5, "e": 0.5, "<prompt_": 2.0, "</Final_answer>": 0.0, "</Plan_": -1.5, "<end>": -1.5},
-    "<prompt_": {"1>": 2.0, "1": 0.0, ">": -1.0},
-    "1 2 3": {">": 2.0, ".": 0.0, "1>": 0.0},
-    "1>": {"q": 2.0, "</prompt_": -1.5},
-    "q": {"q": 0.0, "</prompt_": 2.0, "</Plan_": -2.0, "<prompt_": -2.0, "a": -2.0},
-    "</prompt_": {">": 2.5, "1": -1.0, "q": -2.0},
-    ">": {"<prompt_": 1.0, "</Plan_": 2.0, "a": 0.0, "</Final_answer>": -1.0},
-    "e": {"e": 0.0, "</execution_": 1.5, "</Plan_": 0.0, "</think>": -0.5, "<end>": -1.0, "a": -0.5, "</Execution_": -1.0},
+    ("\n",): {"a": 2.0, "e": 1.0, "<prompt_": 2.0, "<end>": -1.5},
+    ("a",): {"a": 1.0, "e": 0.0, "<prompt_": 1.5, "</Final_answer>": 2.0, "</Plan_": -2.0, "<end>": 1.0},
+    ("<prompt_",): {"x>": 2.5, "1": 0.0, ">": -1.5},
+    ("1", "2", "3"): {">": 2.0, ".": 0.0, "x>": 0.0},
+    ("x>",): {"q": 2.5, "</prompt_": -1.5},
+    ("q",): {"q": 0.5, "</prompt_": 2.5, "</Plan_": -2.0, "<prompt_": -2.0},
+    ("</prompt_",): {">": 2.5, "1": -1.0},
+    (">",): {"<prompt_": 1.0, "</Plan_": 2.5, "a": 0.5, "</Final_answer>": 0.5, "</think>": -0.5},
+    ("e",): {"e": 0.5, "</execution_": 1.5, "a": 0.0, "</think>": 0.0, "<end>": 0.0, "</Execution_": -1.0, "<prompt_": 0.5},
 }  # fmt: skip
 
 
@@ -238,8 +238,10 @@ def test_f64_equals_the_oracle(name, sizes):
         events["phases"] += any(thread.segment > 2 for thread in found.threads if not thread.path)
         events.update(f"{'executor' if thread.path else 'planner'} {thread.stop.name}" for thread in found.threads)
     print(name, dict(events))
-    assert events["executed"] > 15 and events["several"] > 5 and events["phases"] > 3, events
-    assert all(events[f"{who} {stop}"] > 3 for who in ("planner", "executor") for stop in ("END", "LENGTH")), events
+    few = name == "spelt"
+    assert events["executed"] > (8 if few else 30) and events["several"] > (1 if few else 15), events
+    assert few or events["phases"] > 15, events
+    assert all(events[f"{who} {stop}"] > 2 for who in ("planner", "executor") for stop in ("END", "LENGTH")), events
 
 
 def test_cpu_kernels_follow_from_their_own_tokens():
@@ -282,10 +284,10 @@ def client(server, problem):
             past += said
             break
         plan, context, executed = said.removesuffix(stop), past.removesuffix(f"<Plan_{phase}>\n"), ""
-        found = list(PROMPT.finditer(plan))
-        for number, mine in enumerate(found, start=1):
-            own = lambda match, mine=mine: f"<prompt_{phase}.1>{match[1]}</prompt_{phase}.1>" * (match.start() == mine.start())
-            message = f"{context}<Plan_{phase}>\n{PROMPT.sub(own, plan)}</Plan_{phase}>\n\n"
+        for number, mine in enumerate(PROMPT.finditer(plan), start=1):
+            before, after = (PROMPT.sub("", part) for part in (plan[: mine.start()], plan[mine.end() :]))
+            own = f"<prompt_{phase}.1>{mine[1]}</prompt_{phase}.1>"
+            message = f"{context}<Plan_{phase}>\n{before}{own}{after}</Plan_{phase}>\n\n"
             message += f"<Execution_{phase}>\n<execution_{phase}.1>\n"
             wrote, stop = request(server, line.child(), message, problem.child_max_tokens or problem.max_tokens)
             texts.append(message.removeprefix(context) + wrote)
@@ -350,3 +352,46 @@ def broken():
     problems += [dataclasses.replace(problem, sample=1) for problem in problems]  # slots of those before are used again
     found = Engine(model("ids"), protocol_, SIZES, kernel=False).decode(problems)
     return {(each.problem, each.sample): each for each in found}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_breach_ends_by_a_name(name):
+    _, stop, executors = CASES[name]
+    first, again = (broken()[list(CASES).index(name), sample] for sample in (0, 1))
+    codec = CODECS["ids"]
+    text = [
+        f"{thread.path} {thread.stop.name} {text_of(codec, first.tokens(i))}" for i, thread in enumerate(first.threads)
+    ]
+    assert first.stop.name == stop, text
+    assert [thread.stop.name for thread in first.threads if thread.path] == executors, text
+    assert first.threads == again.threads and first.log.token.tolist() == again.log.token.tolist()
+
+
+def test_what_is_said_to_executors_and_by_them():
+    found, codec = broken()[list(CASES).index("good"), 0], CODECS["ids"]
+    told = [text_of(codec, found.tokens(i)) for i in range(len(found.threads))]
+    rest = "a</Plan_1>\n\n<Execution_1>\n<execution_1.1>\n"
+    assert told[3:] == [f"<Plan_1>\na<prompt_1.1>q</prompt_1.1>{rest}{wrote}</execution_" for wrote in ("e", "ee")]
+    wrote = "<execution_1.1>\ne</execution_1.1>\n<execution_1.2>\nee</execution_1.2>\n"
+    assert (
+        told[1].endswith(f"</Plan_1>\n\n<Execution_1>\n{wrote}</Execution_1>\n")
+        and told[2] == "<Plan_2>\na</Final_answer>"
+    )
+    assert METHOD.voices(found) == [0] and text_of(codec, METHOD.said(found, 0, codec)).endswith(
+        "a</Plan_a</Final_answer>"
+    )
+
+
+def test_choices_that_make_no_sense_are_refused():
+    made = protocol("ids")
+    for make, message in (
+        (lambda: Sprint(most=0), "sprint.most is 0"),
+        (lambda: Sprint(plan_tokens=-1), "sprint.plan_tokens is -1"),
+        (lambda: dataclasses.replace(made, phases=0), "plan_execute.phases is 0; at least 1 is needed"),
+        (
+            lambda: dataclasses.replace(made, phrases=dataclasses.replace(made.phrases, names=("plan",))),
+            "phrases lack prompt",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()

@@ -24,3 +24,7 @@ class CallReturn(SpawnJoin):
     result: str = "<result>"
     join: str = "<return>"
     go: str = "<go>"
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return (*super().words, self.end) if self.end else super().words

@@ -91,7 +91,7 @@ class SpawnJoin(Method):
         return tuple(getattr(self, role) for role in ROLES)
 
     def protocol(self, codec: TextCodec) -> protocols.SpawnJoin:
-        ids = {role: codec.id(word) for role, word in zip(ROLES, self.words, strict=True)}
+        ids = {role: codec.id(getattr(self, role)) for role in ROLES}
         allowance = self.allowance.allowance(codec) if self.allowance else None
         return self._protocol({**ids, "end": self.end_id(codec)}, allowance)
 
