@@ -35,9 +35,9 @@ def scripted(
 
     @pytree
     class Scripts(type(protocol.own_state())):
-        """What a thread remembers, and how much it has said."""
+        """What a thread remembers, and how much of its script it has said."""
 
-        said: Int[Array, ""]
+        played: Int[Array, ""]
 
     @dataclasses.dataclass(frozen=True)
     class Scripted(type(protocol)):
@@ -47,7 +47,7 @@ def scripted(
 
         def own_state(self):
             plain = super().own_state()
-            return Scripts(**{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}, said=jnp.int32(0))
+            return Scripts(**{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}, played=jnp.int32(0))
 
         def shared_state(self):
             return jnp.int32(0)
@@ -56,8 +56,8 @@ def scripted(
             return super().begin(book.replace(shared=book.problem))
 
         def observe(self, shared, own, drawn):
-            token = jnp.asarray(self.scripts, jnp.int32)[shared, place(own), jnp.minimum(own.said, LONGEST - 1)]
-            own = dataclasses.replace(own, said=own.said + 1)
+            token = jnp.asarray(self.scripts, jnp.int32)[shared, place(own), jnp.minimum(own.played, LONGEST - 1)]
+            own = dataclasses.replace(own, played=own.played + 1)
             return super().observe(shared, own, dataclasses.replace(drawn, token=token))
 
     fields = {field.name: getattr(protocol, field.name) for field in dataclasses.fields(protocol)}

@@ -315,7 +315,7 @@ def test_the_client_says_the_same():
 
 
 def asks(*numbers):
-    return "".join(f"<prompt_1.{number}>q</prompt_1.{number}>" for number in numbers)
+    return "".join(f"<prompt_{number}>q</prompt_{number}>" for number in numbers)
 
 
 DONE = "e</execution_"
@@ -340,7 +340,7 @@ CASES = {
     "an executor that says nothing": ({"": f"{asks(1)}</Plan_</think>", "1": "</execution_"}, "END", ["END"]),
     "an executor that never ends": ({"": f"{asks(1)}</Plan_</think>", "1": "e"}, "END", ["LENGTH"]),
     "the budget of a plan": ({"": "a"}, "LENGTH", []),
-    "the budget, with the fork": ({"": f"{13 * 'a'}{asks(1)}</Plan_{12 * 'a'}", "1": DONE}, "LENGTH", ["END"]),
+    "the budget, with the fork": ({"": f"{16 * 'a'}{asks(1)}</Plan_{12 * 'a'}", "1": DONE}, "LENGTH", ["END"]),
 }  # fmt: skip
 
 
