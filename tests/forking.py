@@ -11,6 +11,7 @@ import oracle
 import reference_model
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.transformer import Model, abstract_params, graph_of
+from apr_jax.tokenizer import TextCodec
 
 
 def biased_model(config: ModelConfig, seed: int, bias: np.ndarray, strength: float = 2.0) -> Model:
@@ -36,6 +37,20 @@ def biased_model(config: ModelConfig, seed: int, bias: np.ndarray, strength: flo
     params["head"] = strength * root_mean_square / np.sqrt(config.width) * rng.normal(size=params["head"].shape)
     params["head"][:size] = bias * root_mean_square / 24.0
     return Model(graph_of(config), jax.tree.map(jnp.asarray, params))
+
+
+def likely(codec: TextCodec, size: int, rows: Mapping[tuple[str, ...], Mapping[str, float]]) -> np.ndarray:
+    """A table for `biased_model`.
+
+    Args:
+      rows: what follows the tokens of these texts, and the bias of each; all else is unlikely.
+    """
+    table = np.full((size, size), -8.0)
+    for before, after in rows.items():
+        for text in before:
+            for follows, value in after.items():
+                table[codec.encode(text)[-1], codec.encode(follows)[0]] = value
+    return table
 
 
 @dataclasses.dataclass(frozen=True)

@@ -198,8 +198,7 @@ class Line:
         """Go on as a new thread that sees the old one, and is handed its unfed token."""
         old = self.thread
         self.go_on(old.seen, old.next_position)
-        if old.unfed is not None:
-            self.thread.handed = old.unfed.token
+        self.thread.handed = old.handed if old.unfed is None else old.unfed.token
 
     def split(self, start: int, forgets_head: bool, position: int, world: "World") -> None:
         """Cut the thread in two, and go on as a third that sees one of them."""

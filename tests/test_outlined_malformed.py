@@ -3,69 +3,24 @@
 import dataclasses
 import functools
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import Array, Int
 
 import outlining
+import scripting
 import test_outlined
 from apr_jax.decode import Engine, Problem, Sizes, Source
-from apr_jax.decode.book import pytree
 from apr_jax.methods import Multiverse, ThreadWeaver, npr
-from apr_jax.protocols.outlined import Outlined, Outlines
 from outlining import MULTIVERSE, NPR, THREADWEAVER
 
-LONGEST, NUMBERS = 60, 8
 SIZES = Sizes(problems=3, lanes=4, rows=8, feed_tiles=2, feed_chunk=8, threads=9, slots=512, page_size=4, log=512, log_page_size=4,
               queue=64, prompt=4, outbox=8, attention_block=128)  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Follows:
-    """Threads say what stands in `scripts`: of each problem a row for the root, then one for each number; nested threads too."""
-
-    scripts: tuple[tuple[tuple[int, ...], ...], ...] = ()
-
-    def own_state(self):
-        plain = super().own_state()
-        return self.State(**{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}, said=jnp.int32(0))
-
-    def shared_state(self):
-        return jnp.int32(0)
-
-    def begin(self, book):
-        return super().begin(book.replace(shared=book.problem))
-
-    def observe(self, shared, own, drawn):
-        token = jnp.asarray(self.scripts, jnp.int32)[shared, own.number + 1, jnp.minimum(own.said, LONGEST - 1)]
-        own = dataclasses.replace(own, said=own.said + 1)
-        return super().observe(shared, own, dataclasses.replace(drawn, token=token))
-
-
-@pytree
-class Scripts(Outlines):
-    """What a thread remembers, and how much it has said."""
-
-    said: Int[Array, ""]
-
-
-@dataclasses.dataclass(frozen=True)
-class Scripted(Follows, Outlined):
-    State = Scripts
-
-
-def scripted(kind, method, codec, texts):
-    """The protocol in which problems follow texts: of the root, then by number; `kind`: its class."""
+def scripted(method, codec, texts):
+    """The protocol in which problems follow texts: of the root, then by number."""
     plain = method.protocol(codec)
-
-    def row(text):
-        ids = codec.encode(text)
-        return tuple([*ids, *[0] * (LONGEST - len(ids))])  # a, for ever
-
-    scripts = tuple(tuple(row(each.get(n, "")) for n in ("", *plain.numbers.texts)) for each in texts)
-    fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
-    return kind(**fields, scripts=scripts)
+    return scripting.scripted(plain, codec, texts, ("", *plain.numbers.texts))
 
 
 def played(protocol, count, **options):
@@ -80,7 +35,7 @@ def played(protocol, count, **options):
 def decoded(system):
     method, words, cases = SYSTEMS[system]
     texts = [texts for texts, *_ in cases.values()]
-    return played(scripted(Scripted, method, outlining.tagged(words), texts), len(cases))
+    return played(scripted(method, outlining.tagged(words), texts), len(cases))
 
 
 # The texts of the root and of the numbers, how the root ends, how its threads end; what is counted as errors stands in ERRORS.

@@ -11,16 +11,13 @@ import functools
 import jax
 import numpy as np
 import pytest
-from jaxtyping import Array, Int
 
 import forking
 import oracle
 import reference_model
 import test_outlined_malformed as malformed
 from apr_jax.decode import Engine, Problem, Source, Stop
-from apr_jax.decode.book import pytree
 from apr_jax.methods import ParallelR1
-from apr_jax.protocols.paths import Path, Paths
 from phrase_matcher import Table
 from test_outlined import CONFIG, ONE_ROW, SEED, SIZES
 from test_threadweaver_client import Line
@@ -193,18 +190,6 @@ def test_the_loop_says_the_same(name, sizes):
     assert engine.traces == 1 and all(happened[what] > 0 for what in wanted), happened
 
 
-@pytree
-class Scripts(Path):
-    """What a thread remembers, and how much it has said."""
-
-    said: Int[Array, ""]
-
-
-@dataclasses.dataclass(frozen=True)
-class Scripted(malformed.Follows, Paths):
-    State = Scripts
-
-
 # The texts of the root and of its paths, how the root ends, how its paths end, errors of the format.
 P, X, C, R, E = "<Parallel>", "</Path>", "</Parallel>", "</Summary>", "<|end|>"
 CASES = {
@@ -226,7 +211,7 @@ CASES = {
 @functools.cache
 def scripted():
     method = ParallelR1(end=E, blocks=2, join="stitch")
-    protocol = malformed.scripted(Scripted, method, CODEC, [texts for texts, *_ in CASES.values()])
+    protocol = malformed.scripted(method, CODEC, [texts for texts, *_ in CASES.values()])
     return method, malformed.played(protocol, len(CASES))
 
 

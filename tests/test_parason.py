@@ -8,17 +8,14 @@ import re
 import jax
 import numpy as np
 import pytest
-from jaxtyping import Array, Int
 
 import forking
 import outlining
 import test_outlined_malformed as malformed
 import test_threadweaver_client as threadweaver
 from apr_jax.decode import Engine, Stop
-from apr_jax.decode.book import pytree
 from apr_jax.decode.recogniser import Phrase
 from apr_jax.methods import Parason
-from apr_jax.protocols.trials import Trial, Trials
 from outlining import PARASON
 from phrase_matcher import Plain
 from test_early_vote import certain
@@ -125,18 +122,6 @@ def test_the_client_says_the_same(read, sizes):
     assert happened["early"] > {"all": -1, "first": 8, "vote": 1}[read] and engine.traces == 1
 
 
-@pytree
-class Scripts(Trial):
-    """What a thread remembers, and how much it has said."""
-
-    said: Int[Array, ""]
-
-
-@dataclasses.dataclass(frozen=True)
-class Scripted(malformed.Follows, Trials):
-    State = Scripts
-
-
 # The texts of the root and of the numbers, how the root ends, how its threads end, errors; by first success.
 A, F, S, T, C, E = "<Outlines>", "</Outlines>", "<Subtask>", "<Trial>", "</Thread>", "<|end|>"
 LIST = f"{A}{S}1: a{T}2: b{T}3:{F}b{E}"
@@ -176,7 +161,7 @@ CASES = {
 @functools.cache
 def scripted():
     method = Parason(**CHOICES, read="first", blocks=2)
-    protocol = malformed.scripted(Scripted, method, CODEC, [texts for texts, *_ in CASES.values()])
+    protocol = malformed.scripted(method, CODEC, [texts for texts, *_ in CASES.values()])
     return method, malformed.played(protocol, len(CASES))
 
 

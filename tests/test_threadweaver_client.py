@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import oracle
-import reference_model
+import requesting
 import test_outlined
 from apr_jax.decode import Engine, Stop
 from apr_jax.methods import ThreadWeaver
@@ -29,17 +29,6 @@ METHODS = {
 }
 
 
-class Line:
-    """The draws of one line of requests."""
-
-    def __init__(self, key):
-        self.key, self.uniforms, self.tokens, self.children = key, np.asarray(reference_model.uniforms(key)), [], []
-
-    def child(self):
-        self.children.append(Line(jax.random.fold_in(self.key, 1 + len(self.children))))
-        return self.children[-1]
-
-
 @dataclasses.dataclass
 class Client:
     """The state machine; `context` is what it would return."""
@@ -47,24 +36,19 @@ class Client:
     codec = CODEC
     method: ThreadWeaver
     problem: object
-    params: object
-    config: object
+    server: requesting.Server
 
     def request(self, line, prompt, stop, most):
         """Sample until a stop id, which is included, or until `most` tokens."""
         said = []
         while len(said) < most:
-            ids = np.array([*prompt, *said])
-            logits = reference_model.all_logits(self.params, self.config, ids, np.arange(len(ids)))[-1]
-            said.append(reference_model.draw(logits, line.uniforms[len(line.tokens)], self.problem)[0])
-            line.tokens.append(said[-1])
+            said.append(self.server.next(line, [*prompt, *said]))
             if said[-1] in stop:
                 return said, said[-1]
         return said, None
 
     def run(self):
-        key = jax.random.fold_in(jax.random.key(SEED), self.problem.id)
-        self.root = Line(jax.random.fold_in(key, self.problem.sample))
+        self.root = self.server.root()
         self.context = [int(token) for token in self.problem.prompt]
         end, fork = self.codec.id(THREADWEAVER.end), self.codec.id("</Outlines>")
         for _ in range(self.method.blocks):
@@ -168,7 +152,7 @@ def test_the_client_says_the_same(name):
     found = sorted(engine.decode(problems(), seed=SEED), key=lambda each: each.problem)
     joins = several = ended = bounded = 0
     for problem, each in zip(problems(), found, strict=True):
-        client = Client(method, problem, params, model.config)
+        client = Client(method, problem, requesting.Server(params, model.config, problem, SEED))
         stop = client.run()
         assert each.stop == stop
         assert each.generated(0).tolist() == client.root.tokens

@@ -173,14 +173,15 @@ def go_on(
         row: visibility row of the new thread; itself and its live siblings are added. It may hold the old thread, threads that
             the old thread saw, and lines that it waited for. The old thread's slots are freed when no thread sees them.
         position: position of the new thread's first token.
-        hand: the old thread's unfed sampled token becomes the first token of the new thread; otherwise it is never fed.
+        hand: the old thread's unfed token, sampled or handed, becomes the first token of the new thread; otherwise it is never
+            fed.
     """
     number, old = books.numbers(book), book.thread(thread)
     full = book.used >= number.shape[0]
     mine, new = number == thread, (number == book.used) & ~full
     threads = hand_on(book.threads, old, new).where(new, segment=old.line.segment + 1, position=position)
     if hand:
-        threads = threads.where(new, handed=old.drawn.unfed, token=old.drawn.token)
+        threads = threads.where(new, handed=old.drawn.unfed | old.drawn.handed, token=old.drawn.token)
     threads = threads.where(books.outstanding(book, thread) | books.opened(book, thread), parent=book.used)
     ended = dict(status=FINISHED, stop=int(Stop.CONTINUED), released=True, unfed=False, handed=False, left=0)
     threads = threads.where(mine, **ended)

@@ -40,7 +40,8 @@ def causality(transcript: Transcript) -> Causality:
     on as another, or is split, leaves its line as it is.
 
     A record does not tell whether the members of a race were ended by one of them or by their shared budget (the parent then
-    waited for them all), nor the state of a line's own wait when such a budget ended the line.
+    waited for them all), nor the state of a line's own wait when such a budget ended it, nor for whom a wait by name was: that
+    follows all children that have ended, so that counts are bounds from above where children run beside.
 
     Raises:
         ValueError: the predictor of a generated token was never fed.

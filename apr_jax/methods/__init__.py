@@ -1,6 +1,8 @@
 """Methods of parallel reasoning for configurations, one file each: choices, and control words as text."""
 
+from apr_jax.methods.async_think import AsyncThink
 from apr_jax.methods.beam_search import BeamSearch
+from apr_jax.methods.call_return import CallReturn
 from apr_jax.methods.deepconf import DeepConf
 from apr_jax.methods.early_vote import EarlyVote
 from apr_jax.methods.gambit import Gambit
@@ -14,14 +16,18 @@ from apr_jax.methods.parallel_probe import ParallelProbe
 from apr_jax.methods.parallel_r1 import ParallelR1
 from apr_jax.methods.parason import Parason
 from apr_jax.methods.parathinker import ParaThinker
+from apr_jax.methods.pasta import Pasta
 from apr_jax.methods.samples import Samples
 from apr_jax.methods.sequential import Sequential
 from apr_jax.methods.spawn_join import SpawnJoin
+from apr_jax.methods.sprint import Sprint
 from apr_jax.methods.threadweaver import ThreadWeaver
 from apr_jax.methods.tree_of_thoughts import TreeOfThoughts
 
 __all__ = [
+    "AsyncThink",
     "BeamSearch",
+    "CallReturn",
     "DeepConf",
     "EarlyVote",
     "Gambit",
@@ -35,10 +41,12 @@ __all__ = [
     "ParallelProbe",
     "ParallelR1",
     "Parason",
+    "Pasta",
     "Samples",
     "Sampling",
     "Sequential",
     "SpawnJoin",
+    "Sprint",
     "ThreadWeaver",
     "TreeOfThoughts",
 ]

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from apr_jax import settings
 from apr_jax.decode.problem import check_sampling
 from apr_jax.decode.protocol import Protocol
 from apr_jax.decode.sampling import COLDEST
-from apr_jax.record import Transcript
+from apr_jax.record import Stop, Transcript
 from apr_jax.tokenizer import TextCodec
 
 
@@ -111,7 +111,8 @@ class Method(abc.ABC):
 
     def voices(self, transcript: Transcript) -> Sequence[int]:
         """The numbers of the threads that answer: the root, or its children if the root only reads the prompt."""
-        speaks = np.any(transcript.log.sampled & (transcript.log.thread == 0))
+        line = transcript.lines
+        speaks = np.any(transcript.log.sampled & (line[transcript.log.thread] == 0))
         return [0] if speaks else [i for i, thread in enumerate(transcript.threads) if thread.parent == 0]
 
     def weight(self, transcript: Transcript, thread: int) -> float | None:
@@ -121,13 +122,24 @@ class Method(abc.ABC):
     def chain(self, transcript: Transcript, thread: int) -> Sequence[int]:
         """The threads whose generated tokens, one after the other, are what a voice says.
 
-        It is the last of them, after those of its line before it, or those that it follows.
+        They are its line, after those that it follows, each of which comes after what its own line wrote before it.
         """
-        found = [thread]
-        while (thread := thread - 1 if transcript.threads[thread].segment else transcript.threads[thread].follows) >= 0:
-            found.append(thread)
-        return found[::-1]
+        line, threads = transcript.lines, transcript.threads
+        found = [int(i) for i in np.flatnonzero(line == line[thread])]
+        while (thread := threads[found[0]].follows) >= 0:
+            found = [*(int(i) for i in np.flatnonzero(line == line[thread]) if i <= thread), *found]
+        return [i for i in found if threads[i].stop != Stop.SPLIT]
 
     def said(self, transcript: Transcript, thread: int, codec: TextCodec) -> Sequence[int]:
         """Token ids in which the answer of a voice is looked for: all that its chain generated."""
         return np.concatenate([transcript.generated(one) for one in self.chain(transcript, thread)])
+
+
+def outside(tokens: Sequence[int], begins: Collection[int], ends: Collection[int]) -> list[int]:
+    """The tokens without those from one of `begins` up to the next of `ends`, which stays."""
+    kept, inside = [], False
+    for token in tokens:
+        inside = (inside or token in begins) and token not in ends
+        if not inside:
+            kept.append(token)
+    return kept

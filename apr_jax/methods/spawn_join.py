@@ -5,12 +5,55 @@ from collections.abc import Sequence
 
 from apr_jax import protocols
 from apr_jax.decode.problem import whole
-from apr_jax.methods.method import Method
+from apr_jax.methods.method import Method, outside
+from apr_jax.protocols.allowance import Allowance
+from apr_jax.protocols.phrases import Phrases
 from apr_jax.protocols.spawn_join import Context, Returns
 from apr_jax.record import Transcript
 from apr_jax.tokenizer import TextCodec
 
 ROLES = ("spawn", "wait", "result", "join", "go")
+CHOICES = ("max_depth", "context", "returns", "together", "most", "question")
+NUMBER = "{number}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Budgets:
+    """Budgets that threads hand down to their children, see `apr_jax.protocols.allowance`.
+
+    Attributes:
+        threads, reserve, unit: the choices of the rule.
+        threads_text, tokens_text: what a thread is told, in its prompt; `{number}` stands for the number. Empty: it is not told.
+        largest: the largest number that is told, threads or units of tokens; more is told as this.
+    """
+
+    threads: int = 0
+    reserve: int = 0
+    unit: int = 16
+    threads_text: str = ""
+    tokens_text: str = ""
+    largest: int = 64
+
+    def __post_init__(self):
+        for name, least in (("threads", 0), ("reserve", 0), ("unit", 1), ("largest", 1)):
+            whole(f"budgets.{name}", getattr(self, name), least)
+        for name, text in self._texts().items():
+            if text and NUMBER not in text:
+                raise ValueError(f"budgets.{name}_text is {text!r}; it must hold {NUMBER}, where the number is put")
+
+    def _texts(self) -> dict[str, str]:
+        return {"threads": self.threads_text, "tokens": self.tokens_text}
+
+    def allowance(self, codec: TextCodec) -> Allowance:
+        """The rule, with its phrases in tokens; tokens are told as such, not in units."""
+        texts = {
+            name: [
+                text.replace(NUMBER, str(n * (self.unit if name == "tokens" else 1))) for n in range(self.largest + 1)
+            ]
+            for name, text in self._texts().items()
+            if text
+        }
+        return Allowance(self.threads, self.reserve, self.unit, Phrases.of(codec, texts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +61,8 @@ class SpawnJoin(Method):
     """See `apr_jax.protocols.spawn_join`.
 
     Attributes:
-        max_depth, context, returns, together: the choices of the protocol.
+        max_depth, context, returns, together, most, question: the choices of the protocol.
+        allowance: budgets that are handed down; None: there are none.
         spawn, wait, result, join, go: the control words; each must be one id.
     """
 
@@ -26,6 +70,9 @@ class SpawnJoin(Method):
     context: Context = "isolated"
     returns: Returns = "message"
     together: int = 0
+    most: int = 0
+    question: bool = False
+    allowance: Budgets | None = None
     spawn: str = "<spawn>"
     wait: str = "<wait>"
     result: str = "<result>"
@@ -34,8 +81,8 @@ class SpawnJoin(Method):
 
     def __post_init__(self):
         super().__post_init__()
-        whole("spawn_join.max_depth", self.max_depth, 1)
-        whole("spawn_join.together", self.together, 0)
+        for name, least in (("max_depth", 1), ("together", 0), ("most", 0)):
+            whole(f"{self.name}.{name}", getattr(self, name), least)
         # The protocol checks the combination of choices; any ids will do here.
         self._protocol({role: number for number, role in enumerate((*ROLES, "end"))})
 
@@ -44,19 +91,14 @@ class SpawnJoin(Method):
         return tuple(getattr(self, role) for role in ROLES)
 
     def protocol(self, codec: TextCodec) -> protocols.SpawnJoin:
-        ids = {role: codec.id(word) for role, word in zip(ROLES, self.words, strict=True)}
-        return self._protocol({**ids, "end": self.end_id(codec)})
+        ids = {role: codec.id(getattr(self, role)) for role in ROLES}
+        allowance = self.allowance.allowance(codec) if self.allowance else None
+        return self._protocol({**ids, "end": self.end_id(codec)}, allowance)
 
-    def _protocol(self, ids: dict[str, int]) -> protocols.SpawnJoin:
-        choices = {name: getattr(self, name) for name in ("max_depth", "context", "returns", "together")}
-        return protocols.SpawnJoin(**ids, **choices)
+    def _protocol(self, ids: dict[str, int], allowance: Allowance | None = None) -> protocols.SpawnJoin:
+        choices = {name: getattr(self, name) for name in CHOICES}
+        return protocols.SpawnJoin(**ids, **choices, allowance=allowance)
 
     def said(self, transcript: Transcript, thread: int, codec: TextCodec) -> Sequence[int]:
         """The generated tokens without the messages to children, that is, without the tokens from a `spawn` to its `wait`."""
-        spawn, wait = codec.id(self.spawn), codec.id(self.wait)
-        kept, message = [], False
-        for i in transcript.generated(thread):
-            message = (message or i == spawn) and i != wait
-            if not message:
-                kept.append(i)
-        return kept
+        return outside(transcript.generated(thread), {codec.id(self.spawn)}, {codec.id(self.wait)})

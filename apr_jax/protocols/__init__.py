@@ -1,5 +1,6 @@
 """Protocols: the engine's part of methods of parallel reasoning, one file each."""
 
+from apr_jax.protocols.async_think import AsyncThink
 from apr_jax.protocols.beam_search import BeamSearch
 from apr_jax.protocols.deepconf import DeepConf
 from apr_jax.protocols.early_vote import EarlyVote
@@ -10,6 +11,8 @@ from apr_jax.protocols.launch_prune import LaunchPrune
 from apr_jax.protocols.outlined import Outlined
 from apr_jax.protocols.parallel_probe import ParallelProbe
 from apr_jax.protocols.paths import Paths
+from apr_jax.protocols.plan_execute import PlanExecute
+from apr_jax.protocols.promises import Promises
 from apr_jax.protocols.samples import Samples
 from apr_jax.protocols.sequential import Sequential
 from apr_jax.protocols.spawn_join import SpawnJoin
@@ -18,6 +21,7 @@ from apr_jax.protocols.trials import Trials
 from apr_jax.protocols.two_stage import TwoStage
 
 __all__ = [
+    "AsyncThink",
     "BeamSearch",
     "DeepConf",
     "EarlyVote",
@@ -28,6 +32,8 @@ __all__ = [
     "Outlined",
     "ParallelProbe",
     "Paths",
+    "PlanExecute",
+    "Promises",
     "Samples",
     "Sequential",
     "SpawnJoin",

@@ -14,13 +14,18 @@ parent saw (`shared`: ThreadWeaver, Multiverse), or its running siblings too (`l
 
 The published APR uses text lines and a parser, drops the spawn block from the parent's context at the join and never nests; here
 the block stays, and `max_depth` limits the nesting of threads.
+
+Calls and returns (recursive models, Yang, Srebro and Li 2026) are the case of one isolated child at a time (`most` is 1): a frame
+writes a sub-problem and is suspended; the frame of the callee holds the `question`, if wanted, and the sub-problem; only its result
+returns. Their depth is bounded by the thread table alone, a full one ends the problem with THREADS_FULL: the slots of a frame that
+has returned serve again, its record stays. With an `allowance` threads read what they may still use, and may not use more.
 """
 
 import dataclasses
 from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from apr_jax.decode import book as books
 from apr_jax.decode import ends, lines
@@ -30,6 +35,7 @@ from apr_jax.decode.needs import Needs
 from apr_jax.decode.problem import one_of
 from apr_jax.decode.protocol import Drawn, Handler, Protocol, is_one_of
 from apr_jax.protocols import verbs
+from apr_jax.protocols.allowance import Allowance
 from apr_jax.record import Stop
 
 Context = Literal["isolated", "shared", "live"]
@@ -53,6 +59,19 @@ class Spans:
     joined_end: Int[Array, ""]
 
 
+@pytree
+class Allowed(Spans):
+    """What a thread keeps where budgets are handed down, see `apr_jax.protocols.allowance`.
+
+    Attributes:
+        threads: that it may still start, with all below it.
+        granted: tokens that it was given.
+    """
+
+    threads: Int[Array, ""]
+    granted: Int[Array, ""]
+
+
 @dataclasses.dataclass(frozen=True)
 class SpawnJoin(Protocol):
     """Token ids of the control words, and the choices of a method.
@@ -64,6 +83,9 @@ class SpawnJoin(Protocol):
         together: largest number of live siblings, which then also see each other's tokens of the same clock, as in Hogwild!
             (Rodionov et al. 2025, arXiv 2504.06261); a larger fork ends the problem with LANES_FULL. 0: live siblings see
             tokens of smaller clocks only, as in Group Think.
+        most: children of one fork at most; 0: any number.
+        question: isolated children are fed the prompt before their message.
+        allowance: budgets that are handed down; None: there are none.
     """
 
     spawn: int
@@ -76,6 +98,9 @@ class SpawnJoin(Protocol):
     context: Context = "isolated"
     returns: Returns = "message"
     together: int = 0
+    most: int = 0
+    question: bool = False
+    allowance: Allowance | None = None
 
     def __post_init__(self):
         for name, allowed in (("context", get_args(Context)), ("returns", get_args(Returns))):
@@ -88,27 +113,44 @@ class SpawnJoin(Protocol):
             raise ValueError(
                 f"spawn_join.together is {self.together}; only live threads run together, so context must be live"
             )
+        if self.question and self.context != "isolated":
+            raise ValueError(
+                f"spawn_join.question is True; children see the prompt when context is {self.context}, leave it out"
+            )
+        if self.most < 0:
+            raise ValueError(f"spawn_join.most is {self.most}; at least 0 is needed, which is any number")
         words = [self.spawn, self.wait, self.result, self.join, self.end, self.go]
         if len(set(words)) != len(words):
             raise ValueError(f"spawn_join: control words must be different tokens, got ids {words}")
 
     @property
     def templates(self) -> tuple[int, ...]:
-        return (self.spawn, self.result, self.go)
+        return (self.spawn, self.result, self.go, *(self.allowance.phrases.tokens if self.allowance else ()))
 
     @property
     def needs(self) -> Needs:
-        return Needs(threads=2, live=self.live, together=self.together)
+        told = len(self.allowance.phrases.names) if self.allowance else 0
+        return Needs(threads=2, live=self.live, together=self.together, pieces=6 + self.question + told)
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
         return (self._end, self._spawn, self._wait, self._join)
 
     def own_state(self) -> Spans:
-        return Spans(*(jnp.int32(-1) for _ in range(4)))
+        none = [jnp.int32(-1)] * 4
+        return Allowed(*none, jnp.int32(self.allowance.threads), jnp.int32(0)) if self.allowance else Spans(*none)
 
     def begin(self, book: Book) -> Book:
-        return verbs.open_sampler(book)
+        if not self.allowance:
+            return verbs.open_sampler(book)
+        book, number = books.open_root(book, samples=True), books.numbers(book)
+        told, root = self._told(book), number == 0
+        start, length = zip((number * 0, book.prompt_length), *told, strict=True)
+        return verbs.say(book, number, (books.PROMPT, *[books.TEMPLATE] * len(told)), number, start, length, root)
+
+    def _told(self, book: Book) -> list[tuple[Int[Array, "M"], Int[Array, "M"]]]:
+        """Start and length of what each thread is told of its allowance, in the template table."""
+        return [(_GO + 1 + start, length) for start, length in (self.allowance.told(book) if self.allowance else ())]
 
     def observe(self, shared: Any, own: Spans, drawn: Drawn) -> tuple[Spans, Int[Array, ""], Int[Array, ""]]:
         return own, drawn.token, is_one_of(drawn.token, (self.end, self.spawn, self.wait, self.join))
@@ -133,6 +175,8 @@ class SpawnJoin(Protocol):
 
     def _spawn(self, book: Book, thread: Int[Array, ""]) -> Book:
         deep = book.threads.line.nesting[thread] >= self.max_depth
+        if self.most:
+            deep |= jnp.sum(books.opened(book, thread)) >= self.most
         book = self._close_message(book, thread)
         new = books.open_child(book, thread)
         is_child = (books.numbers(book) == book.used) & (new.threads.status == books.OPENED)
@@ -147,23 +191,28 @@ class SpawnJoin(Protocol):
 
     def _wait(self, book: Book, thread: Int[Array, ""]) -> Book:
         book = self._close_message(book, thread)
-        born = books.opened(book, thread)
-        number, spans = books.numbers(book), book.threads.own
-        header, message, footer = number * 0 + _SPAWN, spans.asked, number * 0 + _GO
-        started = verbs.say(
-            book,
-            to=number,
-            kind=(books.TEMPLATE, books.SPAN, books.TEMPLATE),
-            thread=thread,
-            start=(header, message, footer),
-            length=(1, spans.asked_end - spans.asked, 1),
-            valid=born,
-        )
-        if self.context == "isolated":
-            started = fork(started, thread, born)
-        else:  # the children see the <wait>, which must be fed before they start
-            started = started.replace(threads=started.threads.where(number == thread, samples=False))
-        return books.choose(jnp.any(born), started, ends.close(book, thread, jnp.int32(Stop.MALFORMED)))
+        born, stop = books.opened(book, thread), jnp.int32(0)
+        if self.allowance:
+            stop = self.allowance.refused(book, thread, jnp.sum(born, dtype=jnp.int32))
+        stop = jnp.where(jnp.any(born), stop, int(Stop.MALFORMED))
+        started = self._say(self.allowance.grant(book, thread, born) if self.allowance else book, thread, born)
+        # Children that see the <wait> start when it is fed.
+        isolated = self.context == "isolated"
+        started = fork(started, thread, born) if isolated else started.update(thread, samples=False)
+        return books.choose(stop == 0, started, ends.close(book, thread, stop))
+
+    def _say(self, book: Book, thread: Int[Array, ""], born: Bool[Array, "M"]) -> Book:
+        """Give children their messages."""
+        number, spans, told = books.numbers(book), book.threads.own, self._told(book)
+        pieces = [
+            *[(books.PROMPT, number * 0, book.prompt_length)] * self.question,
+            (books.TEMPLATE, number * 0 + _SPAWN, 1),
+            (books.SPAN, spans.asked, spans.asked_end - spans.asked),
+            *((books.TEMPLATE, *phrase) for phrase in told),
+            (books.TEMPLATE, number * 0 + _GO, 1),
+        ]
+        kind, start, length = zip(*pieces, strict=True)
+        return verbs.say(book, to=number, kind=kind, thread=thread, start=start, length=length, valid=born)
 
     def _join(self, book: Book, thread: Int[Array, ""]) -> Book:
         """A child's result begins after the first `<join>` that the child samples; the root has no result."""
@@ -173,7 +222,9 @@ class SpawnJoin(Protocol):
 
     def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
         number, born = books.numbers(book), books.awaited(book, thread)
-        book = book.replace(threads=book.threads.where(number == thread, samples=True))
+        book = book.update(thread, samples=True)
+        if self.allowance:
+            book = self.allowance.restore(book, thread, born)
         threads, to = book.threads, number * 0 + thread
         if self.returns == "message":
             start, length = self.returned(book)
