@@ -4,6 +4,7 @@ from apr_jax.methods.beam_search import BeamSearch
 from apr_jax.methods.early_vote import EarlyVote
 from apr_jax.methods.method import Method, Sampling
 from apr_jax.methods.multiverse import Multiverse
+from apr_jax.methods.rounds import Rounds
 from apr_jax.methods.samples import Samples
 from apr_jax.methods.sequential import Sequential
 from apr_jax.methods.spawn_join import SpawnJoin
@@ -15,6 +16,7 @@ __all__ = [
     "EarlyVote",
     "Method",
     "Multiverse",
+    "Rounds",
     "Samples",
     "Sampling",
     "Sequential",

@@ -192,7 +192,7 @@ class StepSearch(Protocol):
         opened = books.open_children(book, thread, count)
         born = books.opened(opened, thread)
         turn = books.place_among(opened, born) % jnp.maximum(many, 1)
-        context = jnp.where(born, in_order(book, going)[turn], books.NOBODY)
+        context = jnp.where(born, verbs.in_order(book, going)[turn], books.NOBODY)
         mother = jax.tree.map(lambda column: column[jnp.maximum(context, 0)], own)
         inherited = {name: getattr(mother, name) for name in ("total", "count", "hash", "tree")}
         forked = self._fork(opened.update_own(born, **inherited), thread, born, context=context, hand=True)
@@ -208,12 +208,6 @@ class StepSearch(Protocol):
         budget = jnp.where(final | (limit == 0), left, jnp.minimum(left, limit))
         book = book.update_own(born, final=final).update_own(books.numbers(book) == thread, rounds=rounds)
         return fork(book, thread, born, held=True, budget=budget, **options)
-
-
-def in_order(book: Book, chosen: Bool[Array, "M"]) -> Int[Array, "M"]:
-    """The numbers of the chosen children of one parent in the order of their paths, then those of others."""
-    ordinal = jnp.where(chosen, book.threads.line.ordinal, jnp.iinfo(jnp.int32).max)
-    return jnp.argsort(ordinal, stable=True).astype(jnp.int32)
 
 
 def _ranks(

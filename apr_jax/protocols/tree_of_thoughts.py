@@ -30,7 +30,7 @@ from apr_jax.decode.forks import fork
 from apr_jax.decode.needs import Needs
 from apr_jax.decode.signals import BestMean, Logprobs
 from apr_jax.protocols import verbs
-from apr_jax.protocols.steps import UNITS, Beam, StepSearch, in_order
+from apr_jax.protocols.steps import UNITS, Beam, StepSearch
 from apr_jax.record import Stop
 
 
@@ -102,7 +102,7 @@ class TreeOfThoughts(StepSearch):
         asked = books.awaited(book, thread) & own.candidate
         book = books.open_children(book, thread, jnp.sum(asked, dtype=jnp.int32))
         born = books.opened(book, thread)
-        context = jnp.where(born, in_order(book, asked)[books.place_among(book, born)], books.NOBODY)
+        context = jnp.where(born, verbs.in_order(book, asked)[books.place_among(book, born)], books.NOBODY)
         book = verbs.say(book, number, (books.TEMPLATE,), number, (number * 0,), (len(self.ask),), born)
         book = book.update_own(born, probe=True).update_own(number == thread, asks=True)
         hand = self.quotes & ~own.finished[jnp.maximum(context, 0)]

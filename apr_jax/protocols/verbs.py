@@ -115,3 +115,9 @@ def hash_on(hash: UInt32[Array, ""], token: Int[Array, ""]) -> UInt32[Array, ""]
 def part(book: Book, place: int) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """Start and length of a part of the prompt; `place`: index of the part's name in the protocol's `needs.parts`."""
     return book.parts[place, 0], book.parts[place, 1]
+
+
+def in_order(book: Book, chosen: Bool[Array, "M"]) -> Int[Array, "M"]:
+    """The numbers of the chosen children of one parent in the order of their paths, then those of others."""
+    ordinal = jnp.where(chosen, book.threads.line.ordinal, jnp.iinfo(jnp.int32).max)
+    return jnp.argsort(ordinal, stable=True).astype(jnp.int32)
