@@ -14,6 +14,7 @@ from apr_jax.evaluate.config import EvaluateConfig
 from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
 from apr_jax.evaluate.select import First, Likeliest, Majority, Verifier, Weighted
 from apr_jax.methods import BeamSearch, EarlyVote, Samples, Sampling, TreeOfThoughts
+from apr_jax.methods.judges import Asked
 from apr_jax.tasks.countdown import SHIPPED
 from apr_jax.tasks.countdown.task import Countdown
 from configs import demo
@@ -33,7 +34,7 @@ SAMPLES = dataclasses.replace(
     sizes=dataclasses.replace(demo.SAMPLES.sizes, problems=16, lanes=5, rows=80, threads=6, slots=4096, log=4096),
 )
 BUDGETS = tuple(First(count, Majority()) for count in range(1, 5))  # read off the same five samples
-THOUGHTS = TreeOfThoughts(step_ends=STEPS, beams=2, width=3, steps=16, distinct=True, ask=("<goal>",), quotes=False)
+THOUGHTS = TreeOfThoughts(step_ends=STEPS, beams=2, width=3, steps=16, distinct=True, judge=Asked(quotes=False))
 
 
 def config() -> EvaluateConfig:

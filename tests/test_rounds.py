@@ -11,6 +11,7 @@ import pytest
 import oracle
 import reference_model
 import replaying
+import searching
 import vocabularies
 from apr_jax.decode import Engine, Problem, Source, Stop, Transcript
 from apr_jax.decode.recogniser import Phrase, Recogniser
@@ -26,12 +27,13 @@ from apr_jax.tasks.countdown import SHIPPED
 from apr_jax.tasks.countdown.task import Countdown
 from apr_jax.tasks.language.task import shown
 from phrase_matcher import Plain, Table
-from searching import WORDS, forward, model
-from searching import problems as searched
+from searching import WORDS
 from test_engine import SIZES
 from test_native import need_kernel
 
 SEED = 6
+model = functools.partial(searching.model, end=1.0, steps=1.5)
+forward = functools.partial(searching.forward, end=1.0, steps=1.5)
 # Reasoning ends at "ik", said in one token, in two, or in a token that holds more.
 CODEC = Table([b"a", b"b", b"c", b"d", b"e", b"f", b"g", b"h", b"i", b"ik", b"k", b"kik", b"l", b"ikx", b"m", b"n"])
 WORD = Phrase("reasoning", "ik")
@@ -53,10 +55,10 @@ RULES = {
 
 
 @functools.cache
-def problems(count: int = 40) -> tuple[Problem, ...]:
+def problems(count: int = 24) -> tuple[Problem, ...]:
     """Those of the searches; each calls some part of its prompt the question, be it all of it or none."""
     rng, parted = np.random.default_rng(2), []
-    for problem in searched()[:count]:
+    for problem in searching.problems()[:count]:
         ends = sorted(rng.integers(0, len(problem.prompt) + 1, 2).tolist())
         parted.append(dataclasses.replace(problem, parts={"question": tuple(ends)}))
     return tuple(parted)
@@ -94,8 +96,8 @@ def orders(key, place: int, told: int, rule: Rounds) -> list[list[int]]:
 
 def asked(
     prompt: list[int], part: tuple[int, int], read: list[list[int]], each: Round, rule: Rounds
-) -> tuple[list[int], int]:
-    """The whole of what a thread sees before it samples, and how many of these tokens the root has read for it."""
+) -> tuple[list[int], int | None]:
+    """What a thread sees before it samples, and how many of these tokens the root has read for it; None: it sees itself only."""
     end = min(part[1], len(prompt) - 1)
     begin = min(part[0], end)
     if not read:
@@ -104,7 +106,7 @@ def asked(
     said = [token for number, message in enumerate(read) for token in (*headers[number % 3], *message)]
     before, after = PHRASES["before"][each.template], PHRASES["after"][each.template]
     whole = [*prompt[:begin], *before, *prompt[begin:end], *said, *after, *prompt[end:]]
-    return whole, 0 if before else end
+    return whole, None if before else end
 
 
 def answering(world: oracle.World, thread: oracle.Thread, fed: list[int], budget: int, rule: Rounds) -> oracle.Program:
@@ -139,17 +141,15 @@ def program(world: oracle.World, root: oracle.Thread, prompt: list[int], rule: R
         for child, order in zip(children, orders(root.key, place, len(told), rule), strict=True):
             text, shared = asked(prompt, problem.parts["question"], [told[i] for i in order], each, rule)
             child.floor, child.count = max(root.clock, root.floor), root.count
-            if shared or not order:
+            if shared is not None:
                 child.seen, child.next_position = [root, child], root.next_position
-            world.start(child, answering(world, child, text[shared:], limit or problem.max_tokens, rule))
+            world.start(child, answering(world, child, text[shared or 0 :], limit or problem.max_tokens, rule))
         yield from root.await_children(children)
         told = [child.message for child in children if child.message]
     root.stop = Stop.END
 
 
-@pytest.mark.parametrize(
-    ("name", "sizes"), [("pacore", "scarce rows"), ("rsa", "one row"), ("rsa", "plenty"), ("pdr", "plenty")]
-)
+@pytest.mark.parametrize(("name", "sizes"), [("pacore", "scarce rows"), ("rsa", "one row"), ("pdr", "plenty")])
 def test_f64_equals_the_oracle(name, sizes):
     rule, seen = RULES[name], collections.Counter()
     for found in decoded(name, sizes):
@@ -161,18 +161,18 @@ def test_f64_equals_the_oracle(name, sizes):
         seen["read"] += np.sum(later & (found.log.source == Source.FED)) > 20
         seen["shared"] += bool(found.sees[1 + rule.rounds[0].threads, 0])
         seen["fed anew"] += not found.sees[1 + rule.rounds[0].threads, 0]
-    assert seen["read"] > 20 and seen["END"] > 20 and seen["LENGTH"] > 20, seen
-    assert (seen["MALFORMED"] > 20) == (rule.reasoning is not None), seen
-    assert seen["shared"] > 3 and (seen["fed anew"] > 20) == (name != "rsa"), seen
+    assert seen["read"] > 10 and seen["END"] > 10 and seen["LENGTH"] > 10, seen
+    assert (seen["MALFORMED"] > 10) == (rule.reasoning is not None), seen
+    assert seen["shared"] > 1 and (seen["fed anew"] > 10) == (name != "rsa"), seen
 
 
 def test_the_kernels_follow_from_their_own_tokens():
     need_kernel()
     engine = Engine(model("float32"), RULES["pacore"], SIZES["scarce rows"], kernel=True)
-    for found in engine.decode(problems(20), seed=SEED):
+    for found in engine.decode(problems(12), seed=SEED):
 
         def again(choose, found=found):
-            problem = problems(20)[found.problem]
+            problem = problems(12)[found.problem]
             return oracle.run(forward("float32"), problem, RULES["pacore"], SEED, program=program, choose=choose)
 
         replaying.replay(found, again, replaying.F32)
@@ -204,7 +204,7 @@ def client(problem: Problem, rule: Rounds) -> list[list[int]]:
     return answers
 
 
-@pytest.mark.parametrize(("name", "sizes"), [("pacore", "scarce rows"), ("rsa", "plenty"), ("pdr", "plenty")])
+@pytest.mark.parametrize(("name", "sizes"), [("pacore", "scarce rows"), ("rsa", "one row"), ("pdr", "plenty")])
 def test_the_client_over_full_forwards_says_the_same(name, sizes):
     rule = RULES[name]
     for found in decoded(name, sizes)[:8]:
@@ -225,7 +225,7 @@ def test_one_that_tells_nothing_is_left_out_and_all_may():
         cut = min(problem.parts["question"][1], len(problem.prompt) - 1)
         fed = found.log.token[(found.log.thread == 5) & (found.log.source == Source.FED)]
         assert fed.tolist() == problem.prompt[cut:].tolist() and found.sees[5, 0]
-    assert unread > 2
+    assert unread > 1
 
 
 def test_every_piece_of_a_message_has_room():

@@ -7,9 +7,11 @@ from apr_jax.methods.multiverse import Multiverse
 from apr_jax.methods.rounds import Rounds
 from apr_jax.methods.samples import Samples
 from apr_jax.methods.sequential import Sequential
+from apr_jax.methods.skeleton import Skeleton
 from apr_jax.methods.spawn_join import SpawnJoin
 from apr_jax.methods.threadweaver import ThreadWeaver
 from apr_jax.methods.tree_of_thoughts import TreeOfThoughts
+from apr_jax.methods.tree_search import TreeSearch
 
 __all__ = [
     "BeamSearch",
@@ -20,7 +22,9 @@ __all__ = [
     "Samples",
     "Sampling",
     "Sequential",
+    "Skeleton",
     "SpawnJoin",
     "ThreadWeaver",
     "TreeOfThoughts",
+    "TreeSearch",
 ]

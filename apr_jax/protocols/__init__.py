@@ -6,8 +6,10 @@ from apr_jax.protocols.outlined import Outlined
 from apr_jax.protocols.rounds import Rounds
 from apr_jax.protocols.samples import Samples
 from apr_jax.protocols.sequential import Sequential
+from apr_jax.protocols.skeleton import Skeleton
 from apr_jax.protocols.spawn_join import SpawnJoin
 from apr_jax.protocols.tree_of_thoughts import TreeOfThoughts
+from apr_jax.protocols.tree_search import TreeSearch
 from apr_jax.protocols.two_stage import TwoStage
 
 __all__ = [
@@ -17,7 +19,9 @@ __all__ = [
     "Rounds",
     "Samples",
     "Sequential",
+    "Skeleton",
     "SpawnJoin",
     "TreeOfThoughts",
+    "TreeSearch",
     "TwoStage",
 ]

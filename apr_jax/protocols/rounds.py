@@ -132,9 +132,7 @@ class Rounds(Protocol):
 
     def begin(self, book: Book) -> Book:
         """The root reads the prompt up to the end of the question; the last token of the prompt is left to its children."""
-        root, length = jnp.int32(0), self._cut(book)[1]
-        book = verbs.feed_prompt(books.open_root(book, samples=False), root, root, length)
-        return books.choose(length == 0, self.drained(book, root), book)
+        return verbs.open_reader_to(book, verbs.end_of_part(book, 0), self.drained)
 
     def observe(self, shared: Any, own: Turn, drawn: Drawn) -> tuple[Turn, Int[Array, ""], Int[Array, ""]]:
         own = dataclasses.replace(own, said=own.said + 1)
@@ -154,12 +152,6 @@ class Rounds(Protocol):
         over = book.threads.own.rounds[thread] == len(self.rounds)
         ended = ends.close(book, thread, jnp.int32(Stop.END))
         return books.choose(over, ended, self._next(book, thread, books.awaited(book, thread)))
-
-    def _cut(self, book: Book) -> tuple[Int[Array, ""], Int[Array, ""]]:
-        """Where in the prompt the question begins, and where it ends; both before its last token."""
-        start, length = verbs.part(book, 0)
-        end = jnp.minimum(start + length, book.prompt_length - 1)
-        return jnp.minimum(start, end), end
 
     def _next(self, book: Book, root: Int[Array, ""], before: Bool[Array, "M"]) -> Book:
         """Fork the next round, which reads the threads of the round `before`."""
@@ -194,7 +186,8 @@ class Rounds(Protocol):
             told: the messages, of W threads K each: whose they are, from where on in its log, of what length, and whether they are
                 read at all.
         """
-        (begin, end), (teller, start, length, read) = self._cut(book), told
+        end, (teller, start, length, read) = verbs.end_of_part(book, 0), told
+        begin = jnp.minimum(verbs.part(book, 0)[0], end)
         before, after = (self.phrases.each(name, template) for name in ("before", "after"))
         header = self.phrases.each("header", template * self.most + jnp.arange(self.most))
 

@@ -25,9 +25,14 @@ def open_reader(book: Book, drained: Callable[[Book, Int[Array, ""]], Book]) -> 
     Args:
         drained: of the protocol. It is asked at once for a prompt of one token, which leaves the root nothing to be fed.
     """
+    return open_reader_to(book, book.prompt_length - 1, drained)
+
+
+def open_reader_to(book: Book, end: Int[Array, ""], drained: Callable[[Book, Int[Array, ""]], Book]) -> Book:
+    """Open a root that only reads: it is fed the first `end` tokens of the prompt; if that is none, `drained` is asked at once."""
     root = jnp.int32(0)
-    book = feed_prompt(books.open_root(book, samples=False), root, root, book.prompt_length - 1)
-    return books.choose(book.prompt_length == 1, drained(book, root), book)
+    book = feed_prompt(books.open_root(book, samples=False), root, root, end)
+    return books.choose(end == 0, drained(book, root), book)
 
 
 def open_sampler(book: Book) -> Book:
@@ -110,6 +115,11 @@ def say_last(
 def hash_on(hash: UInt32[Array, ""], token: Int[Array, ""]) -> UInt32[Array, ""]:
     """The hash of a sequence of tokens that is one token longer; that of none is 0."""
     return (hash * jnp.uint32(31) + token.astype(jnp.uint32) + 1) * jnp.uint32(2654435761)
+
+
+def end_of_part(book: Book, place: int) -> Int[Array, ""]:
+    """Where a part of the prompt ends, or the last token of the prompt stands if that comes first."""
+    return jnp.minimum(jnp.sum(book.parts[place]), book.prompt_length - 1)
 
 
 def part(book: Book, place: int) -> tuple[Int[Array, ""], Int[Array, ""]]:

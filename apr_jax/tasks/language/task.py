@@ -70,7 +70,11 @@ class LanguageTask(Task[Question]):
         return chat.prompt(codec, self.ask.messages(question.text), self.ask.template, self.ask.opening)
 
     def parts(self, question: Question, prompt: Sequence[int], codec: TextCodec) -> dict[str, tuple[int, int]]:
-        return {"question": shown(codec, prompt, question.text)}
+        """`question`, and `turn`: what begins the assistant's turn, without the opening of the answer."""
+        asked = self.ask.messages(question.text)[-1].content
+        opening = codec.encode(self.ask.opening, continues=True) if self.ask.opening else ()
+        turn = (shown(codec, prompt, asked)[1], len(prompt) - len(opening))
+        return {"question": shown(codec, prompt, question.text), "turn": turn}
 
     def answer(self, ids: Sequence[int], codec: TextCodec) -> str | None:
         control, stops = turn_end(codec, self.ask.template)
