@@ -25,7 +25,7 @@ from test_native import need_kernel
 
 SEED = 8
 CHOICES = dict(end=WORDS.end, step_ends=STEP_ENDS, width=2, steps=5)
-LABELS = Recogniser.of(CODEC, [Phrase("sure", "e"), Phrase("likely", "bc"), Phrase("impossible", "h")])
+LABELS = Recogniser.of(CODEC, [Phrase("sure", "e"), Phrase("likely", "b"), Phrase("impossible", "cd")])
 TREES = {
     "rollouts": TreeSearch(
         **CHOICES, judge=judges.Rollout((1, 3)), simulations=7, parallel=2, distinct=True, answer="valued"
@@ -33,7 +33,7 @@ TREES = {
     "likelihood": TreeSearch(**CHOICES, explore=0.5, simulations=9),
     "depth": TreeSearch(
         **CHOICES,
-        judge=judges.Labelled(LABELS, (20.0, 1.0, 0.001), ask=(1, 12), threads=2, tokens=4),
+        judge=judges.Labelled(LABELS, (20.0, 1.0, 0.001), ask=(1, 12), threads=2, tokens=8),
         policy="depth",
         simulations=5,
         prune=0.5,
@@ -241,7 +241,6 @@ def textbook(problem: Problem, protocol: TreeSearch) -> list[int]:
 
     def simulate(node: tuple, units: tuple) -> int:
         """One simulation from a node down; nodes are named by how they were come to."""
-        visits[node] += 1
         if node in ended:
             value = worth_of[node]
         elif node not in tree:
@@ -262,6 +261,7 @@ def textbook(problem: Problem, protocol: TreeSearch) -> list[int]:
             )
             child = tree[node][int(np.argmax(scores))]
             value = simulate(child, all_units[child])
+        visits[node] += 1
         worth[node] += value
         return value
 
@@ -326,7 +326,7 @@ def test_every_choice_can_be_configured():
         (lambda: judges.Labelled(LABELS, (1.0,), ask=(1,)), "numbers has 1; each of the 3 labels needs one"),
         (lambda: judges.Labelled(LABELS, (1.0, 1.0, 1.0)), "labelled.ask is empty"),
         (lambda: configured.Labelled(labels={}), "labelled.labels is empty"),
-        (lambda: Method(parallel=0), "tree_search.parallel is 0; it must be a whole number of 1"),
+        (lambda: Method(parallel=1.5), "tree_search.parallel is 1.5; it must be a whole number of 1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, message):

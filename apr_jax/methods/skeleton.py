@@ -17,7 +17,7 @@ from apr_jax.tokenizer import TextCodec
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Skeleton(Method):
-    """See `apr_jax.protocols.skeleton`. The prompt asks for a skeleton behind the question (`Prompt.wrap`), and its `opening` is "1.".
+    """See `apr_jax.protocols.skeleton`. The prompt asks for a skeleton behind the question (`Prompt.wrap`); its `opening` is "1.".
 
     Attributes:
         skeleton: stands between question and skeleton, where a point is asked for; it ends with the prompt's opening.

@@ -2,8 +2,8 @@
 
 Source: Ning et al. 2024, arXiv 2307.15337; imagination-research/sot. The rule:
 
-    1. the root reads the prompt up to the end of the part `question`; a thread goes on from there with the rest of the prompt, which
-       asks for a skeleton and begins its first point ("1."), and writes the skeleton;
+    1. the root reads the prompt up to the end of the part `question`; a thread goes on from there with the rest of it, which asks
+       for a skeleton and begins its first point ("1."), and writes the skeleton;
     2. a point is a number that begins a line, a full stop, and the rest of the line;
     3. each point has a thread, which sees the question and itself. It is fed the skeleton, what is asked about its point, the part
        `turn` of the prompt (with which a turn of the assistant begins), and its point, which it goes on from;
@@ -73,8 +73,8 @@ class Skeleton(Protocol):
         end: ends a skeleton, and what is written to a point.
         recogniser: of `LINE`.
         numbers: what numbers there are; the prompt has begun the first one.
-        phrases: `skeleton`, what is said before the skeleton; and for each number `ask`, what is asked about its point, and `header`,
-            the number as the answer shows it.
+        phrases: `skeleton`, what is said before the skeleton; and for each number `ask`, what is asked about its point, and
+            `header`, the number as the answer shows it.
         most: points.
     """
 

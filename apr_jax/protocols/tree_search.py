@@ -118,17 +118,18 @@ class TreeSearch(Judged):
             root & (book.threads.own.simulations == 0), expanded=True, selected=True, visits=1, simulations=1
         )
 
-    def decide(self, book: Book, thread: Int[Array, ""]) -> Book:
+    def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
         over = book.threads.own.over[thread]
-        done, book = self._answered(book, thread), self._bury(self._back_up(book))
-        book, chosen = self._select(book, thread)
+        return books.choose(over, self._answered(book, thread), super().joined(book, thread))
+
+    def decide(self, book: Book, thread: Int[Array, ""]) -> Book:
+        book, chosen = self._select(self._bury(self._back_up(book)), thread)
         held = book.threads.bond.held
         open_ = self._open(book) & ~chosen
         many = jnp.sum(chosen, dtype=jnp.int32)
         expanded = book.update_own(chosen, expanded=True, selected=True)
         expanded = ends.release(self.go_on(expanded, thread, chosen, many * self.width), held & ~open_)
-        ended = books.choose(many > 0, expanded, self._end(book, thread))
-        return books.choose(over, done, ended)
+        return books.choose(many > 0, expanded, self._end(book, thread))
 
     def _open(self, book: Book) -> Bool[Array, "M"]:
         """Leaves that may be expanded."""
