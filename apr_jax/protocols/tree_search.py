@@ -217,7 +217,8 @@ class TreeSearch(Judged):
         times = jnp.maximum(visits, 1).astype(jnp.float32)
         seldom = jnp.sqrt(jnp.log(times[jnp.maximum(above, 0)]) / times)
         # Whole units again: what is equal stays equal however it was computed.
-        score = jnp.round(worth / jnp.maximum(visits - unseen, 1) + self.explore * UNITS * seldom)
+        mean = worth.astype(jnp.float32) / jnp.maximum(visits - unseen, 1).astype(jnp.float32)
+        score = jnp.round(mean + self.explore * UNITS * seldom)
         return self._walk(own.expanded, above, score), jnp.any(above == 0)
 
     def _walk(self, expanded: Bool[Array, "M"], above: Int[Array, "M"], score: Float[Array, "M"]) -> Int[Array, ""]:
