@@ -13,7 +13,8 @@ from apr_jax.decode import Sizes
 from apr_jax.evaluate.config import EvaluateConfig
 from apr_jax.evaluate.methods import MethodConfig, RolloutConfig
 from apr_jax.evaluate.select import First, Likeliest, Majority, Verifier, Weighted
-from apr_jax.methods import BeamSearch, EarlyVote, Samples, Sampling, TreeOfThoughts
+from apr_jax.methods import BeamSearch, EarlyVote, Samples, Sampling, TreeOfThoughts, TreeSearch
+from apr_jax.methods.judges import Asked, Rollout
 from apr_jax.tasks.countdown import SHIPPED
 from apr_jax.tasks.countdown.task import Countdown
 from configs import demo
@@ -33,12 +34,20 @@ SAMPLES = dataclasses.replace(
     sizes=dataclasses.replace(demo.SAMPLES.sizes, problems=16, lanes=5, rows=80, threads=6, slots=4096, log=4096),
 )
 BUDGETS = tuple(First(count, Majority()) for count in range(1, 5))  # read off the same five samples
-THOUGHTS = TreeOfThoughts(step_ends=STEPS, beams=2, width=3, steps=16, distinct=True, ask=("<goal>",), quotes=False)
+SEARCH = TreeSearch(step_ends=STEPS, width=3, steps=40, distinct=True, simulations=24)
+SEARCHES = {
+    "mcts": dataclasses.replace(SEARCH, judge=Rollout(says=("<goal>",)), explore=0.5, answer="valued", enough=1),
+    "mcts_likelihood": dataclasses.replace(SEARCH, explore=0.2),
+    "depth_first": dataclasses.replace(
+        SEARCH, judge=Asked(quotes=False), policy="depth", prune=-1.0, answer="valued", enough=1
+    ),
+}
+THOUGHTS = TreeOfThoughts(step_ends=STEPS, beams=2, width=3, steps=16, distinct=True, judge=Asked(quotes=False))
 
 
 def config() -> EvaluateConfig:
     dvts = dataclasses.replace(BEAM.method, subtrees=2)
-    methods = {"beam_search": BEAM.method, "dvts": dvts, "tree_of_thoughts": THOUGHTS}
+    methods = {"beam_search": BEAM.method, "dvts": dvts, "tree_of_thoughts": THOUGHTS} | SEARCHES
     rollouts = {name: dataclasses.replace(BEAM, method=method) for name, method in methods.items()}
     return EvaluateConfig(
         methods={

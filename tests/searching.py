@@ -4,7 +4,7 @@
     program = functools.partial(searching.searching, last=last)
     expected = oracle.run(forward, problem, protocol, seed, program=program)
 
-The protocol is read by its fields; one that has a question (`ask`) values its candidates by what a probe is told.
+The protocol is read by its fields; one that has a judge values its candidates as that says.
 """
 
 import dataclasses
@@ -19,17 +19,24 @@ import oracle
 import reference_model
 from apr_jax.decode import Problem, Source, Stop
 from apr_jax.model import transformer
+from apr_jax.protocols import judges
+from phrase_matcher import Plain, Table
 from test_engine import CONFIG
 
 WORDS = forking.Words()
 STEP_ENDS = (8, 10, 13)
+CODEC = Table([bytes([97 + i]) for i in range(16)])  # what the tokens say: a letter each
 
 
 @functools.cache
-def model(dtype: str) -> transformer.Model:
-    """One that says a step token every third time, and seldom an end; in f32 with heads that the CPU kernels serve."""
+def model(dtype: str, end: float = -1.0, steps: float = 1.0) -> transformer.Model:
+    """One that says a step token every third time, and seldom an end; in f32 with heads that the CPU kernels serve.
+
+    Args:
+        end, steps: how likely they are, as logits.
+    """
     table = np.zeros((16, 16))
-    table[:, WORDS.end], table[:, list(STEP_ENDS)] = -1.0, 1.0
+    table[:, WORDS.end], table[:, list(STEP_ENDS)] = end, steps
     size = CONFIG.head_dim if dtype == "float64" else 16
     config = dataclasses.replace(CONFIG, dtype=dtype, param_dtype=dtype, head_dim=size)
     biased = forking.biased_model(config, 0, table, 1.0)
@@ -37,8 +44,9 @@ def model(dtype: str) -> transformer.Model:
 
 
 @functools.cache
-def forward(dtype: str) -> reference_model.Forward:
-    return reference_model.transformer(model(dtype).params, model(dtype).config)
+def forward(dtype: str, **likely: float) -> reference_model.Forward:
+    made = model(dtype, **likely)
+    return reference_model.transformer(made.params, made.config)
 
 
 @functools.cache
@@ -70,12 +78,13 @@ class Beam:
     units: list[int] = dataclasses.field(default_factory=list)
     finished: bool = False
     value: int = 0
+    rolled: "Beam | None" = None
 
     def whole(self, name: str) -> list[int]:
         return [*(self.before.whole(name) if self.before else ()), *getattr(self, name)]
 
     def merit(self, protocol) -> np.float32:
-        if hasattr(protocol, "ask"):
+        if hasattr(protocol, "judge"):
             return np.float32(self.value)
         units = self.units if protocol.score == "last" else self.whole("units")
         return np.float32(sum(units)) / np.float32(1 if protocol.score == "sum" else len(units))
@@ -110,17 +119,65 @@ def step(world: oracle.World, beam: Beam, header: Sequence[int], final: bool, pr
         thread.feed(entry)
 
 
-def probe(world: oracle.World, beam: Beam, thread: oracle.Thread, protocol) -> oracle.Program:
-    """Ask for the value of a beam."""
+def question(world: oracle.World, beam: Beam, thread: oracle.Thread, protocol) -> oracle.Program:
+    """One thread of a judge that is fed a question; what it finds is added to the value of the beam."""
+    judge = protocol.judge
     yield []
-    if protocol.quotes and not beam.finished:
+    if judge.quotes and not beam.finished:
         thread.entries.append(oracle.Entry(beam.said[-1], source=Source.HANDED))
         thread.feed(thread.entries[-1])
-    yield from thread.feed_tokens(protocol.ask)
-    logprobs = reference_model.log_softmax(np.asarray(world.forward(thread.own[-1]), np.float64))
-    told = np.logaddexp.reduce(logprobs[list(protocol.says)]) if protocol.says else logprobs.max()
-    beam.value = int(np.round(told * 1024))
-    thread.stop = Stop.END
+    yield from thread.feed_tokens(judge.ask)
+    if isinstance(judge, judges.Asked):
+        logprobs = reference_model.log_softmax(np.asarray(world.forward(thread.own[-1]), np.float64))
+        told = np.logaddexp.reduce(logprobs[list(judge.says)]) if judge.says else logprobs.max()
+        beam.value += int(np.round(told * 1024))
+        thread.stop = Stop.END
+        return
+    matcher = Plain(CODEC, judge.labels.phrases)
+    names = [phrase.name for phrase in judge.labels.phrases]
+    while True:
+        entry = world.sample(thread)
+        label = matcher.step(entry.token)
+        if label:
+            beam.value += int(np.round(np.float32(judge.numbers[names.index(label)]) * 1024))
+        if label or entry.token == protocol.end:
+            thread.stop = Stop.END
+        elif thread.generated == judge.tokens:
+            thread.stop = Stop.LENGTH
+        if thread.stop is not None:
+            return
+        yield []
+        thread.feed(entry)
+
+
+def worth(beam: Beam, protocol) -> int:
+    """What a beam is worth without a thread that asks."""
+    if getattr(protocol.judge, "says", ()):
+        ended = beam.said[-1] == protocol.end
+        return 1024 * (ended and bool(set(beam.whole("said")) & set(protocol.judge.says)))
+    return sum(beam.whole("units")) // len(beam.whole("units"))
+
+
+def judged(world: oracle.World, root: oracle.Thread, beams: Sequence[Beam], protocol) -> oracle.Program:
+    """Give beams that have just ended their steps a value; those that were rolled out keep the beam that went on."""
+    judge, rolls = protocol.judge, isinstance(protocol.judge, judges.Rollout)
+    if rolls or isinstance(judge, judges.Likelihood):
+        for beam in beams:
+            beam.value = worth(beam, protocol)
+    asked = [beam for beam in beams if not (rolls and beam.finished)] * judge.threads
+    threads = [root.open() for _ in asked]
+    for beam, thread in zip(asked, threads, strict=True):
+        go_on(thread, root, beam.thread)
+        if rolls:
+            beam.rolled = Beam(thread, beam.tree, beam)
+            world.start(thread, step(world, beam.rolled, (), True, protocol))
+        else:
+            world.start(thread, question(world, beam, thread, protocol))
+    if threads:
+        yield from root.await_children(threads)
+    for beam in beams:
+        if beam.rolled:
+            beam.value = beam.rolled.value = worth(beam.rolled, protocol)
 
 
 def go_on(thread: oracle.Thread, root: oracle.Thread, source: oracle.Thread) -> None:
@@ -166,12 +223,8 @@ def searching(
             world.start(beam.thread, step(world, beam, prompt[-1:], place == protocol.steps - 1, protocol))
         yield from root.await_children([beam.thread for beam in beams])
         standing = distinct([*beams, *(beam for beam in last if beam.finished)], protocol)
-        if hasattr(protocol, "ask"):
-            asked = [(beam, root.open()) for beam in standing if beam in beams]
-            for beam, thread in asked:
-                go_on(thread, root, beam.thread)
-                world.start(thread, probe(world, beam, thread, protocol))
-            yield from root.await_children([thread for _, thread in asked])
+        if hasattr(protocol, "judge"):
+            yield from judged(world, root, [beam for beam in standing if beam in beams], protocol)
         kept = chosen(standing, protocol)
         last[:] = kept
         going = [beam for beam in kept if not beam.finished]

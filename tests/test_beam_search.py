@@ -16,8 +16,9 @@ from apr_jax.decode import Engine, Problem, Stop, Transcript
 from apr_jax.evaluate import metrics
 from apr_jax.methods import BeamSearch as Method
 from apr_jax.methods import EarlyVote, Sampling, TreeOfThoughts
+from apr_jax.methods.judges import Asked
 from apr_jax.pretrained.tokenizer import load
-from apr_jax.protocols import BeamSearch
+from apr_jax.protocols import BeamSearch, judges
 from apr_jax.tasks.countdown import SHIPPED
 from searching import STEP_ENDS, WORDS, Beam, best, forward, model, problems, searching
 from test_engine import SIZES
@@ -150,6 +151,24 @@ def test_the_published_loop_over_full_forwards_completes_the_same_texts():
     assert several > 3, "the cases are worth it"
 
 
+def test_a_subtree_may_answer_with_all_its_last_candidates():
+    """As published for DVTS: of each subtree those that its best one was chosen from in its last round, finished or not."""
+    method, unfinished = Method(step_ends=(), answers="last"), 0
+    for found in decoded("subtrees", "scarce rows"):
+        answers, tree = method.voices(found), found.own["tree"]
+        for kept in voices(found):
+            mates = [
+                i
+                for i, thread in enumerate(found.threads[1:], start=1)
+                if tree[i] == tree[kept] and thread.follows == found.threads[kept].follows
+            ]
+            assert kept in mates and len(mates) == 3 and {*mates} <= {*answers}
+            assert answers.index(kept) == min(map(answers.index, mates)), "the best one comes first"
+            unfinished += sum(not found.own["finished"][i] for i in mates)
+        assert len(answers) == len({*answers}) == 6
+    assert unfinished > 10
+
+
 # ---- where sizes end, and steps do not
 
 
@@ -207,15 +226,14 @@ def test_every_choice_can_be_configured():
     choices = dict(beams=6, width=2, subtrees=3, steps=7, distinct=True)
     made = Method(step_ends=("<node>", "<sub>"), score="last", **choices).protocol(words)
     assert made == BeamSearch(words.id("<end>"), (words.id("<node>"), words.id("<sub>")), score="last", **choices)
-    made = TreeOfThoughts(step_ends=("<node>",), ask=("<goal>", "<go>"), says=("1",), quotes=False, **choices).protocol(
-        words
-    )
-    assert (made.ask, made.says, made.quotes) == ((words.id("<goal>"), words.id("<go>")), (words.id("1"),), False)
+    judge = Asked("<goal><go>", says=("1",), quotes=False)
+    made = TreeOfThoughts(step_ends=("<node>",), judge=judge, **choices).protocol(words)
+    assert made.judge == judges.Asked((words.id("<goal>"), words.id("<go>")), (words.id("1"),), False)
     assert {name: getattr(made, name) for name in choices} == choices
     assert EarlyVote(7).protocol(words) == protocols.EarlyVote(7, words.id("<end>"), words.id("<goal>"))
     with pytest.raises(ValueError, match="beam_search.width is 0; it must be a whole number of 1"):
         Method(width=0)
     with pytest.raises(ValueError, match="tree_of_thoughts.finished is 'leave'; with 2 subtrees"):
         TreeOfThoughts(subtrees=2, finished="leave")
-    with pytest.raises(ValueError, match="tree_of_thoughts.ask is empty"):
-        TreeOfThoughts(ask=())
+    with pytest.raises(ValueError, match="asked.ask is empty"):
+        TreeOfThoughts(step_ends=("<node>",), judge=Asked("")).protocol(words)

@@ -14,6 +14,7 @@ from apr_jax.decode import Engine, Problem, Source, Transcript
 from apr_jax.evaluate import metrics
 from apr_jax.methods import TreeOfThoughts as Method
 from apr_jax.protocols import TreeOfThoughts
+from apr_jax.protocols.judges import Asked
 from searching import STEP_ENDS, WORDS, Beam, best, forward, model, problems, searching
 from test_engine import SIZES
 from test_native import need_kernel
@@ -21,8 +22,8 @@ from test_native import need_kernel
 SEED = 5
 CHOICES = dict(end=WORDS.end, step_ends=STEP_ENDS, beams=2, width=2, steps=4)
 TREES = {
-    "yes": TreeOfThoughts(**CHOICES, ask=(1, 7, 2), says=(4, 11), distinct=True),
-    "sure": TreeOfThoughts(**CHOICES, ask=(12,), quotes=False),
+    "yes": TreeOfThoughts(**CHOICES, judge=Asked((1, 7, 2), says=(4, 11)), distinct=True),
+    "sure": TreeOfThoughts(**CHOICES, judge=Asked((12,), quotes=False)),
 }
 
 
@@ -52,22 +53,22 @@ def test_f64_equals_the_oracle(name, sizes):
         assert [found.threads[voice].path for voice in voices] == [beam.thread.path for beam in kept]
         assert found.own["value"][voices].tolist() == [beam.value for beam in kept]
         assert metrics.critical_path(found) == metrics.recomputed_critical_path(found)
-        probes = np.flatnonzero(found.own["probe"])
+        probes = np.flatnonzero(found.own["judges"])
         for probe in probes:
             asked = found.threads[probe].follows
             sources = found.log.source[found.log.thread == probe]
-            quoted = TREES[name].quotes and not found.own["finished"][asked]
-            assert sources.tolist() == [Source.HANDED] * quoted + [Source.FED] * len(TREES[name].ask)
+            quoted = TREES[name].judge.quotes and not found.own["finished"][asked]
+            assert sources.tolist() == [Source.HANDED] * quoted + [Source.FED] * len(TREES[name].judge.ask)
             seen["quoted" if quoted else "not quoted"] += 1
-        seen["rounds"] = max(seen["rounds"], int(found.own["rounds"][0]))
+        seen["rounds"] = max(seen["rounds"], int(found.own["steps"].max()))
         seen["kept one that likelihood would not"] += _differs(found)
     assert seen["not quoted"] > 30 and seen["rounds"] == 4 and seen["kept one that likelihood would not"] > 10, seen
-    assert TREES[name].quotes == (seen["quoted"] > 30)
+    assert TREES[name].judge.quotes == (seen["quoted"] > 30)
 
 
 def _differs(found: Transcript) -> bool:
     """Whether values rank the last candidates otherwise than the log-probability of their tokens does."""
-    last = np.flatnonzero(found.own["final"])
+    last = np.flatnonzero(found.own["final"] & ~found.own["judges"])
     by = [np.argsort(-found.own[name][last], kind="stable").tolist() for name in ("value", "total")]
     return by[0] != by[1]
 
@@ -93,7 +94,7 @@ def published(problem: Problem, protocol: TreeOfThoughts) -> list[list[int]]:
     """
     params, config = jax.tree.map(np.asarray, model("float64").params), model("float64").config
     root = jax.random.fold_in(jax.random.fold_in(jax.random.key(SEED), problem.id), problem.sample)
-    prompt, requests = [int(token) for token in problem.prompt], 0
+    prompt, requests, judge = [int(token) for token in problem.prompt], 0, protocol.judge
 
     def logprobs(text):
         tokens = np.array(prompt + text)
@@ -117,8 +118,8 @@ def published(problem: Problem, protocol: TreeOfThoughts) -> list[list[int]]:
             thoughts.append((text, over))
         valued = []
         for text, over in thoughts:
-            told = logprobs([*(text if protocol.quotes and not over else text[:-1]), *protocol.ask])[1]
-            value = np.logaddexp.reduce(told[list(protocol.says)]) if protocol.says else told.max()
+            told = logprobs([*(text if judge.quotes and not over else text[:-1]), *judge.ask])[1]
+            value = np.logaddexp.reduce(told[list(judge.says)]) if judge.says else told.max()
             valued.append((text, over, int(np.round(value * 1024))))
         requests += len(thoughts)
         standing = done + valued
@@ -136,10 +137,10 @@ def test_the_published_loop_over_full_forwards_selects_the_same_texts():
         texts = [method.said(found, voice, None).tolist() for voice in method.voices(found)]
         right = published(problems()[found.problem], TREES["sure"])
         assert texts == right
-        several += len({tuple(text) for text in texts}) > 1 and found.own["rounds"][0] > 2
+        several += len({tuple(text) for text in texts}) > 1 and found.own["steps"].max() > 2
     assert several > 2, "the cases are worth it"
 
 
 def test_a_tree_without_a_question_is_refused():
-    with pytest.raises(ValueError, match="tree_of_thoughts.ask is empty; a probe is fed at least 1 token"):
-        TreeOfThoughts(**CHOICES)
+    with pytest.raises(ValueError, match="asked.ask is empty; a probe is fed at least 1 token"):
+        Asked(())

@@ -143,7 +143,8 @@ def requests(task: Task, questions: Sequence, config: RolloutConfig, codec: Text
     """
     sampling = dataclasses.asdict(config.sampling)
     task, codec = put(task, config), config.method.spoken(codec)
-    fit(config.method.protocol(codec), config.sizes)
+    protocol = config.method.protocol(codec)
+    fit(protocol, config.sizes)
     made = []
     for i, question in enumerate(questions):
         prompt = np.array(task.prompt(question, codec), np.int32)
@@ -157,7 +158,8 @@ def requests(task: Task, questions: Sequence, config: RolloutConfig, codec: Text
                 f"question {i + 1} ({shown!r}): its prompt has {len(prompt)} tokens; sizes.prompt = {config.sizes.prompt} is "
                 "the most, raise it (and sizes.slots and sizes.log with it) or leave the question out"
             )
-        made.append(Problem(i, prompt, **sampling))
+        parts = task.parts(question, prompt.tolist(), codec) if protocol.needs.parts else {}
+        made.append(Problem(i, prompt, **sampling, parts=parts))
     return made
 
 

@@ -17,12 +17,15 @@ from apr_jax.methods.parallel_r1 import ParallelR1
 from apr_jax.methods.parason import Parason
 from apr_jax.methods.parathinker import ParaThinker
 from apr_jax.methods.pasta import Pasta
+from apr_jax.methods.rounds import Rounds
 from apr_jax.methods.samples import Samples
 from apr_jax.methods.sequential import Sequential
+from apr_jax.methods.skeleton import Skeleton
 from apr_jax.methods.spawn_join import SpawnJoin
 from apr_jax.methods.sprint import Sprint
 from apr_jax.methods.threadweaver import ThreadWeaver
 from apr_jax.methods.tree_of_thoughts import TreeOfThoughts
+from apr_jax.methods.tree_search import TreeSearch
 
 __all__ = [
     "AsyncThink",
@@ -42,11 +45,14 @@ __all__ = [
     "ParallelR1",
     "Parason",
     "Pasta",
+    "Rounds",
     "Samples",
     "Sampling",
     "Sequential",
+    "Skeleton",
     "SpawnJoin",
     "Sprint",
     "ThreadWeaver",
     "TreeOfThoughts",
+    "TreeSearch",
 ]

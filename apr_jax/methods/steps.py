@@ -1,4 +1,4 @@
-"""Searches over the steps of a line of reasoning, as configurations name them: what beam search and tree of thoughts share."""
+"""Searches over the steps of a line of reasoning, as configurations name them."""
 
 import abc
 import dataclasses
@@ -10,31 +10,29 @@ import numpy as np
 
 from apr_jax.decode.problem import whole
 from apr_jax.methods.method import Method, Sampling
-from apr_jax.protocols.steps import Finished, StepSearch
+from apr_jax.protocols.beams import Finished
+from apr_jax.protocols.steps import StepSearch
 from apr_jax.record import Transcript
 from apr_jax.tokenizer import TextCodec
 
 
 @dataclasses.dataclass(frozen=True)
 class Steps(Method):
-    """See `apr_jax.protocols.steps`. Its answers are the beams that are kept in the end, the best first.
+    """See `apr_jax.protocols.steps`. Its answers are the beams that have a place in the end, the best first.
 
     Attributes:
         step_ends: the words that end a step, each one id.
-        beams, width, subtrees, steps, finished, distinct: the choices of the protocol.
+        width, steps, distinct: the choices of the protocol.
     """
 
     step_ends: tuple[str, ...] = ("\n\n",)
-    beams: int = 4
     width: int = 4
-    subtrees: int = 1
     steps: int = 40
-    finished: Finished = "compete"
     distinct: bool = False
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("beams", "width", "subtrees", "steps"):
+        for name in ("width", "steps"):
             whole(f"{self.name}.{name}", getattr(self, name), 1)
         # The protocol knows which choices go together; any ids do for that.
         numbers = itertools.count(1)
@@ -54,12 +52,33 @@ class Steps(Method):
 
     def choices(self, ids: Callable[[str], int], end: int) -> dict[str, Any]:
         """The fields that all these protocols have."""
-        names = ("beams", "width", "subtrees", "steps", "finished", "distinct")
         step_ends = tuple(ids(word) for word in self.step_ends)
-        return dict(end=end, step_ends=step_ends) | {name: getattr(self, name) for name in names}
+        return dict(end=end, step_ends=step_ends, width=self.width, steps=self.steps, distinct=self.distinct)
 
     def voices(self, transcript: Transcript) -> Sequence[int]:
-        """The last threads of the beams that were kept in the end, the best first."""
+        """The last threads of the beams that have a place in the end, the best first."""
         place = transcript.own["place"]
         kept = np.flatnonzero(place >= 0)
         return kept[np.argsort(place[kept])].tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class Beams(Steps):
+    """See `apr_jax.protocols.beams`.
+
+    Attributes:
+        beams, subtrees, finished: the choices of the protocol.
+    """
+
+    beams: int = 4
+    subtrees: int = 1
+    finished: Finished = "compete"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("beams", "subtrees"):
+            whole(f"{self.name}.{name}", getattr(self, name), 1)
+
+    def choices(self, ids: Callable[[str], int], end: int) -> dict[str, Any]:
+        names = ("beams", "subtrees", "finished")
+        return super().choices(ids, end) | {name: getattr(self, name) for name in names}

@@ -4,23 +4,23 @@ import dataclasses
 from collections.abc import Callable
 
 from apr_jax import protocols
-from apr_jax.methods.steps import Steps
+from apr_jax.methods.judges import Asked, Judge
+from apr_jax.methods.steps import Beams
+from apr_jax.tokenizer import TextCodec
 
 
 @dataclasses.dataclass(frozen=True)
-class TreeOfThoughts(Steps):
+class TreeOfThoughts(Beams):
     """See `apr_jax.protocols.tree_of_thoughts`.
 
     Attributes:
-        ask: the words of the question that a probe is fed, each one id.
-        says: the words of which one speaks for a thought, each one id; none: the likeliest, whichever it is.
-        quotes: the step token that ended the thought stands before the question.
+        judge: that values thoughts.
     """
 
-    ask: tuple[str, ...] = ("<goal>",)
-    says: tuple[str, ...] = ()
-    quotes: bool = True
+    judge: Judge = Asked()
 
     def made(self, ids: Callable[[str], int], end: int) -> protocols.TreeOfThoughts:
-        ask, says = (tuple(ids(word) for word in words) for words in (self.ask, self.says))
-        return protocols.TreeOfThoughts(**self.choices(ids, end), ask=ask, says=says, quotes=self.quotes)
+        return protocols.TreeOfThoughts(**self.choices(ids, end))
+
+    def protocol(self, codec: TextCodec) -> protocols.TreeOfThoughts:
+        return dataclasses.replace(super().protocol(codec), judge=self.judge.made(codec))

@@ -13,8 +13,10 @@ from apr_jax.protocols.parallel_probe import ParallelProbe
 from apr_jax.protocols.paths import Paths
 from apr_jax.protocols.plan_execute import PlanExecute
 from apr_jax.protocols.promises import Promises
+from apr_jax.protocols.rounds import Rounds
 from apr_jax.protocols.samples import Samples
 from apr_jax.protocols.sequential import Sequential
+from apr_jax.protocols.skeleton import Skeleton
 from apr_jax.protocols.spawn_join import SpawnJoin
 from apr_jax.protocols.tree_of_thoughts import TreeOfThoughts
 from apr_jax.protocols.trials import Trials
@@ -34,10 +36,13 @@ __all__ = [
     "Paths",
     "PlanExecute",
     "Promises",
+    "Rounds",
     "Samples",
     "Sequential",
+    "Skeleton",
     "SpawnJoin",
     "TreeOfThoughts",
+    "TreeSearch",
     "Trials",
     "TwoStage",
 ]

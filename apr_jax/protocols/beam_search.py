@@ -15,10 +15,10 @@ critical path is the sum over rounds of the longest step.
 Where this differs from the published program: the score is the model's own, there it is that of a reward model; `finished` is
 "compete" unless one says "leave", as published (finished beams make room, the first beams x width of them are the answers, and the
 places of those that are left are filled in turns); DVTS there answers with all `width` last candidates of a subtree, here with the
-best one. What is easily done wrong: a step's last token has no key and value until the child that is handed it feeds it, so that no
-end is seen a token late; totals count the tokens of all candidates, kept or not; the budget of a beam is that of its whole chain,
-not of its longest step; and a speed-up over the same search by one worker says nothing, so that tables give the counts of the
-sequential method beside.
+best one, unless the method's `answers` is "last". What is easily done wrong: a step's last token has no key and value until the
+child that is handed it feeds it, so that no end is seen a token late; totals count the tokens of all candidates, kept or not; the
+budget of a beam is that of its whole chain, not of its longest step; and a speed-up over the same search by one worker says
+nothing, so that tables give the counts of the sequential method beside.
 """
 
 import dataclasses
@@ -28,13 +28,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from apr_jax.decode.problem import one_of
-from apr_jax.protocols.steps import Beam, StepSearch
+from apr_jax.protocols.beams import Beams
+from apr_jax.protocols.steps import Beam
 
 Score = Literal["mean", "sum", "last"]
 
 
 @dataclasses.dataclass(frozen=True)
-class BeamSearch(StepSearch):
+class BeamSearch(Beams):
     """Beams are ranked by log-probabilities; `subtrees` = 1 is beam search, `subtrees` = `beams` is DVTS as published.
 
     Attributes:

@@ -1,36 +1,31 @@
-"""Searches over the steps of a line of reasoning, in rounds under a coordinator: what beam search and tree of thoughts share.
+"""Searches over the steps of a line of reasoning, in rounds under a coordinator: what beams and trees share.
 
 The root, which only reads the prompt, forks candidates. Each samples one step, which is a thread of its own: up to a step token,
-or to the end of its answer. When all have ended (the join is the barrier) the protocol ranks them and keeps the best; the root
-forks the next candidates from those, which see them and are handed their unfed last token. Nothing is copied: a beam is the chain
-of threads that its last one follows (`ThreadRecord.follows`).
+or to the end of its answer. When all have ended (the join is the barrier) the protocol decides from which of them to go on; the
+root forks the next candidates from those, which see them and are handed their unfed last token. Nothing is copied: a beam is the
+chain of threads that its last one follows (`ThreadRecord.follows`).
 """
 
 import abc
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Int, UInt32
 
 from apr_jax import settings
 from apr_jax.decode import book as books
-from apr_jax.decode import ends
 from apr_jax.decode.book import Book, pytree
 from apr_jax.decode.forks import fork
 from apr_jax.decode.needs import Needs
-from apr_jax.decode.problem import one_of
 from apr_jax.decode.protocol import Drawn, ForAll, Handler, Protocol
 from apr_jax.protocols import verbs
 from apr_jax.record import Stop
 
-Finished = Literal["compete", "leave"]
-
 
 @pytree
 class Beam:
-    """What a thread knows of the beam that it is the last step of; of the root only `rounds` has a meaning.
+    """What a thread knows of the beam that it is the last step of; means nothing for the root.
 
     Attributes:
         total, count: log-probability, in units, and number of the tokens that the whole beam sampled.
@@ -41,7 +36,7 @@ class Beam:
         finished: nothing follows it: its answer has ended, or its budget.
         candidate: it stands for selection.
         place: its rank among the beams that were kept last, 0 the best; -1: it is none of them.
-        rounds: steps that were forked.
+        steps: of the whole beam.
     """
 
     total: Int[Array, ""]
@@ -54,48 +49,31 @@ class Beam:
     finished: Bool[Array, ""]
     candidate: Bool[Array, ""]
     place: Int[Array, ""]
-    rounds: Int[Array, ""]
+    steps: Int[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
 class StepSearch(Protocol):
-    """Token ids, and the choices of a search. What ranks beams is `merit`.
+    """Token ids, and the choices of a search.
 
     A beam may sample `max_tokens` of its problem, one step of it `child_max_tokens`, if that is not 0, but for the last step.
 
     Attributes:
         end: ends an answer.
         step_ends: tokens that end a step; they belong to it.
-        beams: kept in each round.
-        width: candidates that each of them forks.
-        subtrees: parts of the beams that do not compete with each other.
-        steps: rounds at most.
-        finished: whether a finished beam competes with the others for its place, or leaves it to them.
-        distinct: of candidates of one subtree that say the same only the first, by path, may be kept.
+        width: candidates that are forked from each beam that the search goes on from.
+        steps: of a beam, at most.
+        distinct: candidates that say the same as others of their subtree are left out, but for the first by path.
     """
 
     end: int
     step_ends: tuple[int, ...]
-    beams: int = 4
     width: int = 4
-    subtrees: int = 1
     steps: int = 40
-    finished: Finished = "compete"
     distinct: bool = False
 
     def __post_init__(self):
-        for field in ("beams", "width", "subtrees", "steps"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{self.name}.{field} is {getattr(self, field)}; at least 1 is needed")
-        one_of(f"{self.name}.finished", self.finished, get_args(Finished))
-        if self.beams % self.subtrees:
-            raise ValueError(
-                f"{self.name}.beams is {self.beams}; it must be a multiple of subtrees, {self.subtrees}: each keeps as many"
-            )
-        if self.finished == "leave" and self.subtrees > 1:
-            raise ValueError(
-                f"{self.name}.finished is 'leave'; with {self.subtrees} subtrees only 'compete' has a meaning"
-            )
+        self._least("width", "steps")
         if self.end in self.step_ends:
             raise ValueError(f"{self.name}.step_ends holds the id {self.end}, which is end; a step is not an answer")
 
@@ -104,18 +82,25 @@ class StepSearch(Protocol):
         """What messages call it."""
         return settings.class_name(self)
 
-    @abc.abstractmethod
-    def merit(self, own: Beam) -> Float[Array, "M"]:
-        """What beams are ranked by, the larger the better."""
+    def _least(self, *fields: str) -> None:
+        """Refuse fields below 1."""
+        for field in fields:
+            if getattr(self, field) < 1:
+                raise ValueError(f"{self.name}.{field} is {getattr(self, field)}; at least 1 is needed")
 
     @property
+    @abc.abstractmethod
     def candidates(self) -> int:
-        """Threads that are forked in a round, at most."""
-        return self.beams * self.width
+        """Threads that are forked in a round, at most, and in the first one."""
 
     @property
     def needs(self) -> Needs:
         return Needs(threads=1 + self.candidates, recorded=True)
+
+    @property
+    def inherited(self) -> tuple[str, ...]:
+        """What a candidate takes over from the beam that it goes on from."""
+        return ("total", "count", "hash", "tree")
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
@@ -147,11 +132,7 @@ class StepSearch(Protocol):
         """The prompt is fed: the first round goes on from it."""
         book = books.open_children(book, thread, self.candidates)
         born = books.opened(book, thread)
-        book = book.update_own(born, tree=book.threads.line.ordinal % self.subtrees)
-        return self._fork(verbs.last_of_prompt(book, born), thread, born, context=thread)
-
-    def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
-        return self.expand(self.keep(self.arrive(book, thread)), thread)
+        return self.fork(verbs.last_of_prompt(book, born).update_own(born, steps=1), thread, born, context=thread)
 
     def arrive(self, book: Book, thread: Int[Array, ""]) -> Book:
         """Those that have ended their steps stand for selection, where they must be distinct but for copies of others."""
@@ -165,49 +146,31 @@ class StepSearch(Protocol):
             stands &= ~jnp.any(copies, axis=1)
         return book.update_own(arrived, candidate=stands, finished=own.finished | cut)
 
-    def keep(self, book: Book) -> Book:
-        """Choose among the candidates; those kept get a place."""
-        own, ordinal = book.threads.own, book.threads.line.ordinal
-        candidates, merit, tree = own.candidate, self.merit(own), own.tree
-        nothing = jnp.zeros_like(merit)
-        if self.finished == "leave":
-            done = candidates & own.finished
-            kept = done & (verbs.ranks(done, nothing, ordinal) < self.candidates)
-            left = candidates & ~own.finished
-            kept |= left & (verbs.ranks(left, merit, ordinal) < self.beams)
-        else:
-            kept = candidates & (verbs.ranks(candidates, merit, ordinal, tree) < self.beams // self.subtrees)
-        place = jnp.where(kept, verbs.ranks(kept, merit, ordinal), -1)
-        return book.update_own(jnp.ones_like(kept), candidate=kept & own.finished, place=place)
+    def go_on(
+        self, book: Book, thread: Int[Array, ""], going: Bool[Array, "M"], count: Int[Array, ""], last: bool = False
+    ) -> Book:
+        """Fork `count` candidates that go on from the beams that end with the threads `going`, in turns.
 
-    def expand(self, book: Book, thread: Int[Array, ""]) -> Book:
-        """Fork the next step of all beams kept that are not finished, or end; what nobody goes on from is released."""
-        own, done = book.threads.own, book.threads.bond.held
-        going = (own.place >= 0) & ~own.finished
-        many = jnp.sum(going, dtype=jnp.int32)
-        count = jnp.where(many > 0, self.candidates, 0) if self.finished == "leave" else many * self.width
-        opened = books.open_children(book, thread, count)
-        born = books.opened(opened, thread)
-        turn = books.place_among(opened, born) % jnp.maximum(many, 1)
-        context = jnp.where(born, in_order(book, going)[turn], books.NOBODY)
-        mother = jax.tree.map(lambda column: column[jnp.maximum(context, 0)], own)
-        inherited = {name: getattr(mother, name) for name in ("total", "count", "hash", "tree")}
-        forked = self._fork(opened.update_own(born, **inherited), thread, born, context=context, hand=True)
-        ended = ends.close(book, thread, jnp.int32(Stop.END))
-        return ends.release(books.choose(many > 0, forked, ended), done)
+        Args:
+            going: held threads that are not released.
+            last: their step is the last one of the beam, however many there were.
+        """
+        book = books.open_children(book, thread, count)
+        born = books.opened(book, thread)
+        context = self.contexts(book, born, going)
+        own = book.threads.own
+        inherited = {name: getattr(own, name)[context] for name in self.inherited}
+        book = book.update_own(born, **inherited, steps=self.steps if last else own.steps[context] + 1)
+        return self.fork(book, thread, born, context=context, hand=True)
 
-    def _fork(self, book: Book, thread: Int[Array, ""], born: Bool[Array, "M"], **options: Any) -> Book:
+    def contexts(self, book: Book, born: Bool[Array, "M"], going: Bool[Array, "M"]) -> Int[Array, "M"]:
+        """For each of the children `born` the thread that it goes on from: those of `going` in turns."""
+        turn = books.place_among(book, born) % jnp.maximum(jnp.sum(going), 1)
+        return jnp.where(born, verbs.in_order(book, going)[turn], books.NOBODY)
+
+    def fork(self, book: Book, thread: Int[Array, ""], born: Bool[Array, "M"], **options: Any) -> Book:
         """Start candidates, each with what is left of its beam's budget and of a step's."""
-        request, own, rounds = book.request, book.threads.own, book.threads.own.rounds[thread] + 1
-        final = rounds >= self.steps
-        left = request.max_tokens - own.count
-        limit = request.child_max_tokens
+        own, limit = book.threads.own, book.request.child_max_tokens
+        final, left = own.steps >= self.steps, book.request.max_tokens - own.count
         budget = jnp.where(final | (limit == 0), left, jnp.minimum(left, limit))
-        book = book.update_own(born, final=final).update_own(books.numbers(book) == thread, rounds=rounds)
-        return fork(book, thread, born, held=True, budget=budget, **options)
-
-
-def in_order(book: Book, chosen: Bool[Array, "M"]) -> Int[Array, "M"]:
-    """The numbers of the chosen children of one parent in the order of their paths, then those of others."""
-    ordinal = jnp.where(chosen, book.threads.line.ordinal, jnp.iinfo(jnp.int32).max)
-    return jnp.argsort(ordinal, stable=True).astype(jnp.int32)
+        return fork(book.update_own(born, final=final), thread, born, held=True, budget=budget, **options)

@@ -28,9 +28,14 @@ def open_reader(book: Book, drained: Callable[[Book, Int[Array, ""]], Book]) -> 
     Args:
         drained: of the protocol. It is asked at once for a prompt of one token, which leaves the root nothing to be fed.
     """
+    return open_reader_to(book, book.prompt_length - 1, drained)
+
+
+def open_reader_to(book: Book, end: Int[Array, ""], drained: Callable[[Book, Int[Array, ""]], Book]) -> Book:
+    """Open a root that only reads: it is fed the first `end` tokens of the prompt; if that is none, `drained` is asked at once."""
     root = jnp.int32(0)
-    book = feed_prompt(books.open_root(book, samples=False), root, root, book.prompt_length - 1)
-    return books.choose(book.prompt_length == 1, drained(book, root), book)
+    book = feed_prompt(books.open_root(book, samples=False), root, root, end)
+    return books.choose(end == 0, drained(book, root), book)
 
 
 def open_sampler(book: Book) -> Book:
@@ -152,6 +157,17 @@ def leading(votes: Bool[Array, "M"], hash: UInt32[Array, "M"]) -> tuple[Int[Arra
     return leader, count[leader], jnp.max(jnp.where(same[leader], 0, count))
 
 
+def end_of_part(book: Book, place: int) -> Int[Array, ""]:
+    """Where a part of the prompt ends, or the last token of the prompt stands if that comes first."""
+    return jnp.minimum(jnp.sum(book.parts[place]), book.prompt_length - 1)
+
+
 def part(book: Book, place: int) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """Start and length of a part of the prompt; `place`: index of the part's name in the protocol's `needs.parts`."""
     return book.parts[place, 0], book.parts[place, 1]
+
+
+def in_order(book: Book, chosen: Bool[Array, "M"]) -> Int[Array, "M"]:
+    """The numbers of the chosen children of one parent in the order of their paths, then those of others."""
+    ordinal = jnp.where(chosen, book.threads.line.ordinal, jnp.iinfo(jnp.int32).max)
+    return jnp.argsort(ordinal, stable=True).astype(jnp.int32)

@@ -39,6 +39,14 @@ class Task(abc.ABC, Generic[Question]):
     def prompt(self, question: Question, codec: TextCodec) -> list[int]:
         """Token ids of the prompt."""
 
+    def parts(self, question: Question, prompt: Sequence[int], codec: TextCodec) -> Mapping[str, tuple[int, int]]:
+        """Ranges (begin, end) of a question's prompt by name, for methods that quote them; by default none.
+
+        Raises:
+            ValueError: the prompt does not show what a part should hold.
+        """
+        return {}
+
     @abc.abstractmethod
     def answer(self, ids: Sequence[int], codec: TextCodec) -> str | None:
         """The answer in the generated tokens of one thread, in normal form; None if there is no answer of valid format."""

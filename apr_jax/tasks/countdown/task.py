@@ -51,6 +51,9 @@ class Countdown(Task[Problem]):
     def prompt(self, question: Problem, codec: TextCodec) -> list[int]:
         return codec.encode(compact.prompt(question))
 
+    def parts(self, question: Problem, prompt: Sequence[int], codec: TextCodec) -> dict[str, tuple[int, int]]:
+        return {"question": (1, len(prompt) - 1)}  # between <s> and <go>
+
     def answer(self, ids: Sequence[int], codec: TextCodec) -> str | None:
         operations = compact.parse_answer(codec.decode(ids))
         return None if operations is None else ";".join(operations)

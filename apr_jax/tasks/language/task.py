@@ -1,5 +1,6 @@
 """Questions in language, and the reading of their answers."""
 
+import bisect
 import dataclasses
 import itertools
 import math
@@ -68,6 +69,13 @@ class LanguageTask(Task[Question]):
     def prompt(self, question: Question, codec: TextCodec) -> list[int]:
         return chat.prompt(codec, self.ask.messages(question.text), self.ask.template, self.ask.opening)
 
+    def parts(self, question: Question, prompt: Sequence[int], codec: TextCodec) -> dict[str, tuple[int, int]]:
+        """`question`, and `turn`: what begins the assistant's turn, without the opening of the answer."""
+        asked = self.ask.messages(question.text)[-1].content
+        opening = codec.encode(self.ask.opening, continues=True) if self.ask.opening else ()
+        turn = (shown(codec, prompt, asked)[1], len(prompt) - len(opening))
+        return {"question": shown(codec, prompt, question.text), "turn": turn}
+
     def answer(self, ids: Sequence[int], codec: TextCodec) -> str | None:
         control, stops = turn_end(codec, self.ask.template)
         ids = list(ids)
@@ -77,6 +85,20 @@ class LanguageTask(Task[Question]):
         text = "\n".join(codec.decode(list(stretch)) for control, stretch in stretches if not control)
         ends = [match.start() for stop in (*stops, *map(re.escape, self.ask.stop)) if (match := re.search(stop, text))]
         return answers.read(self.ask.opening + text[: min(ends, default=None)], self.read)
+
+
+def shown(codec: TextCodec, prompt: Sequence[int], text: str) -> tuple[int, int]:
+    """The range of a prompt's tokens that hold a text, where it stands last; white space at its ends may be missing.
+
+    Raises:
+        ValueError: the prompt does not show the text as it is.
+    """
+    pieces, wanted = [codec.token_bytes(i) for i in prompt], text.strip().encode()
+    place = b"".join(pieces).rfind(wanted)
+    if place < 0:
+        raise ValueError(f"the prompt does not show the question {text!r} as it is; its chat template must")
+    ends = list(itertools.accumulate(map(len, pieces)))
+    return bisect.bisect_right(ends, place), 1 + bisect.bisect_left(ends, place + len(wanted))
 
 
 def turn_end(codec: TextCodec, template: ChatTemplate | None) -> tuple[int | None, tuple[str, ...]]:
