@@ -49,11 +49,7 @@ def causality(transcript: Transcript) -> Causality:
     log, threads, line = transcript.log, transcript.threads, transcript.lines.tolist()
     drawn, sampled, count = _drawn_from(log), log.sampled, len(threads)
     # All lists are per line, named by the line's first thread; only `sees` and `shown` are per thread.
-    last_clock = _last_clocks(log, line)
-    stop = {line[b]: thread.stop for b, thread in enumerate(threads) if thread.stop != Stop.SPLIT}  # the last thread's
-    unjoined = [{b for b in stop if threads[b].parent >= 0 and line[threads[b].parent] == a} for a in range(count)]
-    sees = [[b for b in range(count) if line[b] != line[a] and transcript.sees[a, b]] for a in range(count)]
-
+    last_clock, (stop, unjoined, sees) = _last_clocks(log, line), _relations(transcript, line)
     waits_for: list[tuple[int, ...]] = [()] * len(log)
     forks, joins, runs = [], [], {}  # runs: the thread that each line ran as last
     known = [frozenset()] * count  # newest generated tokens of a line, those it waited for included
@@ -63,9 +59,8 @@ def causality(transcript: Transcript) -> Causality:
         past = {}
         for row in rows:  # rows of one clock do not see each other
             thread, clock = int(log.thread[row]), int(log.clock[row])
-            mine = line[thread]
             # A thread begins where its parent stood, which may have waited without being fed anything after that.
-            begins = before[mine] < 0
+            mine, begins = line[thread], before[line[thread]] < 0
             stood = line[threads[thread].parent] if begins else mine
             cut_off = not begins and clock == last_clock[mine] and _cut_off(mine, unjoined, stop)
             if clock > before[stood] + 1 and not cut_off:
@@ -94,6 +89,14 @@ def causality(transcript: Transcript) -> Causality:
                 known[line[log.thread[entry]]] = frozenset([entry])
     end = frozenset().union(*(known[each] for each in _waited_for([0], unjoined, stop)))
     return Causality(tuple(waits_for), tuple(forks), tuple(joins), tuple(sorted(end)))
+
+
+def _relations(transcript: Transcript, line: list[int]) -> tuple[dict[int, Stop], list[set[int]], list[list[int]]]:
+    """Why each line stopped (its last thread); the children of each line; the threads of other lines that each thread sees."""
+    threads, every = transcript.threads, range(len(transcript.threads))
+    stop = {line[b]: thread.stop for b, thread in enumerate(threads) if thread.stop != Stop.SPLIT}
+    children = [{b for b in stop if threads[b].parent >= 0 and line[threads[b].parent] == a} for a in every]
+    return stop, children, [[b for b in every if line[b] != line[a] and transcript.sees[a, b]] for a in every]
 
 
 def _last_clocks(log: Log, line: list[int]) -> list[int]:

@@ -19,6 +19,7 @@ from apr_jax.protocols.sequential import Sequential
 from apr_jax.protocols.skeleton import Skeleton
 from apr_jax.protocols.spawn_join import SpawnJoin
 from apr_jax.protocols.tree_of_thoughts import TreeOfThoughts
+from apr_jax.protocols.tree_search import TreeSearch
 from apr_jax.protocols.trials import Trials
 from apr_jax.protocols.two_stage import TwoStage
 
