@@ -11,7 +11,7 @@ from apr_jax.decode import Sizes, memory
 from apr_jax.evaluate import methods
 from apr_jax.methods import Sampling
 from apr_jax.model.config import ModelConfig
-from apr_jax.model.transformer import Model, graph_of, init
+from apr_jax.model.transformer import init
 from apr_jax.pretrained import save_pretrained
 from apr_jax.pretrained.tokenizer import load
 from apr_jax.pretrained.vocabulary import CONTROL_TAGS
@@ -61,11 +61,10 @@ def test_proposed_sizes_fit_their_devices(name, device):
     need = lambda sizes: memory.estimate(MODULES[name].MODEL, sizes, mesh).total
     sizes = proposal.sizes
     double = dataclasses.replace(sizes, problems=2 * sizes.problems, rows=2 * sizes.rows)
-    print(name, device, memory.largest(MODULES[name].MODEL, sizes, int(most), "problems", mesh))
     assert need(sizes) <= most < need(double)
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", ["npr", "parallel_r1"])  # the others differ in words
 def test_a_folder_is_decoded(name, tmp_path):
     """Loaded as one's own folder would be; the model says what it likes, so no more than the ends is looked at."""
     module = MODULES[name]
@@ -73,7 +72,7 @@ def test_a_folder_is_decoded(name, tmp_path):
     shape = ModelConfig(
         vocabulary=codec.size, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=16, qk_norm=True
     )
-    save_pretrained(tmp_path, Model(graph_of(shape), init(shape, jax.random.key(0))))
+    save_pretrained(tmp_path, init(shape, jax.random.key(0)))
     codec.save_folder(tmp_path)
     config = module.config()
     given = dataclasses.replace(
