@@ -249,8 +249,10 @@ def test_the_client_says_the_same():
 
 CASES = {  # what the root says, what each frame says, tokens, how the root ends, how its frames end
     "good": ("a<call>m</call>a</return>", "a<return>r</return>", 40, "END", ["END"]),
-    "no bottom, and threads for it": ("<call>m</call>", "<call>m</call>", 40, "THREADS_FULL", None),
-    "no bottom, and tokens for some": ("<call>m</call></return>", "<call>m</call></return>", 13, "END", ["END"] * 3 + ["LENGTH"]),
+    "no bottom, and threads for it": ("<call>m</call>", "<call>m</call>", 60, "THREADS_FULL", None),
+    "no bottom, and tokens for some": (
+        "<call>m</call></return>", "<call>m</call></return>", 13, "END", ["END", "END", "LENGTH", "DROPPED"],
+    ),
     "two calls at once": ("<call>m<call>", "", 40, "MALFORMED", ["DROPPED"]),
     "a call that is not written": ("a</call>", "", 40, "MALFORMED", []),
     "an end inside a call": ("<call>m</return>", "", 40, "MALFORMED", ["DROPPED"]),

@@ -33,11 +33,10 @@ class Causality:
 def causality(transcript: Transcript) -> Causality:
     """Recovers the partial order.
 
-    A token is sampled from the row (a fed token) that its predictor names. The row follows what its line generated
-    before, what it sees of other threads (smaller clocks only), and, if it is the first of its line, what the parent
-    had generated when it forked. A gap in a line's clocks, up to its next row or to the first one of children that it forks
-    next, is a wait: it follows the children that ended before, but nothing of those that were killed. A thread that goes
-    on as another, or is split, leaves its line as it is.
+    A token is sampled from the row (a fed token) that its predictor names. The row follows what its line generated before, what it
+    sees of other threads (smaller clocks only), and, if it is the first of its line, what the parent had generated when it forked.
+    A gap in a line's clocks, up to its next row or to the first one of children that it forks next, is a wait: it follows the
+    children that ended before, but none that was killed. A thread that goes on as another, or is split, leaves its line as it is.
 
     A record does not tell whether the members of a race were ended by one of them or by their shared budget (the parent then
     waited for them all), nor the state of a line's own wait when such a budget ended it, nor for whom a wait by name was: that
