@@ -76,10 +76,7 @@ def causality(transcript: Transcript) -> Causality:
                 before[stood] = clock - 1
             if begins:
                 forks.append((max(known[stood], default=-1), thread))
-            past[row] = known[stood].union(*(shown[other] for other in sees[thread]))
-            taken = threads[thread].follows
-            if begins and taken >= 0 and log.source[row] == Source.HANDED:
-                past[row] |= known[line[taken]]  # the copied token, which its writer may not have been fed yet
+            past[row] = known[stood].union(*(shown[other] for other in sees[thread]), _copied(transcript, row, known))
         for row, follows in past.items():
             thread = int(log.thread[row])
             if not sampled[row]:
@@ -93,6 +90,17 @@ def causality(transcript: Transcript) -> Causality:
                 known[line[log.thread[entry]]] = frozenset([entry])
     end = frozenset().union(*(known[each] for each in _waited_for([0], unjoined, stop)))
     return Causality(tuple(waits_for), tuple(forks), tuple(joins), tuple(sorted(end)))
+
+
+def _copied(transcript: Transcript, row: int, known: list[frozenset]) -> frozenset:
+    """What a row follows that is fed a copy of the last token of the thread whose reasoning it takes over; that may run on.
+
+    Args:
+        known: by line, its newest generated tokens.
+    """
+    log, thread = transcript.log, transcript.threads[transcript.log.thread[row]]
+    begins = thread.follows >= 0 and not thread.segment and log.index[row] == 0
+    return known[transcript.lines[thread.follows]] if begins and log.source[row] == Source.HANDED else frozenset()
 
 
 def _last_clocks(log: Log, line: list[int]) -> list[int]:
