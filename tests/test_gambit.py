@@ -12,6 +12,7 @@ from apr_jax import methods, protocols
 from apr_jax.decode import Engine, Source, Stop
 from apr_jax.evaluate import metrics
 from apr_jax.evaluate.causality import causality, depths
+from apr_jax.evaluate.outcomes import outcome
 from apr_jax.pretrained.tokenizer import load
 from apr_jax.tasks.countdown import SHIPPED
 from test_engine import SIZES, check_packed
@@ -148,6 +149,7 @@ def check(found, rule: protocols.Gambit) -> collections.Counter:
     assert metrics.generated_tokens(found) == sum(trace.own for trace in traces)
     handed = (found.log.source == Source.HANDED) & (found.log.index >= 0)
     assert handed.sum() <= 2 * pool.branches
+    assert outcome(found, None, False).stop != "continued"
     stops = collections.Counter(trace.stop.name for trace in traces)
     return pool.seen + stops + collections.Counter({"killed": stops["KILLED"], "branch of a branch": _deep(found)})
 

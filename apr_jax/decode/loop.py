@@ -57,7 +57,7 @@ def step(program: Program, weights: Weights, state: State, tiles: schedule.Tiles
         slots = pool.write(state.slots, tiles, places, clock)
         view = pool.visibility(placed, slots, tiles, clock, sizes)
         if program.protocol.needs.views:
-            config, dtype = program.graph.config, params["norm"]["scale"].dtype
+            config, dtype = program.graph.config, weights.model["norm"]["scale"].dtype
             view = dataclasses.replace(view, turns=views.turns(placed, slots, tiles, not feeds, sizes, config, dtype))
     attend = pool.attention(view, tiles, places, sizes.block, program.kernel)
     placed_tokens = places.slot < sizes.slots  # False: padding of a tile, or a token of a halted problem

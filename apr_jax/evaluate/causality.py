@@ -71,10 +71,7 @@ def causality(transcript: Transcript) -> Causality:
                 before[stood] = clock - 1
             if begins:
                 forks.append((max(known[stood], default=-1), thread))
-            past[row] = known[stood].union(*(shown[other] for other in sees[thread]))
-            taken = threads[thread].follows
-            if begins and taken >= 0 and log.source[row] == Source.HANDED:
-                past[row] |= known[line[taken]]  # the copied token, which its writer may not have been fed yet
+            past[row] = known[stood].union(*(shown[other] for other in sees[thread]), _copied(transcript, row, known))
         for row, follows in past.items():
             thread = int(log.thread[row])
             if not sampled[row]:
@@ -96,6 +93,17 @@ def _relations(transcript: Transcript, line: list[int]) -> tuple[dict[int, Stop]
     stop = {line[b]: thread.stop for b, thread in enumerate(threads) if thread.stop != Stop.SPLIT}
     children = [{b for b in stop if threads[b].parent >= 0 and line[threads[b].parent] == a} for a in every]
     return stop, children, [[b for b in every if line[b] != line[a] and transcript.sees[a, b]] for a in every]
+
+
+def _copied(transcript: Transcript, row: int, known: list[frozenset]) -> frozenset:
+    """What a row follows that is fed a copy of the last token of the thread whose reasoning it takes over; that may run on.
+
+    Args:
+        known: by line, its newest generated tokens.
+    """
+    log, thread = transcript.log, transcript.threads[transcript.log.thread[row]]
+    begins = thread.follows >= 0 and not thread.segment and log.index[row] == 0
+    return known[transcript.lines[thread.follows]] if begins and log.source[row] == Source.HANDED else frozenset()
 
 
 def _last_clocks(log: Log, line: list[int]) -> list[int]:

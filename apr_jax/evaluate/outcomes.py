@@ -90,7 +90,8 @@ def _stops(transcript: Transcript) -> list[Stop]:
     log = transcript.log
     if transcript.stop != Stop.END or (log.sampled & (log.thread == 0)).any():
         return [transcript.stop]
-    return [thread.stop for thread in transcript.threads if thread.parent == 0] or [transcript.stop]
+    samples = [thread.stop for thread in transcript.threads if thread.parent == 0 and thread.stop != Stop.CONTINUED]
+    return samples or [transcript.stop]
 
 
 def accuracy_within(outcomes: Sequence[Outcome], budget: float, field: str = "critical_path") -> float:
