@@ -11,8 +11,9 @@ import pytest
 import safetensors.numpy
 
 import reference_model
-from apr_jax.decode import Sizes
+from apr_jax.decode import Sizes, lines
 from apr_jax.decode import book as books
+from apr_jax.decode.forks import fork
 from apr_jax.decode.needs import Needs
 from apr_jax.decode.program import Program
 from apr_jax.model import io, transformer
@@ -125,6 +126,26 @@ def test_a_model_that_gets_branches_computes_what_it_did():
     assert both.parameters == sum(leaf.size for leaf in jax.tree.leaves(transformer.abstract_params(both)))
     with pytest.raises(ValueError, match="reads branches already"):
         with_branches(told, embedding=5)
+
+
+def test_lines_keep_their_branch():
+    """A child begins in the branch that its fork says, and whatever continues it, or is split off, is of the same one."""
+    sizes = Sizes(problems=1, lanes=1, rows=1, threads=6, slots=64, log=64, attention_block=64)
+    needs = dataclasses.replace(books.Nobodys().needs, branches=2)
+    book = books.open_root(books.empty(sizes, dataclasses.replace(books.Nobodys(), needs=needs)), samples=True)
+    root, child, number = jnp.int32(0), jnp.int32(1), books.numbers(book)
+    book = books.open_children(book, root, 2)
+    book = fork(book, root, books.opened(book, root), context=root, branch=jnp.where(number == 1, 2, 0))
+    assert book.threads.line.branch.tolist() == [0, 2, 0, 0, 0, 0]
+    gone = lines.go_on(book, child, book.sees[child], jnp.int32(3))
+    assert gone.threads.line.branch.tolist() == [0, 2, 0, 2, 0, 0]
+    free = book.update(book.mask(child), parent=books.NOBODY, length=4)  # whom nobody waits for may be split
+    cut = lines.split(free, child, jnp.int32(2), book.sees[child], jnp.int32(3))
+    assert cut.used == 5 and cut.threads.line.branch.tolist() == [0, 2, 0, 2, 2, 0]
+
+    plain = books.open_child(books.open_root(books.empty(sizes), samples=True), root)
+    with pytest.raises(ValueError, match="fork: branch is given; Nobodys.needs.branches is 0, say what the largest is"):
+        fork(plain, root, books.opened(plain, root), branch=1)
 
 
 def test_gradients_reach_what_tells_branches_apart():
