@@ -19,8 +19,8 @@ import test_outlined_malformed as malformed
 from apr_jax.decode import Engine, Problem, Source, Stop
 from apr_jax.methods import ParallelR1
 from phrase_matcher import Table
+from requesting import Line
 from test_outlined import CONFIG, ONE_ROW, SEED, SIZES
-from test_threadweaver_client import Line
 
 WORDS = ("<Parallel>", "</Parallel>", "<Path>", "</Path>", "<Summary>", "</Summary>", "<|end|>")
 CODEC = Table([b"a", b"b", b"\n", b"q"], WORDS)

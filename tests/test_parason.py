@@ -11,6 +11,7 @@ import pytest
 
 import forking
 import outlining
+import requesting
 import test_outlined_malformed as malformed
 import test_threadweaver_client as threadweaver
 from apr_jax.decode import Engine, Stop
@@ -108,7 +109,8 @@ def test_the_client_says_the_same(read, sizes):
     engine = Engine(model(), method.protocol(CODEC), sizes, kernel=False)
     happened = collections.Counter()
     for found in engine.decode(problems(40), seed=SEED):
-        client = Client(method, problems(40)[found.problem], params, CONFIG)
+        problem = problems(40)[found.problem]
+        client = Client(method, problem, requesting.Server(params, CONFIG, problem, SEED))
         assert client.run() == found.stop
         lines = [client.root, *client.root.children]
         assert [found.generated(i).tolist() for i in range(len(found.threads))] == [line.tokens for line in lines]

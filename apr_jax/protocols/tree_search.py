@@ -39,6 +39,7 @@ from apr_jax.decode import ends
 from apr_jax.decode.book import Book, pytree
 from apr_jax.decode.problem import one_of
 from apr_jax.decode.threads import collect
+from apr_jax.protocols import verbs
 from apr_jax.protocols.judges import Judged, Thought
 from apr_jax.record import Stop
 
