@@ -48,6 +48,7 @@ class Stop(enum.IntEnum):
     LANES_FULL = 13  # more live threads than can feed the same clock in one step
     NOT_FINITE = 14  # the model gave NaN or infinity
     CUT = 15  # others had done enough: it was ended where it stood, and what it wrote stays
+    HOST_FULL = 16  # the store of what the host said was full
 
 
 @dataclasses.dataclass(frozen=True)
