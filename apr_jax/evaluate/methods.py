@@ -119,7 +119,7 @@ def make_engine(config: RolloutConfig, codec: TextCodec) -> tuple[Engine, TextCo
     check_fits(codec, model.config.vocabulary, f"checkpoint {config.checkpoint}")
     if config.method.add:
         model, codec = with_control_words(model, codec, list(config.method.words), gain=config.method.gain)
-    return Engine(model, config.method.protocol(codec), config.sizes), codec
+    return Engine(model, config.method.protocol(codec), config.sizes, host=config.method.host(codec)), codec
 
 
 def put(task: Task, config: RolloutConfig) -> Task:
@@ -291,6 +291,8 @@ def evaluate(method: MethodConfig, rollout: Rollout) -> Result:
     entry["oracles"] = [rule.name for rule in method.also if rule.oracle]
     entry["tokens_per_second"] = progress.sampled / max(progress.seconds, 1e-9)
     entry["occupancy"] = progress.occupancy
+    if progress.questions:
+        entry |= {"host_questions": progress.questions, "host_returns": progress.returns}
     entry["machines"] = [dataclasses.asdict(one) for one in rollout.machines]
     failures = Counter(a.candidate.failure for answers in rollout.answers for a in answers if a.candidate.failure)
     entry |= {"judge_failures": failures.total(), "judge_failure_reasons": dict(failures.most_common())}

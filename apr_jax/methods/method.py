@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from apr_jax import settings
+from apr_jax.decode.host import Host
 from apr_jax.decode.problem import check_sampling
 from apr_jax.decode.protocol import Protocol
 from apr_jax.decode.sampling import COLDEST
@@ -104,6 +105,10 @@ class Method(abc.ABC):
         Raises:
             ValueError: the tokenizer lacks one of the words.
         """
+
+    def host(self, codec: TextCodec) -> Host | None:
+        """Python's part of the method, for protocols that ask it (`apr_jax.decode.host`)."""
+        return None
 
     def voices(self, transcript: Transcript) -> Sequence[int]:
         """The numbers of the threads that answer: the root, or its children if the root only reads the prompt."""
