@@ -221,7 +221,13 @@ class Engine:
 
 
 def decode(
-    model: Model, problems: Sequence[Problem], protocol: Protocol, sizes: Sizes, seed: int = 0, **options: Any
+    model: Model,
+    problems: Sequence[Problem],
+    protocol: Protocol,
+    sizes: Sizes,
+    seed: int = 0,
+    host: host.Host | None = None,
+    **options: Any,
 ) -> list[Transcript]:
     """Decode problems with one protocol and return their transcripts, in the order of `problems`.
 
@@ -244,6 +250,7 @@ def decode(
             `memory.costs(model.config, sizes)` prints all parts and the cost of growing each size; `memory.choose_sizes`
             proposes sizes for given memory, prompt length, tokens per thread and threads.
         seed: seed of all random draws. A draw depends only on seed, id, sample and the path of its thread.
+        host: Python's part of the method, for protocols that ask it.
         options: `slice_steps` and `watch` of `Engine.decode`.
 
     Raises:
@@ -252,7 +259,8 @@ def decode(
     """
     if len({(problem.id, problem.sample) for problem in problems}) < len(problems):
         raise ValueError("problems: two of them have the same id and sample; number them apart")
-    found = {(t.problem, t.sample): t for t in Engine(model, protocol, sizes).decode(problems, seed, **options)}
+    engine = Engine(model, protocol, sizes, host=host)
+    found = {(t.problem, t.sample): t for t in engine.decode(problems, seed, **options)}
     return [found[problem.id, problem.sample] for problem in problems]
 
 
