@@ -32,6 +32,7 @@ def decoded(name):
     }[name]
     answering, seen = asking.Oracle(), []
     engine = Engine(asking.model(dtype), asking.Asking(shared), sizes, mesh, kernel=dtype == "float32", host=answering)
+    engine.compile()
     problems = [problem for problem, _ in asking.cases(shared, 40)]
     loud = [Problem(asking.LOUD + i, np.array([asking.ASK, 1, 3]), temperature=1.0, max_tokens=60) for i in range(6)]
     found = sorted(engine.decode([*problems, *loud], seed=9, watch=seen.append), key=lambda each: each.problem)

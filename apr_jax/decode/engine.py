@@ -95,8 +95,13 @@ class Engine:
         return self.placement.run(params, state, steps)
 
     def compile(self) -> jax.stages.Compiled:
-        """Compile the slice now, from shapes alone, instead of at the first run; the result tells memory use and HLO text."""
-        self._run = self._run.lower(self.model.params, self.placement.abstract_state(), np.int32(0)).compile()
+        """Compile now, from shapes alone, instead of at the first run; the result, of the slice, tells memory use and HLO text."""
+        state = self.placement.abstract_state()
+        self._run = self._run.lower(self.model.params, state, np.int32(0)).compile()
+        if self.host is not None:
+            told = jax.tree.map(self._put, host.tell({}, self.shards, self.program))
+            self._asking = self._asking.lower(state.books).compile()
+            self._answer = self._answer.lower(dataclasses.replace(state, pool=()), told).compile()
         return self._run
 
     def create(self, seed: int) -> State:

@@ -66,12 +66,14 @@ class Kept:
         progress: counts and seconds, including those of transcripts that were cut off.
         traces: number of traces of the program.
         machines: the machines that decoded the rollout; several if it was resumed on another one.
+        compile_s: seconds of compiling, which `progress` does not count.
     """
 
     finished: Mapping[int, Transcript]
     progress: Progress
     traces: int
     machines: tuple[Machine, ...] = ()
+    compile_s: float = 0.0
 
     def after(self, earlier: "Kept | None") -> "Kept":
         """The `earlier` part of a rollout and this part together."""
@@ -79,7 +81,8 @@ class Kept:
             return self
         progress = self.progress.after(earlier.progress)
         machines = tuple(dict.fromkeys((*earlier.machines, *self.machines)))
-        return Kept({**earlier.finished, **self.finished}, progress, max(self.traces, earlier.traces), machines)
+        finished, traces = {**earlier.finished, **self.finished}, max(self.traces, earlier.traces)
+        return Kept(finished, progress, traces, machines, self.compile_s + earlier.compile_s)
 
 
 def write(folder: Path, name: str, asked: Asked, kept: Kept, about: Sequence[Mapping], codec: TextCodec) -> None:
@@ -99,6 +102,7 @@ def write(folder: Path, name: str, asked: Asked, kept: Kept, about: Sequence[Map
     progress["stops"] = {stop.name.lower(): count for stop, count in kept.progress.stops.items()}
     machines = [dataclasses.asdict(one) for one in kept.machines]
     note = {"asked": settings.to_dict(asked), "traces": kept.traces, "progress": progress, "machines": machines}
+    note["compile_s"] = kept.compile_s
     with tempfile.TemporaryDirectory(dir=folder) as new:  # the earlier files stay until the new ones are complete
         record.write(Path(new) / f"{name}.jsonl", [kept.finished[n] for n in numbers], codec.decode, facts)
         (Path(new) / f"{name}.json").write_text(json.dumps(note, indent=2) + "\n")
@@ -148,4 +152,4 @@ def read(folder: Path, name: str, asked: Asked, prompts: Sequence[np.ndarray]) -
     progress = note["progress"] | {"shard_steps": tuple(note["progress"]["shard_steps"])}
     progress["stops"] = {Stop[stop.upper()]: count for stop, count in progress["stops"].items()}
     machines = tuple(map(Machine.of_entry, note.get("machines", [])))  # absent in files of earlier versions
-    return Kept(finished, Progress(**progress), note["traces"], machines)
+    return Kept(finished, Progress(**progress), note["traces"], machines, note.get("compile_s", 0.0))

@@ -6,6 +6,7 @@ their wall time is reported with each of the methods.
 
 import dataclasses
 import textwrap
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -89,6 +90,7 @@ class Rollout:
         traces: number of traces of the program.
         machines: the machines that decoded the rollout.
         makespan: by k, the mean over the questions of the steps that k workers need.
+        compile_s: seconds of compiling.
     """
 
     transcripts: list[Transcript]
@@ -98,6 +100,7 @@ class Rollout:
     traces: int
     machines: tuple[Machine, ...] = ()
     makespan: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    compile_s: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +209,7 @@ def judged(
     answers = read(put(task, config), questions, transcripts, codec, config)
     spans = np.mean([metrics.makespans(transcript, workers) for transcript in transcripts], axis=0).tolist()
     makespan = dict(zip(workers, spans, strict=True))
-    return Rollout(transcripts, answers, codec, kept.progress, kept.traces, kept.machines, makespan)
+    return Rollout(transcripts, answers, codec, kept.progress, kept.traces, kept.machines, makespan, kept.compile_s)
 
 
 def _decode(
@@ -219,6 +222,9 @@ def _decode(
 ) -> tuple[Kept, TextCodec]:
     """Decode problems until `stop` returns True; returns the rollout and the tokenizer that reads it."""
     engine, codec = make_engine(config, codec)
+    begin = time.perf_counter()
+    engine.compile()
+    compile_s = time.perf_counter() - begin
     last: list[Progress] = []
 
     def look(progress: Progress):
@@ -232,7 +238,7 @@ def _decode(
     except KeyboardInterrupt:
         if not last:
             raise
-    return Kept(found, last[0], engine.traces, (machine.of(engine),)), codec
+    return Kept(found, last[0], engine.traces, (machine.of(engine),), compile_s), codec
 
 
 def read(
@@ -290,9 +296,9 @@ def evaluate(method: MethodConfig, rollout: Rollout) -> Result:
         entry |= metrics.of_fewer([[answer.candidate for answer in answers] for answers in rollout.answers])
     entry["oracles"] = [rule.name for rule in method.also if rule.oracle]
     entry["tokens_per_second"] = progress.sampled / max(progress.seconds, 1e-9)
-    entry["occupancy"] = progress.occupancy
     if progress.questions:
         entry |= {"host_questions": progress.questions, "host_returns": progress.returns}
+    entry["occupancy"], entry["compile_s"] = progress.occupancy, rollout.compile_s
     entry["machines"] = [dataclasses.asdict(one) for one in rollout.machines]
     failures = Counter(a.candidate.failure for answers in rollout.answers for a in answers if a.candidate.failure)
     entry |= {"judge_failures": failures.total(), "judge_failure_reasons": dict(failures.most_common())}

@@ -120,7 +120,7 @@ def summary(outcomes: Sequence[Outcome], wall_s: float, steps: int, traces: int)
 
     Args:
         outcomes: one per problem.
-        wall_s: seconds for all problems together.
+        wall_s: seconds for all problems together, without compiling.
         steps: device steps for all problems together.
         traces: number of traces of the decode program.
 

@@ -37,9 +37,12 @@ BUDGETS = (64, 128, 192, 256, 320, 384, 512, 768, 1024, 1536, 2048)  # tokens
 
 
 def title(method: str) -> str:
-    """The name of a method for readers; `folder/method` keeps its folder."""
+    """The name of a method for readers; `folder/method` keeps its folder, `method@budget` its budget."""
     folder, _, name = method.rpartition("/")
-    return (f"{folder}: " if folder else "") + TITLES.get(name, name.replace("_", " "))
+    name, at, budget = name.partition("@")
+    return (
+        (f"{folder}: " if folder else "") + TITLES.get(name, name.replace("_", " ")) + (f" {at}{budget}" if at else "")
+    )
 
 
 def rows(methods: Mapping[str, Mapping], shown: Sequence[tuple[str, str]] = COLUMNS) -> list[tuple[str, ...]]:
@@ -104,7 +107,11 @@ def table(methods: Mapping[str, Mapping], problems: int | None = None, width: in
         width: width of the terminal, in characters.
     """
     shown, needed = columns(methods, wide=True), _width(methods)
-    captions = [f"{problems:,} problems; counts are means per problem, wall time is for all"] if problems else []
+    captions = (
+        [f"{problems:,} problems; counts are means per problem, wall time is for all, without compiling"]
+        if problems
+        else []
+    )
     if needed > width:
         shown = columns(methods, wide=False)
         captions.append(f"makespans and ratios: in report.md, or in a terminal of {needed} characters")
@@ -147,7 +154,10 @@ def markdown(methods: Mapping[str, Mapping], problems: int | None = None, wide: 
     ]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows(methods, shown)]
     if problems:
-        lines += ["", f"{problems:,} problems; counts are means per problem, wall time is for all of them."]
+        lines += [
+            "",
+            f"{problems:,} problems; counts are means per problem, wall time is for all of them, without compiling.",
+        ]
     return "\n".join(lines) + "\n"
 
 

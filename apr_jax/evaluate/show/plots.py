@@ -108,6 +108,41 @@ def plot_summary(path: Path, methods: Mapping[str, Mapping], field: str = "criti
     _save(figure, path)
 
 
+def plot_front(path: Path, methods: Mapping[str, Mapping], cost: str, label: str) -> None:
+    """Draws accuracy over a cost: a line through the budgets of each method, the front through all of them, intervals as bars.
+
+    Args:
+        path: the PNG file.
+        methods: by name, with accuracy, cost, and what `comparison.compared` adds.
+        cost: the key of the cost.
+        label: the name of the cost on its axis.
+
+    Raises:
+        ValueError: there is no method to draw.
+    """
+    if not methods:
+        raise ValueError("methods is empty; at least one is needed")
+    figure, axes = _axes()
+    families = list(dict.fromkeys(entry["family"] for entry in methods.values()))
+    costs = [entry[cost] for entry in methods.values()]
+    for name in families:
+        mine = sorted((e for e in methods.values() if e["family"] == name), key=lambda e: e["budget"])
+        x, y = [e[cost] for e in mine], np.array([e["accuracy"] for e in mine])
+        bars = np.abs(np.transpose([e["accuracy_interval"] for e in mine]) - y)
+        style = dict(color=colour(name, families), linewidth=1.4, markersize=6, label=title(name), zorder=4)
+        axes.errorbar(
+            x, y, yerr=bars, marker="osD^vP"[families.index(name) // len(PALETTE) % 6], elinewidth=0.6, **style
+        )
+    best = sorted((e[cost], e["accuracy"]) for e in methods.values() if cost in e["fronts"])
+    axes.plot(*zip(*best, strict=True), color=INK, linewidth=6, alpha=0.12, zorder=2, label="front")
+    low, high = max(min(costs), 1e-3), max(costs)
+    logarithmic = high / low > 12
+    _budget_axis(axes, low / 1.15 if logarithmic else 0.0, high * 1.1, logarithmic)
+    _finish(axes, f"mean {label}", "accuracy", max(e["accuracy_interval"][1] for e in methods.values()))
+    _legend(axes, len(families) + 1)
+    _save(figure, path)
+
+
 def _axes() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7.6, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
