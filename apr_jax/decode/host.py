@@ -120,8 +120,7 @@ class Held:
 
 def question(held: Held, thread: int, program: Program) -> Question:
     """The question of a thread, from the arrays of its problem."""
-    book = held.book
-    threads = book.threads
+    book, threads = held.book, held.book.threads
     mine = threads.line.first == threads.line.first[thread]
     parent = np.maximum(threads.line.parent, 0)
     last = np.isin(threads.stop, (Stop.KILLED, Stop.CONTINUED), invert=True)

@@ -296,6 +296,9 @@ def evaluate(method: MethodConfig, rollout: Rollout) -> Result:
         entry |= metrics.of_fewer([[answer.candidate for answer in answers] for answers in rollout.answers])
     entry["oracles"] = [rule.name for rule in method.also if rule.oracle]
     entry["tokens_per_second"] = progress.sampled / max(progress.seconds, 1e-9)
+    breaches = Counter(filter(None, map(method.rollout.method.breach, rollout.transcripts)))
+    if breaches:
+        entry["format_errors"] = dict(breaches.most_common())
     if progress.questions:
         entry |= {"host_questions": progress.questions, "host_returns": progress.returns}
     entry["occupancy"], entry["compile_s"] = progress.occupancy, rollout.compile_s

@@ -178,6 +178,10 @@ class AprText(Method):
         """The last thread of the root's line."""
         return [max(i for i, thread in enumerate(transcript.threads) if not thread.path)]
 
+    def breach(self, transcript: Transcript) -> str:
+        kind = Breach(int(transcript.own["breach"][self.voices(transcript)[0]]))
+        return "" if kind == Breach.NONE else kind.name.lower()
+
     def said(self, transcript: Transcript, thread: int, codec: TextCodec) -> Sequence[int]:
         """All that the thread sees: its last request and what came of it."""
         log = transcript.log

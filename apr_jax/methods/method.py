@@ -115,6 +115,10 @@ class Method(abc.ABC):
         speaks = np.any(transcript.log.sampled & (transcript.log.thread == 0))
         return [0] if speaks else [i for i, thread in enumerate(transcript.threads) if thread.parent == 0]
 
+    def breach(self, transcript: Transcript) -> str:
+        """What in the format of a malformed transcript is wrong, where the protocol keeps that; empty: nothing that is known."""
+        return ""
+
     def chain(self, transcript: Transcript, thread: int) -> Sequence[int]:
         """The threads whose generated tokens, one after the other, are what a voice says: itself after those that it follows."""
         found = [thread]
