@@ -49,6 +49,7 @@ class Stop(enum.IntEnum):
     NOT_FINITE = 14  # the model gave NaN or infinity
     CUT = 15  # others had done enough: it was ended where it stood, and what it wrote stays
     PRUNED = 16  # a rule of its method gave it up for its score, its confidence or its answers
+    HOST_FULL = 17  # the store of what the host said was full
 
 
 @dataclasses.dataclass(frozen=True)

@@ -140,6 +140,12 @@ def local(array: jax.Array) -> np.ndarray:
     return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
 
+def local_places(array: jax.Array) -> list[int]:
+    """The places along the first axis of what `local` gives."""
+    parts = {piece.index[0].start or 0: piece.data.shape[0] for piece in array.addressable_shards}
+    return [start + place for start in sorted(parts) for place in range(parts[start])]
+
+
 def by_rows(draw: Callable[..., Any], logits: jax.Array, *rows: jax.Array) -> Any:
     """`draw(logits, *rows)` inside a program, each row on one device of `model` with its whole vocabulary.
 

@@ -84,6 +84,8 @@ class Beam:
         return [*(self.before.whole(name) if self.before else ()), *getattr(self, name)]
 
     def merit(self, protocol) -> np.float32:
+        if hasattr(protocol, "reward"):
+            return np.float32(protocol.reward(self.whole("said")))
         if hasattr(protocol, "judge"):
             return np.float32(self.value)
         units = self.units if protocol.score == "last" else self.whole("units")

@@ -18,11 +18,11 @@ def transcript(books: states.Kept, logs: states.LogArrays, place: tuple[int, int
     book = jax.tree.map(lambda value: value[place], books)
     log = jax.tree.map(lambda x: x[place], logs)
     used = int(book.used)
-    paths = [_path(book, i) for i in range(used)]
+    paths = [path(book, i) for i in range(used)]
     order = sorted(range(used), key=lambda i: (paths[i], book.threads.line.segment[i]))
     renamed = {old: new for new, old in enumerate(order)}
 
-    entries = np.concatenate([_entries(book, i, sizes) for i in order])
+    entries = np.concatenate([entries_of(book, i, sizes) for i in order])
     number = np.full(sizes.log + 1, -1)
     number[entries] = np.arange(len(entries))
     queued, fed = log.queued[:, entries], log.fed[:, entries]
@@ -67,13 +67,13 @@ def named(tree: Any, rows: Any = ...) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)[rows] for path, leaf in leaves}
 
 
-def _path(book: states.Kept, thread: int) -> tuple[int, ...]:
+def path(book: states.Kept, thread: int) -> tuple[int, ...]:
     """The ordinals of the forks that lead to a thread."""
     parent = int(book.threads.line.parent[thread])
-    return () if parent < 0 else (*_path(book, parent), int(book.threads.line.ordinal[thread]))
+    return () if parent < 0 else (*path(book, parent), int(book.threads.line.ordinal[thread]))
 
 
-def _entries(book: states.Kept, thread: int, sizes: Sizes) -> np.ndarray:
+def entries_of(book: states.Kept, thread: int, sizes: Sizes) -> np.ndarray:
     """Log entries of a thread in order; the entries of a split-off thread lie in its parent's log."""
     split_off = book.threads.stop[thread] == Stop.SPLIT
     writer, start = (book.threads.line.parent[thread], book.threads.line.split_at[thread]) if split_off else (thread, 0)

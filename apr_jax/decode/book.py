@@ -12,14 +12,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from apr_jax.decode import replies
 from apr_jax.decode import threads as tables
 from apr_jax.decode.needs import Needs
 from apr_jax.decode.sizes import Sizes
-from apr_jax.decode.threads import DECIDING, EMPTY, NOBODY, OPENED, READY, WAITING, Threads, pytree
+from apr_jax.decode.threads import ASKING, DECIDING, EMPTY, NOBODY, OPENED, READY, WAITING, Threads, pytree
 from apr_jax.record import Stop
 
 # The kinds of message pieces, by the place of their tokens.
-TEMPLATE, PROMPT, SPAN = range(3)
+TEMPLATE, PROMPT, SPAN, HOST = range(4)
 
 # The random generator, independent of `jax_default_prng_impl`, because the book keeps keys as two words.
 RANDOM = "threefry2x32"
@@ -86,9 +87,9 @@ class Pieces:
     """The pieces of all messages of a problem, append-only; every field has the shape [Z].
 
     Attributes:
-        kind: TEMPLATE, PROMPT or SPAN.
+        kind: TEMPLATE, PROMPT, SPAN or HOST.
         thread: the thread whose log a SPAN quotes.
-        start: index of the piece's first token in the template table, the prompt or that thread's log.
+        start: index of the piece's first token in the template table, the prompt, that thread's log or the store.
         offset: tokens of the same message before this piece.
         length: tokens of the piece.
     """
@@ -118,6 +119,7 @@ class Book:
         request: sampling parameters and budgets.
         parts: Int [parts, 2]; start and length of the parts of the prompt that the protocol names.
         arguments: the problem's numbers for the protocol (`Problem.arguments`).
+        store, stored: Int [host]; all that the host has said, and its number of tokens.
         shared: the protocol's state of the problem, a tree of arrays.
         key: UInt32 [2], the random key of the problem.
         active: the book holds a problem.
@@ -141,6 +143,8 @@ class Book:
     request: Request
     parts: Int[Array, "parts 2"]
     arguments: Int[Array, "arguments"]
+    store: Int[Array, "host"]
+    stored: Int[Array, ""]
     shared: Any
     key: UInt32[Array, "2"]
     active: Bool[Array, ""]
@@ -187,7 +191,9 @@ def empty(sizes: Sizes, protocol: Owner = Nobodys()) -> Book:  # noqa: B008 - fr
         return jnp.full(shape, value, jnp.int32)
 
     return Book(
-        threads=tables.empty(m, protocol.own_state(), len(needs.signals), needs.branches > 0),
+        threads=tables.empty(
+            m, protocol.own_state(), len(needs.signals), needs.branches > 0, replies.blank(needs.asks)
+        ),
         sees=jnp.zeros((m, sizes.words), jnp.uint32),
         used=ints(()),
         pieces=Pieces(*(ints(needs.room(m)) for _ in range(5))),
@@ -203,6 +209,8 @@ def empty(sizes: Sizes, protocol: Owner = Nobodys()) -> Book:  # noqa: B008 - fr
         request=Request(jnp.zeros((), jnp.float32), ints(()), jnp.ones((), jnp.float32), ints(()), ints(())),
         parts=ints((len(needs.parts), 2)),
         arguments=ints(needs.arguments),
+        store=ints(sizes.host),
+        stored=ints(()),
         shared=jax.tree.map(jnp.asarray, protocol.shared_state()),
         key=jnp.zeros(2, jnp.uint32),
         active=jnp.zeros((), bool),
@@ -314,7 +322,7 @@ def awaited(book: Book, parent: Int[Array, ""]) -> Bool[Array, "M"]:
 def unfinished(book: Book) -> Bool[Array, "M"]:
     """Threads that were started and have not ended."""
     status = book.threads.status
-    return (status == READY) | (status == WAITING) | (status == DECIDING)
+    return (status == READY) | (status == WAITING) | (status == DECIDING) | (status == ASKING)
 
 
 def eldest(book: Book, chosen: Bool[Array, "M"]) -> Bool[Array, "M"]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from apr_jax import sharding
-from apr_jax.decode import assemble, memory, native, signals
+from apr_jax.decode import assemble, host, loop, memory, native, replies, signals
 from apr_jax.decode import state as states
 from apr_jax.decode.book import RANDOM
 from apr_jax.decode.placement import Placement
@@ -40,13 +40,15 @@ class Engine:
         sizes: static sizes of a shard.
         mesh: mesh with the axes `data` and `model` (`sharding.make_mesh`); a mesh of one device by default. Problems are dealt
             over `data`. A mesh may span processes, which must then make the same calls with the same problems.
+        host: Python's part of the method, for protocols that ask it.
         kernel: use the C++ kernels of `apr_jax.decode.native` for attention and products. None: if possible (with a warning if
             only a compiler is missing); True: or raise an error; False: never.
         scorer: weights for a protocol with the signal `Scorer`; see `set_scorer`.
 
     Raises:
-        ValueError: the mesh does not fit the model, see `Placement`; the sizes do not fit the devices, see `memory.require`;
-            `kernel` is True and the kernels cannot be used; or `scorer` is not what the protocol needs.
+        ValueError: the mesh does not fit the model, see `Placement`; the sizes do not fit the devices, see `memory.require`; the
+            protocol asks and there is no host; `kernel` is True and the kernels cannot be used; or `scorer` is not what the
+            protocol needs.
     """
 
     def __init__(
@@ -56,8 +58,14 @@ class Engine:
         sizes: Sizes,
         mesh: jax.sharding.Mesh | None = None,
         kernel: bool | None = None,
+        host: host.Host | None = None,
         scorer: scorers.Weights | None = None,
     ):
+        if protocol.needs.asks and host is None:
+            raise ValueError(
+                f"host is None; threads of {type(protocol).__name__} ask it, give one (`Method.host` has it)"
+            )
+        self.host = host
         self.mesh = mesh or sharding.make_mesh()
         self.sizes = sizes
         limit = memory.device_memory(self.mesh.local_devices[0])
@@ -81,6 +89,11 @@ class Engine:
         self._create = jax.jit(self.placement.create, out_shardings=places)
         self._run = jax.jit(self._traced, donate_argnums=1, out_shardings=places)
         everywhere = jax.NamedSharding(self.mesh, jax.P())
+        look = lambda books: (loop.asking(books), replies.untold(books.threads))
+        self._asking = jax.jit(look, out_shardings=self.placement.place())
+        self._count = jax.jit(jnp.sum, out_shardings=everywhere)
+        places = dataclasses.replace(places, pool=())
+        self._answer = jax.jit(self.placement.answer, donate_argnums=0, out_shardings=places)
         self._share = jax.jit(lambda counters: counters, out_shardings=everywhere)
 
     def set_scorer(self, weights: scorers.Weights | None) -> None:
@@ -108,8 +121,13 @@ class Engine:
         return self.placement.run(weights, state, steps)
 
     def compile(self) -> jax.stages.Compiled:
-        """Compile the slice now, from shapes alone, instead of at the first run; the result tells memory use and HLO text."""
-        self._run = self._run.lower(self.weights, self.placement.abstract_state(), np.int32(0)).compile()
+        """Compile now, from shapes alone, instead of at the first run; the result, of the slice, tells memory use and HLO text."""
+        state = self.placement.abstract_state()
+        self._run = self._run.lower(self.weights, state, np.int32(0)).compile()
+        if self.host is not None:
+            told = jax.tree.map(self._put, host.tell({}, self.shards, self.program))
+            self._asking = self._asking.lower(state.books).compile()
+            self._answer = self._answer.lower(dataclasses.replace(state, pool=()), told).compile()
         return self._run
 
     def create(self, seed: int) -> State:
@@ -128,6 +146,28 @@ class Engine:
     def run(self, state: State, steps: int) -> State:
         """Run one slice of at most `steps` steps; the given state is donated."""
         return self._run(self.weights, state, np.int32(steps))
+
+    def answer(self, state: State) -> tuple[State, int]:
+        """Let the host reply to all threads that ask it, each process to those of its own shards; the given state is donated.
+
+        Returns:
+            The state; the number of questions of all processes. Without any nothing is done.
+        """
+        if self.host is None:
+            return state, 0
+        asking, untold = self._asking(state.books)
+        count = int(self._count(asking))
+        if not count:
+            return state, 0
+        clock, log = state.books.threads.cursor.clock, state.log
+        held = states.kept(state.books, True), log.queued, log.fed, clock, asking, untold
+        asked = host.questions(host.Held(*jax.tree.map(sharding.local, held)), self.program)
+        shard_of = sharding.local_places(asking)
+        said = self.host.reply(list(asked.values())) if asked else ()
+        at = [(shard_of[shard], row, thread) for shard, row, thread in asked]
+        told = host.tell(dict(zip(at, said, strict=True)), self.shards, self.program)
+        pool, told = state.pool, jax.tree.map(self._put, told)
+        return dataclasses.replace(self._answer(dataclasses.replace(state, pool=()), told), pool=pool), count
 
     def drain(self, state: State) -> tuple[State, list[Transcript]]:
         """Fetch finished problems and empty the outbox. Each process gets the problems of its own shards."""
@@ -169,21 +209,23 @@ class Engine:
 
         Raises:
             ValueError: the sizes cannot hold a problem; the message names the problem and the allowed range.
-            RuntimeError: no thread can run, but problems have not ended: the protocol left a thread without a message.
+            RuntimeError: no thread can run or asks, but problems have not ended: the protocol left a thread without a message.
         """
         for problem in problems:
             check(problem, self.model.config.vocabulary, self.sizes, self.program.protocol.needs)
         state, start = self.create(seed), time.monotonic()
-        batch, stops = self.sizes.queue * self.shards, collections.Counter()
+        batch, stops, returns = self.sizes.queue * self.shards, collections.Counter(), 0
         for first in range(0, len(problems), batch):
             group = problems[first : first + batch]
             state = self.load(state, group)
             progress = self._progress(state, len(problems), 0.0)
             while progress.finished < first + len(group):
                 before = progress.finished, progress.shard_steps
-                state = self.run(state, slice_steps)
+                state, asked = self.answer(self.run(state, slice_steps))
+                returns += asked > 0
                 progress = self._progress(state, len(problems), time.monotonic() - start)
-                if before == (progress.finished, progress.shard_steps):
+                progress = dataclasses.replace(progress, returns=returns)
+                if not asked and before == (progress.finished, progress.shard_steps):
                     raise RuntimeError(self._stuck(state))
                 state, found = self.drain(state)
                 stops.update(transcript.stop for transcript in found)
@@ -210,7 +252,13 @@ class Engine:
 
 
 def decode(
-    model: Model, problems: Sequence[Problem], protocol: Protocol, sizes: Sizes, seed: int = 0, **options: Any
+    model: Model,
+    problems: Sequence[Problem],
+    protocol: Protocol,
+    sizes: Sizes,
+    seed: int = 0,
+    host: host.Host | None = None,
+    **options: Any,
 ) -> list[Transcript]:
     """Decode problems with one protocol and return their transcripts, in the order of `problems`.
 
@@ -233,6 +281,7 @@ def decode(
             `memory.costs(model.config, sizes)` prints all parts and the cost of growing each size; `memory.choose_sizes`
             proposes sizes for given memory, prompt length, tokens per thread and threads.
         seed: seed of all random draws. A draw depends only on seed, id, sample and the path of its thread.
+        host: Python's part of the method, for protocols that ask it.
         options: `slice_steps` and `watch` of `Engine.decode`.
 
     Raises:
@@ -241,7 +290,8 @@ def decode(
     """
     if len({(problem.id, problem.sample) for problem in problems}) < len(problems):
         raise ValueError("problems: two of them have the same id and sample; number them apart")
-    found = {(t.problem, t.sample): t for t in Engine(model, protocol, sizes).decode(problems, seed, **options)}
+    engine = Engine(model, protocol, sizes, host=host)
+    found = {(t.problem, t.sample): t for t in engine.decode(problems, seed, **options)}
     return [found[problem.id, problem.sample] for problem in problems]
 
 

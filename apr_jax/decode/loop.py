@@ -20,10 +20,11 @@ from jaxtyping import Array, Bool, Int
 
 from apr_jax.decode import book as books
 from apr_jax.decode import messages, pool, schedule, signals, transitions, views
-from apr_jax.decode.book import NOBODY, Book
+from apr_jax.decode.book import ASKING, NOBODY, Book
 from apr_jax.decode.drawing import Seen, draw, observe, score
 from apr_jax.decode.program import Program, Weights
 from apr_jax.decode.protocol import Drawn
+from apr_jax.decode.replies import Reply, deliver
 from apr_jax.decode.state import LogArrays, State, leaving, refill, retire, room
 from apr_jax.decode.threads import Cursor, LastDrawn
 from apr_jax.decode.transitions import DRAINED, NOT_FINITE, SPENT
@@ -225,8 +226,22 @@ def change(program: Program, state: State) -> State:
     return rest.replace(pool=state.pool)
 
 
+def asking(held: Book) -> Bool[Array, "*P M"]:
+    """Threads that ask the host and have no reply."""
+    live = held.active & (held.stop == Stop.RUNNING)
+    return (held.threads.status == ASKING) & live[..., None]
+
+
+def answer(program: Program, state: State, reply: Reply, tokens: Int[Array, "P host"], count: Int[Array, "P"]) -> State:
+    """Give threads the host's replies, see `replies.deliver`, and let the protocol act on them. Never touches the pool."""
+    held, full = jax.vmap(deliver)(state.books, reply, tokens, count)
+    questions = state.counters.questions + jnp.sum(reply.given, dtype=jnp.int32)
+    counters = dataclasses.replace(state.counters, questions=questions)
+    return handle(program, state.replace(books=held.halt(full, Stop.HOST_FULL), counters=counters))
+
+
 def run_slice(program: Program, weights: Weights, state: State, steps: Int[Array, ""]) -> State:
-    """Run until `steps` more steps are done, nothing is left to run, or a finished problem finds the outbox full."""
+    """Run until `steps` more steps are done, nothing is left to run, a finished problem finds the outbox full, or enough ask."""
     sizes, needs = program.sizes, program.protocol.needs
     taken = lambda s: s.counters.feed_steps + s.counters.decode_steps
     limit = taken(state) + steps
@@ -236,7 +251,8 @@ def run_slice(program: Program, weights: Weights, state: State, steps: Int[Array
 
     def goes_on(s):
         blocked = jnp.any(leaving(s)) & ~room(s)
-        return (taken(s) < limit) & ~blocked & (jnp.any(runnable(s)) | changes(s))
+        going = (taken(s) < limit) & ~blocked & (jnp.any(runnable(s)) | changes(s))
+        return going & (jnp.sum(asking(s.books)) < sizes.asking) if sizes.asking else going
 
     def calm(s):
         """Whether the outer loop has nothing to do."""

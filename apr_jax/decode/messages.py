@@ -79,6 +79,9 @@ def read(book: Book, log_tokens, tiles: Tiles, places: Places, sizes: Sizes) -> 
     token = jnp.where(
         kind == books.PROMPT, book.prompt[row, jnp.minimum(source, sizes.prompt - 1)], log_tokens[row, entry]
     )
+    if sizes.host:
+        said = book.store[row, jnp.minimum(source, sizes.host - 1)]
+        token = jnp.where(kind == books.HOST, said, token)
     templates = jnp.array(book.protocol.templates, jnp.int32)
     token = jnp.where(kind == books.TEMPLATE, templates[jnp.minimum(source, templates.shape[0] - 1)], token)
     return jnp.where(places.message < 0, threads.drawn.token[here][:, None], token)

@@ -6,6 +6,19 @@ from apr_jax.decode.signals import Signal
 
 
 @dataclasses.dataclass(frozen=True)
+class Asks:
+    """What a reply of the host holds at most, see `apr_jax.decode.host`.
+
+    Attributes:
+        messages: messages, for the thread that asked or for its children.
+        values: numbers; every reply has so many.
+    """
+
+    messages: int = 0
+    values: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Needs:
     """The features of the engine that a protocol needs. A feature that is not declared costs nothing.
 
@@ -20,6 +33,7 @@ class Needs:
         splits: threads may be cut in two, see `apr_jax.decode.lines.split`.
         adjusts: the protocol changes the logits that tokens are drawn from (`Protocol.adjust`): bans, penalties.
         scores: it reads the log-probabilities of given tokens (`Protocol.score`).
+        asks: threads may ask the host and wait for its reply (`Protocol.replied`); None: they do not.
         signals: numbers about every row, kept as `book.threads.drawn.signals`, see `apr_jax.decode.signals`.
         parts: names of the parts of the prompt that every problem has (`Problem.parts`), kept as `book.parts` in this order.
         arguments: numbers that each problem gives to the protocol (`Problem.arguments`), kept as `book.arguments`.
@@ -40,6 +54,7 @@ class Needs:
     splits: bool = False
     adjusts: bool = False
     scores: bool = False
+    asks: Asks | None = None
     signals: tuple[Signal, ...] = ()
     parts: tuple[str, ...] = ()
     arguments: int = 0

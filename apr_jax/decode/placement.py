@@ -7,7 +7,7 @@ replicated otherwise; all other parts of the state are replicated on the devices
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,8 @@ from jaxtyping import Array, Int, UInt32
 
 from apr_jax import sharding
 from apr_jax.decode import state as states
-from apr_jax.decode.loop import run_slice
+from apr_jax.decode.host import Told
+from apr_jax.decode.loop import answer, run_slice
 from apr_jax.decode.program import Program, Weights
 from apr_jax.decode.state import State
 from apr_jax.model import transformer
@@ -100,9 +101,22 @@ class Placement:
             state = run_slice(self.program, weights, state, steps)
             return jax.tree.map(lambda x: x[None], state)
 
-        mine = jax.P("data")
-        specs = {"in_specs": (jax.P(), mine, jax.P()), "out_specs": mine, "axis_names": {"data"}}
-        return jax.shard_map(shard, mesh=self.mesh, check_vma=False, **specs)(weights, state, steps)
+        return self._by_shard(shard, jax.P(), jax.P("data"), jax.P())(weights, state, steps)
+
+    def answer(self, state: State, told: Told) -> State:
+        """Give the threads of every shard the host's replies; traceable. The state lacks its pool."""
+
+        def shard(state, told):
+            state, told = jax.tree.map(lambda x: x[0], (state, told))
+            state = answer(self.program, state, told.reply, told.tokens, told.count)
+            return jax.tree.map(lambda x: x[None], state)
+
+        return self._by_shard(shard, jax.P("data"), jax.P("data"))(state, told)
+
+    def _by_shard(self, work: Callable[..., State], *given: jax.P) -> Callable[..., State]:
+        """`work` of one shard as a function of all; `given`: how its arguments lie on the mesh."""
+        specs = {"in_specs": given, "out_specs": jax.P("data"), "axis_names": {"data"}}
+        return jax.shard_map(work, mesh=self.mesh, check_vma=False, **specs)
 
     def compile(self, options: Mapping[str, str] | None = None) -> jax.stages.Compiled:
         """The slice, compiled from shapes alone for the devices of the mesh; `options`: compiler options."""

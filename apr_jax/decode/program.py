@@ -48,12 +48,25 @@ class Program:
         return scorer.abstract(self.graph.config.width, read.hidden) if read else ()
 
 
+def _hears(protocol: Protocol, sizes: Sizes) -> None:
+    """Refuse a protocol that asks the host where that cannot be; ValueError says why."""
+    name, needs = type(protocol).__name__, protocol.needs
+    if needs.asks and needs.groups:
+        raise ValueError(
+            f"{name}.needs.asks with live or races: threads that see or end each other keep step by clock, so that one that asks "
+            "would hold up all the others of its group until Python has replied; let the children end, and their parent ask"
+        )
+    if needs.asks and needs.asks.messages and not sizes.host:
+        raise ValueError(f"sizes.host = 0: the host may send tokens to threads of {name}, so at least 1 is needed")
+
+
 def fit(protocol: Protocol, sizes: Sizes) -> None:
     """Refuse sizes that are too small for every problem of the protocol.
 
     Raises:
         ValueError: a size is too small; the message has the size, its value and the least allowed value.
     """
+    _hears(protocol, sizes)
     name, least, together = type(protocol).__name__, protocol.needs.threads, protocol.needs.together
     holds = {
         "threads": (sizes.threads, 1),

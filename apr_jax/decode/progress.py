@@ -18,6 +18,7 @@ class Progress:
         feed_steps, decode_steps: device steps, summed over all shards.
         occupancy: busy rows of the decode steps over all rows of the decode steps.
         seconds: wall time, compilation included.
+        questions: questions of threads that the host has answered; `returns`: to how many batches of them Python returned.
         shard_steps: steps of each shard. Problems are dealt over the shards, and each shard runs until its part is done.
         stops: number of this process's problems that ended with each stop reason.
     """
@@ -32,6 +33,8 @@ class Progress:
     seconds: float
     shard_steps: tuple[int, ...]
     stops: Mapping[Stop, int] = dataclasses.field(default_factory=dict)
+    questions: int = 0
+    returns: int = 0
 
     @property
     def imbalance(self) -> float:
@@ -48,7 +51,7 @@ class Progress:
             raise ValueError(f"progress of {len(earlier.shard_steps)} shards cannot go on with {len(self.shard_steps)}")
         sums = {
             name: getattr(self, name) + getattr(earlier, name)
-            for name in ("finished", "sampled", "fed", "feed_steps", "decode_steps", "seconds")
+            for name in ("finished", "sampled", "fed", "feed_steps", "decode_steps", "seconds", "questions", "returns")
         }
         rows = self.occupancy * self.decode_steps + earlier.occupancy * earlier.decode_steps
         return Progress(

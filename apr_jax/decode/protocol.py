@@ -151,6 +151,13 @@ class Protocol(abc.ABC):
         """Handle the end of all lines that `thread` waited for (`books.awaited`): give `thread` a message, or close it."""
         return book
 
+    def replied(self, book: Book, thread: Int[Array, ""]) -> Book:
+        """Handle the host's reply to `thread` (`book.threads.reply`), which asked (`replies.ask`) and is ready again.
+
+        Give `thread` a message, fork, end it, or let it sample on; see `Needs.asks`.
+        """
+        return book
+
     def suffices(self, book: Book, thread: Int[Array, ""]) -> Bool[Array, ""]:
         """Whether the ends so far, the last of them that of `thread`, decide the race; asked by clock, in races with `enough`."""
         return jnp.bool(False)

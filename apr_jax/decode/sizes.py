@@ -26,6 +26,8 @@ class Sizes:
         prompt: longest prompt, tokens.
         outbox: O, finished problems kept on the device until the host fetches them.
         attention_block: slots that attention reads at a time, up to the fill mark.
+        host: tokens that the host may say in a problem, for protocols that ask it.
+        asking: a slice ends when so many threads ask the host; 0: when nothing else can run, so that replies come in large batches.
         int8_pool: keys and values are kept in int8, with one scale per slot and kv head for keys and one for values; about half
             the memory of bfloat16. `experiments.measure_int8` measures the loss. Attention is then XLA's on CPU too.
     """
@@ -45,11 +47,13 @@ class Sizes:
     prompt: int = 64
     outbox: int = 64
     attention_block: int = 512
+    host: int = 0
+    asking: int = 0
     int8_pool: bool = False
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), 0 if field.name == "feed_threshold" else 1
+            value, least = getattr(self, field.name), 0 if field.name in ("feed_threshold", "host", "asking") else 1
             if field.name == "int8_pool":
                 if not isinstance(value, bool):
                     raise ValueError(f"sizes.int8_pool = {value!r}: must be True or False")

@@ -119,7 +119,8 @@ class Outbox:
 
 @pytree
 class Counters:
-    """Sums over the life of a state: steps of either kind, busy rows of decode steps, tokens fed and sampled, problems finished."""
+    """Sums over the life of a state: steps of either kind, busy rows of decode steps, tokens fed and sampled, problems finished,
+    questions that the host has answered."""
 
     feed_steps: Int[Array, ""]
     decode_steps: Int[Array, ""]
@@ -127,6 +128,7 @@ class Counters:
     fed: Int[Array, ""]
     sampled: Int[Array, ""]
     finished: Int[Array, ""]
+    questions: Int[Array, ""]
 
 
 @pytree

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from apr_jax.record import Stop
 
 # States of a thread.
-EMPTY, OPENED, READY, WAITING, FINISHED, DECIDING = range(6)
+EMPTY, OPENED, READY, WAITING, FINISHED, DECIDING, ASKING = range(7)
 NOBODY = -1
 
 
@@ -202,13 +202,15 @@ class Threads:
     """The thread table, in parts according to the code that writes them.
 
     Attributes:
-        status: EMPTY, OPENED (its message is still being written), READY, WAITING, FINISHED or DECIDING (an event or an end
-            of the thread awaits a decision, see `apr_jax.decode.races`).
+        status: EMPTY, OPENED (its message is still being written), READY, WAITING, FINISHED, DECIDING (an event or an end
+            of the thread awaits a decision, see `apr_jax.decode.races`) or ASKING (it waits for the host, see
+            `apr_jax.decode.replies`).
         stop: a `Stop`; for a thread that is closed and not finished, the reason with which it will end.
         event: number of the event of the last step, see `apr_jax.decode.transitions`; 0 for none.
         samples: the thread samples when its inbox is empty; otherwise an empty inbox makes it drained.
         line, bond, pace, cursor, drawn, inbox, sampling: the parts of the table.
         own: the protocol's state of each thread, a tree of arrays with a leading axis M.
+        reply: the host's last reply to each thread, a `replies.Reply`; () if the protocol does not ask.
     """
 
     status: Int[Array, "M"] = EMPTY
@@ -223,6 +225,7 @@ class Threads:
     inbox: Inbox = dataclasses.field(default_factory=Inbox)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     own: Any = ()
+    reply: Any = ()
 
     def where(self, mask: Bool[Array, "M"], **columns: Any) -> "Threads":
         """A copy in which the named columns, of any part, have new values for the masked threads (broadcast over them)."""
@@ -247,7 +250,7 @@ def _parts() -> dict[str, str]:
 _PART_OF = _parts()
 
 
-def empty(count: int, own: Any, signals: int = 0, branches: bool = False) -> Threads:
+def empty(count: int, own: Any, signals: int = 0, branches: bool = False, reply: Any = ()) -> Threads:
     """A table without threads.
 
     Args:
@@ -255,6 +258,7 @@ def empty(count: int, own: Any, signals: int = 0, branches: bool = False) -> Thr
         own: the protocol's state of a new thread, without the axis M.
         signals: number of signals that the protocol reads.
         branches: the threads have branches.
+        reply: the reply of a new thread, without the axis M.
     """
 
     def column(value):
@@ -264,4 +268,4 @@ def empty(count: int, own: Any, signals: int = 0, branches: bool = False) -> Thr
 
     drawn = LastDrawn(signals=np.zeros(signals, np.float32))
     line = Lineage(branch=0 if branches else None)
-    return jax.tree.map(column, Threads(line=line, own=own, drawn=drawn))
+    return jax.tree.map(column, Threads(line=line, own=own, drawn=drawn, reply=reply))

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from apr_jax.decode import book as books
-from apr_jax.decode import ends, lines, races, schedule
-from apr_jax.decode.book import READY, WAITING, Book
+from apr_jax.decode import ends, lines, races, replies, schedule
+from apr_jax.decode.book import ASKING, READY, WAITING, Book
 from apr_jax.decode.protocol import ForAll, Protocol
 from apr_jax.record import Stop
 
@@ -38,7 +38,7 @@ class Transition:
 
 
 def transitions(protocol: Protocol) -> tuple[Transition, ...]:
-    """All transitions in order of precedence: events of the last step, then joins, then decisions by clock.
+    """All transitions in order of precedence: events of the last step, replies of the host, joins, decisions by clock.
 
     The events of one step commute.
     """
@@ -68,8 +68,10 @@ def transitions(protocol: Protocol) -> tuple[Transition, ...]:
     by_clock = (
         Transition(name, lambda held, kind=kind: _due(held, kind), apply) for kind, (name, apply) in decisions.items()
     )
-    beside, racing = protocol.needs.beside, protocol.needs.races
-    return (*noted, flushed, *joins[: 1 + beside], *(by_clock if racing else ()))
+    replied = Transition("replied", _replied, lambda book, at: protocol.replied(replies.take(book, at), at))
+    needs = protocol.needs
+    asking = (replied,) if needs.asks else ()
+    return (*noted, flushed, *asking, *joins[: 1 + needs.beside], *(by_clock if needs.races else ()))
 
 
 def event(protocol: Protocol, name: str) -> int:
@@ -90,6 +92,12 @@ def _joinable(held: Book, closed: bool) -> Bool[Array, "P M"]:
         lambda book: books.by_parent(book, (book.threads.bond.awaited & books.unfinished(book)).astype(jnp.int32))
     )
     return waits & (running(held) == 0)
+
+
+def _replied(held: Book) -> Bool[Array, "P M"]:
+    """Asking threads that have got their replies."""
+    live = held.active & (held.stop == Stop.RUNNING)
+    return (held.threads.status == ASKING) & held.threads.reply.given & live[:, None]
 
 
 def _due(held: Book, kind: int) -> Bool[Array, "P M"]:

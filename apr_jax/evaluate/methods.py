@@ -125,8 +125,8 @@ def make_engine(config: RolloutConfig, codec: TextCodec) -> tuple[Engine, TextCo
     check_fits(codec, model.config.vocabulary, f"checkpoint {config.checkpoint}")
     if config.method.add:
         model, codec = with_control_words(model, codec, list(config.method.words), gain=config.method.gain)
-    weights = scorer.load(config.scorer) if config.scorer else None
-    return Engine(model, config.method.protocol(codec), config.sizes, scorer=weights), codec
+    weights, method = scorer.load(config.scorer) if config.scorer else None, config.method
+    return Engine(model, method.protocol(codec), config.sizes, host=method.host(codec), scorer=weights), codec
 
 
 def put(task: Task, config: RolloutConfig) -> Task:
@@ -303,6 +303,8 @@ def evaluate(method: MethodConfig, rollout: Rollout) -> Result:
         entry |= metrics.of_fewer([[answer.candidate for answer in answers] for answers in rollout.answers])
     entry["oracles"] = [rule.name for rule in method.also if rule.oracle]
     entry["tokens_per_second"] = progress.sampled / max(progress.seconds, 1e-9)
+    if progress.questions:
+        entry |= {"host_questions": progress.questions, "host_returns": progress.returns}
     entry["occupancy"], entry["compile_s"] = progress.occupancy, rollout.compile_s
     entry["machines"] = [dataclasses.asdict(one) for one in rollout.machines]
     errors = sum((Counter(method.rollout.method.format_errors(t)) for t in rollout.transcripts), Counter())

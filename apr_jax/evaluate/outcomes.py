@@ -88,7 +88,7 @@ def outcome(transcript: Transcript, answer: str | None, correct: bool) -> Outcom
 def _stops(transcript: Transcript) -> list[Stop]:
     """The stop reason of a transcript, or those of its samples if the root generated no token."""
     log = transcript.log
-    if transcript.stop != Stop.END or (log.sampled & (log.thread == 0)).any():
+    if transcript.stop != Stop.END or (log.sampled & (transcript.lines[log.thread] == 0)).any():
         return [transcript.stop]
     samples = [thread.stop for thread in transcript.threads if thread.parent == 0 and thread.stop != Stop.CONTINUED]
     return samples or [transcript.stop]

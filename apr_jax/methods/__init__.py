@@ -1,5 +1,6 @@
 """Methods of parallel reasoning for configurations, one file each: choices, and control words as text."""
 
+from apr_jax.methods.apr_text import AprText
 from apr_jax.methods.async_think import AsyncThink
 from apr_jax.methods.beam_search import BeamSearch
 from apr_jax.methods.call_return import CallReturn
@@ -17,6 +18,7 @@ from apr_jax.methods.parallel_r1 import ParallelR1
 from apr_jax.methods.parason import Parason
 from apr_jax.methods.parathinker import ParaThinker
 from apr_jax.methods.pasta import Pasta
+from apr_jax.methods.reward_search import RewardSearch
 from apr_jax.methods.rounds import Rounds
 from apr_jax.methods.samples import Samples
 from apr_jax.methods.sequential import Sequential
@@ -28,6 +30,7 @@ from apr_jax.methods.tree_of_thoughts import TreeOfThoughts
 from apr_jax.methods.tree_search import TreeSearch
 
 __all__ = [
+    "AprText",
     "AsyncThink",
     "BeamSearch",
     "CallReturn",
@@ -45,6 +48,7 @@ __all__ = [
     "ParallelR1",
     "Parason",
     "Pasta",
+    "RewardSearch",
     "Rounds",
     "Samples",
     "Sampling",

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from apr_jax import settings
+from apr_jax.decode.host import Host
 from apr_jax.decode.problem import check_sampling
 from apr_jax.decode.protocol import Protocol
 from apr_jax.decode.sampling import COLDEST
@@ -108,6 +109,10 @@ class Method(abc.ABC):
     def format_errors(self, transcript: Transcript) -> Mapping[str, int]:
         """How often the model broke the method's format, by kind; kinds that did not occur are left out."""
         return {}
+
+    def host(self, codec: TextCodec) -> Host | None:
+        """Python's part of the method, for protocols that ask it (`apr_jax.decode.host`)."""
+        return None
 
     def voices(self, transcript: Transcript) -> Sequence[int]:
         """The numbers of the threads that answer: the root, or its children if the root only reads the prompt."""

@@ -13,11 +13,13 @@ from apr_jax.protocols.parallel_probe import ParallelProbe
 from apr_jax.protocols.paths import Paths
 from apr_jax.protocols.plan_execute import PlanExecute
 from apr_jax.protocols.promises import Promises
+from apr_jax.protocols.reward_search import RewardSearch
 from apr_jax.protocols.rounds import Rounds
 from apr_jax.protocols.samples import Samples
 from apr_jax.protocols.sequential import Sequential
 from apr_jax.protocols.skeleton import Skeleton
 from apr_jax.protocols.spawn_join import SpawnJoin
+from apr_jax.protocols.text_client import TextClient
 from apr_jax.protocols.tree_of_thoughts import TreeOfThoughts
 from apr_jax.protocols.tree_search import TreeSearch
 from apr_jax.protocols.trials import Trials
@@ -37,11 +39,13 @@ __all__ = [
     "Paths",
     "PlanExecute",
     "Promises",
+    "RewardSearch",
     "Rounds",
     "Samples",
     "Sequential",
     "Skeleton",
     "SpawnJoin",
+    "TextClient",
     "TreeOfThoughts",
     "TreeSearch",
     "Trials",

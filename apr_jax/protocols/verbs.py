@@ -91,6 +91,18 @@ def say(
     )
 
 
+def told(book: Book, to: Bool[Array, "M"], thread: Int[Array, ""], place: Int[Array, "M"]) -> Book:
+    """Feed threads what the host said in its reply to `thread`.
+
+    Args:
+        place: the message of each.
+    """
+    reply, number = book.threads.reply, books.numbers(book)
+    place = jnp.where(to, place, 0)
+    start, length = reply.start[thread, place], reply.length[thread, place]
+    return say(book, number, (books.HOST,), number, (start,), (length,), to)
+
+
 def end(book: Book, mask: Bool[Array, "M"]) -> Book:
     """End all threads that sampled an end token; as a handler: `ForAll(end)`."""
     return ends.close(book, mask, jnp.int32(Stop.END))

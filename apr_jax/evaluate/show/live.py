@@ -33,7 +33,7 @@ def snapshots(engine: Engine, request: Problem, seed: int) -> Iterator[Transcrip
     """The transcript so far after every few steps; the last one is the finished transcript."""
     state = engine.load(engine.create(seed), [request])
     while True:
-        state = engine.run(state, STEPS)
+        state, _ = engine.answer(engine.run(state, STEPS))
         state, found = engine.drain(state)
         yield from found or engine.peek(state)
         if found:

@@ -6,6 +6,7 @@ One deviation: after a spawn the released APR generator reuses a loop variable a
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 from apr_jax.tasks.countdown.problems import Problem
 from apr_jax.tasks.countdown.search import Node, Search, Step
@@ -46,6 +47,15 @@ def sos_prompt(problem: Problem, tokens: int | None = None) -> str:
 def child_prompt(target: int, node: Node) -> str:
     """The prompt of a child: the node that its parent named."""
     return f"{_moving(node)}{_state(target, node.nums, node.operations)}"
+
+
+def state_prompt(node: str, target: int, nums: Sequence[int], operations: Sequence[str]) -> str:
+    """The prompt that the published client makes of a node and its state: the model itself writes the new line after it.
+
+    Args:
+        node: the name of the node without its `#`.
+    """
+    return f"Moving to Node #{node}\n{_state(target, tuple(nums), tuple(operations))}".removesuffix("\n")
 
 
 def render_apr(target: int, search: Search) -> Calls:
