@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import types
 
 import jax
 import numpy as np
@@ -78,6 +79,58 @@ def test_client_asks_as_search_and_learn_does(subtrees, kept, then):
     # The better step does not save the worse beam: sums are those of whole beams.
     assert not search.next(1, answers(-4.5, -4.25, token=34)), "two rounds were asked for"
     assert search.contexts() == then
+
+
+class Stand:
+    """vLLM's engine for the worker: takes requests, and answers those of an even name a step later than the others."""
+
+    def __init__(self):
+        self.waiting, self.asked = {}, []
+
+    def reset_prefix_cache(self):
+        pass
+
+    def add_request(self, name, prompt, parameters):
+        self.asked.append((prompt["prompt_token_ids"], parameters))
+        self.waiting[name] = parameters, int(name) % 2 == 0
+
+    def has_unfinished_requests(self):
+        return bool(self.waiting)
+
+    def step(self):
+        ready = [name for name, (_, late) in self.waiting.items() if not late]
+        answers = [self.answer(name, self.waiting.pop(name)[0]) for name in ready]
+        self.waiting = {name: (parameters, False) for name, (parameters, _) in self.waiting.items()}
+        return answers
+
+    def answer(self, name, parameters):
+        logprob = lambda sample: -1.0 - sample if "logprobs" in parameters else None
+        outputs = [
+            types.SimpleNamespace(token_ids=[sample] * parameters["max_tokens"], cumulative_logprob=logprob(sample))
+            for sample in range(parameters.get("n", 1))
+        ]
+        return types.SimpleNamespace(request_id=name, finished=True, outputs=outputs)
+
+
+@pytest.mark.parametrize("work", [THREADS, Feed(8, 32), SAMPLES, STEPS, ForkJoin(3, 2, 32, share=0.1)])
+def test_the_worker_of_vllm_generates_what_is_scripted(work):
+    worker = object.__new__(vllm.Vllm)  # without vLLM
+    kinds = types.SimpleNamespace(RequestOutputKind=types.SimpleNamespace(FINAL_ONLY=2))
+    worker.vllm = types.SimpleNamespace(SamplingParams=dict, sampling_params=kinds)
+    worker.engine, worker.temperature, worker.asked = Stand(), 0.0, 0
+    assert worker.run(work).tokens == work.tokens
+    asked = worker.engine.asked
+    assert all(parameters["max_tokens"] == parameters["min_tokens"] for _, parameters in asked)
+    several = isinstance(work, Samples | Steps)
+    # vLLM refuses several samples of a greedy request.
+    assert all(
+        (parameters.get("n", 1) > 1, parameters["temperature"]) == (several, 0.8 * several) for _, parameters in asked
+    )
+    if isinstance(work, Steps):
+        lengths = [len(tokens) for tokens, _ in asked]
+        assert sorted(lengths) == [8] * 4 + [10] * 4 + [12] * 4, (
+            "a beam is asked for with its prompt and all of its steps"
+        )
 
 
 def test_searches_refuse_uneven_subtrees():

@@ -120,6 +120,7 @@ class Vllm:
             max_num_seqs=options.sequences,
             enable_prefix_caching=True,
             disable_log_stats=True,
+            **({"block_size": options.block_size} if options.block_size else {}),
         )
         self.engine = vllm.LLMEngine.from_engine_args(arguments)
         self.vllm, self.temperature = vllm, options.temperature
