@@ -8,7 +8,7 @@ import os
 # Nearly all of the tests' time is compiling: programs that run for a moment need not be fast. Programs that tests start follow.
 FLAGS = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # others know no such flag, and end the process
-    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+    FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 
 import hypothesis  # noqa: E402
