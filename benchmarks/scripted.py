@@ -1,6 +1,7 @@
-"""A fork and a join whose lengths are scripted, whatever the model says: for measuring speed and for tests.
+"""Protocols whose lengths are scripted, whatever the model says: for measuring speed and for tests.
 
-A problem thinks alone, forks into threads of given lengths that share what was written, joins, and goes on:
+`ScriptedSteps` is a search over steps of one length. `Scripted` is a fork and a join: a problem thinks alone, forks into
+threads of given lengths that share what was written, joins, and goes on:
 
     prompt -> `alone` tokens -> fork: thread i is fed the header `i` and samples `lengths[i]` tokens -> join -> `after` tokens
 
@@ -27,7 +28,8 @@ from apr_jax.decode.book import Book
 from apr_jax.decode.forks import fork
 from apr_jax.decode.needs import Needs
 from apr_jax.decode.protocol import Drawn, Protocol
-from apr_jax.protocols import verbs
+from apr_jax.protocols import BeamSearch, verbs
+from apr_jax.protocols.steps import Beam
 
 _ALONE, _AFTER, _COUNT, _LENGTHS = range(4)  # places in the script
 
@@ -127,3 +129,18 @@ class Scripted(Protocol):
         # the threads have taken over what their parent sees, or they would see each other.
         row = book.sees[parent] | books.bits(kept, book.sees.shape[1])
         return book.replace(sees=jnp.where((number == parent)[:, None], row, book.sees))
+
+
+@dataclasses.dataclass(frozen=True)
+class ScriptedSteps(BeamSearch):
+    """Beam search or DVTS whose steps all have `length` tokens; its problems need a budget (`max_tokens`) of steps x length.
+
+    The protocol ends a step itself: by its budget (`child_max_tokens`) a beam would break off, and not be expanded.
+    """
+
+    step_ends: tuple[int, ...] = ()
+    length: int = 32
+
+    def observe(self, shared: Any, own: Beam, drawn: Drawn) -> tuple[Beam, Int[Array, ""], Int[Array, ""]]:
+        own, token, ended = super().observe(shared, own, drawn)
+        return own, token, ended | (own.step_count >= self.length)

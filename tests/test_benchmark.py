@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import types
 
 import jax
 import numpy as np
@@ -16,15 +17,18 @@ from benchmarks.peers.remote import Remote, Unavailable
 from benchmarks.peers.rows import ENGINE, VLLM, Job, Row, Scale, rows
 from benchmarks.peers.workers import vllm
 from benchmarks.peers.workers.serve import Measured, Options
-from benchmarks.peers.workloads import Attention, Bare, Events, Feed, ForkJoin, Script, Threads
+from benchmarks.peers.workloads import Attention, Bare, Events, Feed, ForkJoin, Samples, Script, Steps, Threads
 
 THREADS = Threads(problems=1, threads=2, prefix=8, tokens_each=3, vocabulary=32)
+SAMPLES = Samples(problems=2, samples=3, prompt=8, tokens_each=3, vocabulary=32)
+STEPS = Steps(problems=2, beams=2, width=2, subtrees=1, steps=3, tokens_each=2, prompt=8, vocabulary=32)
 OPTIONS = Options(cores=1, dtype="float32", temperature=0.0, quantisation="Q8_0", context=64, sequences=4)
 SMALL = ModelConfig(vocabulary=32, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
 
 
 @pytest.mark.parametrize(
-    "work", [ForkJoin(3, 2, 32), THREADS, Feed(8, 32), Bare(THREADS), Attention(THREADS), Events(8, 2, 32)]
+    "work",
+    [ForkJoin(3, 2, 32), THREADS, Feed(8, 32), SAMPLES, STEPS, Bare(THREADS), Attention(THREADS), Events(8, 2, 32)],
 )
 def test_workloads_survive_the_line(work):
     assert workloads.from_json(json.loads(json.dumps(workloads.to_json(work)))) == work
@@ -54,6 +58,84 @@ def test_client_asks_as_threadweaver_does():
     # In the order of the threads, not in that of their ends.
     assert problem.next(0, [40]) == [(0, [7, 8, 20, 21, 0, 40, 1, 30, 31, 32], 4)]
     assert problem.next(0, [50, 51, 52, 53]) is None
+
+
+@pytest.mark.parametrize(
+    ("subtrees", "kept", "then"),
+    [
+        # The best two stand behind the same beam; of its own subtree each is the best.
+        (1, [[7, 8, 22, 23], [7, 8, 20, 21]], [[7, 8, 22, 23, 32, 33], [7, 8, 22, 23, 30, 31]]),
+        (2, [[7, 8, 22, 23], [7, 8, 26, 27]], [[7, 8, 22, 23, 32, 33], [7, 8, 26, 27, 36, 37]]),
+    ],
+)
+def test_client_asks_as_search_and_learn_does(subtrees, kept, then):
+    search = vllm.Search(dataclasses.replace(STEPS, subtrees=subtrees, steps=2), (7, 8))
+    assert search.contexts() == [[7, 8], [7, 8]]
+    answers = lambda *sums, token: [vllm.Answer([token + 2 * i, token + 2 * i + 1], s) for i, s in enumerate(sums)]
+    assert not search.next(1, answers(-4.0, -3.0, token=24)), "a round waits for all beams"
+    assert search.next(0, answers(-2.0, -1.0, token=20))
+    assert search.contexts() == kept
+    assert not search.next(0, answers(-5.0, -4.0, token=30))
+    # The better step does not save the worse beam: sums are those of whole beams.
+    assert not search.next(1, answers(-4.5, -4.25, token=34)), "two rounds were asked for"
+    assert search.contexts() == then
+
+
+class Stand:
+    """vLLM's engine for the worker: takes requests, and answers those of an even name a step later than the others."""
+
+    def __init__(self):
+        self.waiting, self.asked = {}, []
+
+    def reset_prefix_cache(self):
+        pass
+
+    def add_request(self, name, prompt, parameters):
+        self.asked.append((prompt["prompt_token_ids"], parameters))
+        self.waiting[name] = parameters, int(name) % 2 == 0
+
+    def has_unfinished_requests(self):
+        return bool(self.waiting)
+
+    def step(self):
+        ready = [name for name, (_, late) in self.waiting.items() if not late]
+        answers = [self.answer(name, self.waiting.pop(name)[0]) for name in ready]
+        self.waiting = {name: (parameters, False) for name, (parameters, _) in self.waiting.items()}
+        return answers
+
+    def answer(self, name, parameters):
+        logprob = lambda sample: -1.0 - sample if "logprobs" in parameters else None
+        outputs = [
+            types.SimpleNamespace(token_ids=[sample] * parameters["max_tokens"], cumulative_logprob=logprob(sample))
+            for sample in range(parameters.get("n", 1))
+        ]
+        return types.SimpleNamespace(request_id=name, finished=True, outputs=outputs)
+
+
+@pytest.mark.parametrize("work", [THREADS, Feed(8, 32), SAMPLES, STEPS, ForkJoin(3, 2, 32, share=0.1)])
+def test_the_worker_of_vllm_generates_what_is_scripted(work):
+    worker = object.__new__(vllm.Vllm)  # without vLLM
+    kinds = types.SimpleNamespace(RequestOutputKind=types.SimpleNamespace(FINAL_ONLY=2))
+    worker.vllm = types.SimpleNamespace(SamplingParams=dict, sampling_params=kinds)
+    worker.engine, worker.temperature, worker.asked = Stand(), 0.0, 0
+    assert worker.run(work).tokens == work.tokens
+    asked = worker.engine.asked
+    assert all(parameters["max_tokens"] == parameters["min_tokens"] for _, parameters in asked)
+    several = isinstance(work, Samples | Steps)
+    # vLLM refuses several samples of a greedy request.
+    assert all(
+        (parameters.get("n", 1) > 1, parameters["temperature"]) == (several, 0.8 * several) for _, parameters in asked
+    )
+    if isinstance(work, Steps):
+        lengths = [len(tokens) for tokens, _ in asked]
+        assert sorted(lengths) == [8] * 4 + [10] * 4 + [12] * 4, (
+            "a beam is asked for with its prompt and all of its steps"
+        )
+
+
+def test_searches_refuse_uneven_subtrees():
+    with pytest.raises(ValueError, match="beams = 2: must be a multiple of steps.subtrees = 3"):
+        dataclasses.replace(STEPS, subtrees=3)
 
 
 def test_fixed_batches_wait_for_their_longest_problem():
@@ -127,6 +209,7 @@ def test_names_of_rows_are_distinct_and_complete():
     names = [row.name for row in rows(Scale(), {"tiny": 1024, "smollm2": 49152})]
     assert len(set(names)) == len(names)
     assert {"workload_tiny_vs_vllm", "workload_smollm2_stitched_vs_vllm", "vs_vllm_32", "vs_llamacpp_8"} <= set(names)
+    assert {"beam_search_tiny_vs_vllm", "dvts_smollm2_vs_vllm", "self_consistency_tiny_vs_vllm"} <= set(names)
     assert {"tiny_vs_vllm_256", "feed_vs_transformers", "capacity_cost"} <= set(names)
 
 
@@ -160,7 +243,8 @@ def test_the_project_answers_as_a_worker(tmp_path):
     weights.write(tmp_path / "weights", SMALL, seed=0)
     remote = Remote("engine", sys.executable, 1, tmp_path / "log")
     assert "jax" in remote.load(tmp_path / "weights", OPTIONS)
-    measured = remote.run(dataclasses.replace(THREADS, prefix=10))
-    assert (measured.tokens, measured.seconds > 0) == (6, True)
+    for work in (dataclasses.replace(THREADS, prefix=10), SAMPLES, STEPS):
+        measured = remote.run(work)  # which fails if other tokens were sampled than are scripted
+        assert (measured.tokens, measured.seconds > 0) == (work.tokens, True)
     remote.close()
     assert remote.process.returncode == 0

@@ -45,6 +45,7 @@ class PeersConfig:
         cores: that every engine may use.
         dtype: of the project, vLLM and transformers.
         quantisation: GGUF type of llama.cpp's weights.
+        block_size: tokens of a block of vLLM's cache, which shares prefixes by whole blocks; 0 for its own choice.
         temperature: 0 is greedy, the cheapest choice for every engine.
         reduced: a little of everything, to see that it runs; its ratios mean nothing.
         prefixes: lengths of the prefixes at which a fork and a join are timed.
@@ -60,6 +61,7 @@ class PeersConfig:
     cores: int = 2
     dtype: str = "bfloat16"
     quantisation: str = "Q4_1"
+    block_size: int = 0
     temperature: float = 0.0
     reduced: bool = False
     prefixes: tuple[int, ...] = (64, 512, 4096)
@@ -74,6 +76,10 @@ class PeersConfig:
         for name in ("repeats", "cores"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: at least 1 is needed")
+        if self.block_size < 0:
+            raise ValueError(
+                f"--block_size {self.block_size}: tokens of a block are needed, or 0 for vLLM's own choice"
+            )
 
     @property
     def scale(self) -> Scale:
@@ -81,7 +87,10 @@ class PeersConfig:
 
     @property
     def options(self) -> Options:
-        return Options(self.cores, self.dtype, self.temperature, self.quantisation, weights.CONTEXT // 2, sequences=256)
+        return Options(
+            self.cores, self.dtype, self.temperature, self.quantisation, weights.CONTEXT // 2, sequences=256,
+            block_size=self.block_size,
+        )  # fmt: skip
 
 
 class Bench:

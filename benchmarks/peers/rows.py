@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from benchmarks.peers.workloads import Attention, Bare, Feed, ForkJoin, Products, Threads, Workload
+from benchmarks.peers.workloads import Attention, Bare, Feed, ForkJoin, Products, Samples, Steps, Threads, Workload
 
 ENGINE, VLLM, TRANSFORMERS, LLAMACPP = "engine", "vllm", "transformers", "llamacpp"
 PEERS = (VLLM, TRANSFORMERS, LLAMACPP)
@@ -53,15 +53,21 @@ class Scale:
     share: float = 1.0
     tokens: int = 128
     prefix: int = 512
+    steps: int = 8
 
     @classmethod
     def reduced(cls) -> "Scale":
-        return cls(problems_tiny=4, problems_smollm2=2, share=0.1, tokens=8, prefix=66)
+        return cls(problems_tiny=4, problems_smollm2=2, share=0.1, tokens=8, prefix=66, steps=2)
 
 
 def rows(scale: Scale, vocabularies: dict[str, int]) -> tuple[Row, ...]:
     """All rows; those that share a job share its timings."""
-    return (*_fork_join(scale, vocabularies), *_tiny(scale, vocabularies), *_smollm2(scale, vocabularies))
+    return (
+        *_fork_join(scale, vocabularies),
+        *_searches(scale, vocabularies),
+        *_tiny(scale, vocabularies),
+        *_smollm2(scale, vocabularies),
+    )
 
 
 def _row(
@@ -81,6 +87,20 @@ def _fork_join(scale: Scale, vocabularies: dict[str, int]) -> list[Row]:
         # vLLM cannot stitch: it does the same work by re-encoding.
         stitching = dataclasses.replace(work, join="stitch")
         found.append(_row(f"workload_{model}_stitched_vs_vllm", model, stitching, VLLM, stitched, theirs=work))
+    return found
+
+
+def _searches(scale: Scale, vocabularies: dict[str, int]) -> list[Row]:
+    """Sixteen samples, or candidates in each round, of every prompt; from the prompts on."""
+    found = []
+    for model, problems, prompt in (("tiny", 8, min(scale.prefix, 128)), ("smollm2", 1, scale.prefix)):
+        steps = Steps(problems, 4, 4, 1, scale.steps, max(scale.tokens // 4, 1), prompt, vocabularies[model])
+        works = {
+            "self_consistency": Samples(problems, 16, prompt, scale.tokens, vocabularies[model]),
+            "beam_search": steps,
+            "dvts": dataclasses.replace(steps, subtrees=steps.beams),
+        }
+        found += [_row(f"{name}_{model}_vs_vllm", model, work, VLLM, 1.5) for name, work in works.items()]
     return found
 
 

@@ -5,7 +5,7 @@ All lengths are scripted and no token ends a thread, so any weights serve. Axes 
 
 import dataclasses
 import random
-from typing import Any
+from typing import Any, get_args
 
 ALONE, AFTER = 64, 48  # tokens that a problem generates before its fork, and after its join
 PROMPT = 128
@@ -105,8 +105,7 @@ class Threads:
 
     @property
     def prefixes(self) -> tuple[tuple[int, ...], ...]:
-        rng = random.Random(self.seed)
-        return tuple(tuple(rng.randrange(self.vocabulary) for _ in range(self.prefix)) for _ in range(self.problems))
+        return draw_prompts(self.problems, self.prefix, self.vocabulary, self.seed)
 
     @property
     def tokens(self) -> int:
@@ -126,8 +125,85 @@ class Feed:
 
     @property
     def tokens_of_prompt(self) -> tuple[int, ...]:
-        rng = random.Random(self.seed)
-        return tuple(rng.randrange(self.vocabulary) for _ in range(self.prompt))
+        return draw_prompts(1, self.prompt, self.vocabulary, self.seed)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Self-consistency: samples of every prompt, from nothing to their last token.
+
+    Attributes:
+        problems, samples: that many prompts, and samples of each.
+        prompt: tokens of a prompt.
+        tokens_each: tokens of a sample.
+        temperature: search-and-learn's. Not the common one: vLLM takes no request for several samples that are greedy.
+        vocabulary, seed: of the prompts.
+    """
+
+    problems: int
+    samples: int
+    prompt: int
+    tokens_each: int
+    vocabulary: int
+    temperature: float = 0.8
+    seed: int = 0
+
+    @property
+    def prompts(self) -> tuple[tuple[int, ...], ...]:
+        return draw_prompts(self.problems, self.prompt, self.vocabulary, self.seed)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are generated in all."""
+        return self.problems * self.samples * self.tokens_each
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """Beam search over steps, ranked by the mean log-probability of a beam's tokens; from the prompts to the last token.
+
+    Attributes:
+        problems: how many, all in flight.
+        beams: kept in each round.
+        width: candidates that each of them goes on with.
+        subtrees: parts of the beams that do not compete: 1 is beam search, as many as there are beams is DVTS.
+        steps: rounds.
+        tokens_each: tokens of a step.
+        prompt: tokens of a prompt.
+        temperature: as in `Samples`.
+        vocabulary, seed: of the prompts.
+    """
+
+    problems: int
+    beams: int
+    width: int
+    subtrees: int
+    steps: int
+    tokens_each: int
+    prompt: int
+    vocabulary: int
+    temperature: float = 0.8
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.beams % self.subtrees:
+            raise ValueError(
+                f"steps.beams = {self.beams}: must be a multiple of steps.subtrees = {self.subtrees}, which keep as many each"
+            )
+
+    @property
+    def prompts(self) -> tuple[tuple[int, ...], ...]:
+        return draw_prompts(self.problems, self.prompt, self.vocabulary, self.seed)
+
+    @property
+    def candidates(self) -> int:
+        """Steps that a problem samples in each round."""
+        return self.beams * self.width
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are generated in all, by beams that are kept and by others."""
+        return self.problems * self.candidates * self.steps * self.tokens_each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,8 +256,14 @@ class Events:
     seed: int = 0
 
 
-Workload = ForkJoin | Threads | Feed | Bare | Attention | Products | Events
-_KINDS = (ForkJoin, Threads, Feed, Bare, Attention, Products, Events)
+Workload = ForkJoin | Threads | Feed | Samples | Steps | Bare | Attention | Products | Events
+_KINDS = get_args(Workload)
+
+
+def draw_prompts(count: int, length: int, vocabulary: int, seed: int) -> tuple[tuple[int, ...], ...]:
+    """Prompts of random tokens."""
+    rng = random.Random(seed)
+    return tuple(tuple(rng.randrange(vocabulary) for _ in range(length)) for _ in range(count))
 
 
 def to_json(work: Workload) -> dict[str, Any]:

@@ -3,16 +3,16 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jaxlib
 import numpy as np
 
-from apr_jax import sharding
+from apr_jax import protocols, sharding
 from apr_jax.decode import Engine, Problem, Sizes, Transcript
+from apr_jax.decode.protocol import Protocol
 from apr_jax.pretrained import load_pretrained
-from apr_jax.protocols import Samples, Sequential
 from benchmarks.bare import BareLoop, Layout
 from benchmarks.peers.workers.attention import AttentionAlone
 from benchmarks.peers.workers.products import BareProducts
@@ -24,11 +24,13 @@ from benchmarks.peers.workloads import (
     Feed,
     ForkJoin,
     Products,
+    Samples,
     Script,
+    Steps,
     Threads,
     Workload,
 )
-from benchmarks.scripted import Scripted
+from benchmarks.scripted import Scripted, ScriptedSteps
 
 PAGE = 16  # slots of a page of the pool, and entries of a page of the log
 BLOCK = 128  # slots by which attention reads up to the fill mark
@@ -55,8 +57,8 @@ class Project:
     def run(self, work: Workload) -> Measured:
         if work not in self._prepared:
             prepare = {
-                ForkJoin: self._fork_join, Threads: self._threads, Feed: self._feed, Bare: self._bare,
-                Attention: self._attention, Products: self._products, Events: self._events,
+                ForkJoin: self._fork_join, Threads: self._threads, Feed: self._feed, Samples: self._samples,
+                Steps: self._steps, Bare: self._bare, Attention: self._attention, Products: self._products, Events: self._events,
             }[type(work)]  # fmt: skip
             self._prepared[work] = prepare(work)
         return self._prepared[work]()
@@ -108,13 +110,12 @@ class Project:
         room = work.prefix + PAGE + work.threads * (multiple(work.tokens_each, PAGE) + PAGE)
         mesh = sharding.make_mesh() if work.one_device else self._mesh(work.problems)
         each = work.problems // mesh.size
-        sizes = Sizes(
-            problems=each, lanes=work.threads, rows=each * work.threads, feed_tiles=min(each, 4), feed_chunk=chunk,
-            feed_threshold=1, threads=work.threads + 1, slots=work.slots or multiple(room, BLOCK), page_size=PAGE,
-            log=multiple(room, PAGE), log_page_size=PAGE, queue=each, prompt=work.prefix, outbox=each, attention_block=BLOCK,
-        )  # fmt: skip
+        sizes = all_busy(
+            each, work.threads, work.prefix, room, feed_tiles=min(each, 4), feed_chunk=chunk, threads=work.threads + 1
+        )
+        sizes = dataclasses.replace(sizes, slots=work.slots or sizes.slots)
         # No token has the id of the vocabulary's size: no thread ends by itself.
-        engine = Engine(self.model, Samples(work.threads, end=self.model.config.vocabulary), sizes, mesh)
+        engine = Engine(self.model, protocols.Samples(work.threads, end=self.model.config.vocabulary), sizes, mesh)
         problems = [
             Problem(i, np.array(prefix, np.int32), temperature=self.temperature, max_tokens=work.tokens_each)
             for i, prefix in enumerate(work.prefixes)
@@ -134,23 +135,40 @@ class Project:
         return once
 
     def _feed(self, work: Feed) -> Callable[[], Measured]:
-        room = multiple(work.prompt + PAGE, PAGE)
-        sizes = Sizes(
-            problems=1, lanes=1, rows=1, feed_tiles=1, feed_chunk=min(work.prompt, FEED), feed_threshold=1,
-            threads=1, slots=multiple(room, BLOCK), page_size=PAGE, log=room, log_page_size=PAGE, queue=1, prompt=work.prompt,
-            outbox=1, attention_block=BLOCK,
-        )  # fmt: skip
-        engine = Engine(self.model, Sequential(end=self.model.config.vocabulary), sizes)
+        sizes = all_busy(1, 1, work.prompt, work.prompt + PAGE, feed_chunk=min(work.prompt, FEED), threads=1)
+        engine = Engine(self.model, protocols.Sequential(end=self.model.config.vocabulary), sizes)
         prompt = np.array(work.tokens_of_prompt, np.int32)
-        problem = Problem(0, prompt, temperature=self.temperature, max_tokens=1)
+        return from_the_prompt(engine, [Problem(0, prompt, temperature=self.temperature, max_tokens=1)], work)
 
-        def once() -> Measured:
-            state = jax.block_until_ready(engine.create(0))
-            start = time.perf_counter()
-            state = jax.block_until_ready(engine.run(engine.load(state, [problem]), ENDLESS))
-            return Measured(time.perf_counter() - start, int(np.sum(state.counters.sampled)))
+    def _samples(self, work: Samples) -> Callable[[], Measured]:
+        room = work.prompt + PAGE + work.samples * (multiple(work.tokens_each, PAGE) + PAGE)
+        protocol = protocols.Samples(work.samples, end=self.model.config.vocabulary)
+        return self._searching(work, protocol, work.samples, room, protocol.needs.threads, work.tokens_each)
 
-        return once
+    def _steps(self, work: Steps) -> Callable[[], Measured]:
+        protocol = ScriptedSteps(
+            end=self.model.config.vocabulary, beams=work.beams, width=work.width, subtrees=work.subtrees,
+            steps=work.steps, length=work.tokens_each,
+        )  # fmt: skip
+        threads = 1 + work.steps * work.candidates
+        # The log keeps all candidates. The pool has room for all of them too, though it loses most after each round: what is
+        # not filled costs nothing.
+        room = work.prompt + PAGE + threads * multiple(work.tokens_each + 1, PAGE)
+        return self._searching(work, protocol, work.candidates, room, threads, work.steps * work.tokens_each)
+
+    def _searching(
+        self, work: Samples | Steps, protocol: Protocol, lanes: int, room: int, threads: int, budget: int
+    ) -> Callable[[], Measured]:
+        """Problems that are fed their prompts at the same time, as many of them in a feed step as are worth it."""
+        mesh = self._mesh(work.problems)
+        each, chunk = work.problems // mesh.size, min(work.prompt, FEED)
+        tiles = min(each, max(FEED // chunk, 1))
+        sizes = all_busy(each, lanes, work.prompt, room, feed_tiles=tiles, feed_chunk=chunk, threads=threads)
+        problems = [
+            Problem(i, np.array(prompt, np.int32), temperature=work.temperature, max_tokens=budget)
+            for i, prompt in enumerate(work.prompts)
+        ]
+        return from_the_prompt(Engine(self.model, protocol, sizes, mesh), problems, work)
 
     def _bare(self, work: Bare) -> Callable[[], Measured]:
         shape = work.work
@@ -200,10 +218,9 @@ class Project:
         script = Script(prefix, few, (few,) * work.threads, few)
         problem = self._scripted(protocol, 0, script)
         room = script_room(script, protocol)
-        sizes = Sizes(
-            problems=1, lanes=work.threads, rows=work.threads, feed_tiles=1, feed_chunk=CHUNK, feed_threshold=work.threads,
-            threads=protocol.needs.threads, slots=multiple(room, BLOCK), page_size=PAGE, log=multiple(room, PAGE),
-            log_page_size=PAGE, queue=1, prompt=len(problem.prompt), outbox=1, attention_block=BLOCK,
+        sizes = all_busy(
+            1, work.threads, len(problem.prompt), room, feed_chunk=CHUNK, threads=protocol.needs.threads,
+            feed_threshold=work.threads,
         )  # fmt: skip
         engine = Engine(self.model, protocol, sizes)
 
@@ -225,6 +242,35 @@ class Project:
             return Measured(sum(steps) / 1e3, script.tokens, extra | {"step_ms": alone, "threads_step_ms": together})
 
         return once
+
+
+def all_busy(
+    problems: int, lanes: int, prompt: int, room: int, feed_tiles: int = 1, feed_threshold: int = 1, **sizes
+) -> Sizes:
+    """Sizes for problems that are all in flight, with a row for each lane; `room` is that of slots and of log entries."""
+    return Sizes(
+        problems=problems, lanes=lanes, rows=problems * lanes, feed_tiles=feed_tiles, feed_threshold=feed_threshold,
+        slots=multiple(room, BLOCK), page_size=PAGE, log=multiple(room, PAGE), log_page_size=PAGE, queue=problems,
+        prompt=prompt, outbox=problems, attention_block=BLOCK, **sizes,
+    )  # fmt: skip
+
+
+def from_the_prompt(engine: Engine, problems: Sequence[Problem], work: Workload) -> Callable[[], Measured]:
+    """What times the problems from the first prompt to the last token.
+
+    It raises a RuntimeError if they were not decoded as scripted: a speed of something else would be reported.
+    """
+
+    def once() -> Measured:
+        state = jax.block_until_ready(engine.create(0))
+        start = time.perf_counter()
+        state = jax.block_until_ready(engine.run(engine.load(state, problems), ENDLESS))
+        seconds, sampled = time.perf_counter() - start, int(np.sum(state.counters.sampled))
+        if sampled != work.tokens:
+            raise RuntimeError(f"{sampled} tokens were sampled, expected {work.tokens}: {work}")
+        return Measured(seconds, sampled)
+
+    return once
 
 
 def multiple(number: int, of: int) -> int:

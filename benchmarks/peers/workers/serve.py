@@ -28,6 +28,7 @@ class Options:
         quantisation: the GGUF type that llama.cpp reads its weights in.
         context: tokens of the longest sequence.
         sequences: sequences in flight at most.
+        block_size: tokens of a block of vLLM's cache; 0 for its own choice.
     """
 
     cores: int
@@ -36,6 +37,7 @@ class Options:
     quantisation: str
     context: int
     sequences: int
+    block_size: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
