@@ -158,7 +158,9 @@ def check(world: World, line: Line) -> None:
         return
     lines = list(wait.lines)
     if wait.scope:
-        lines = [member for member in lines if member in wait.scope.chosen or member.why == KILLED]
+        # Those that a barrier kills are not taken: whether that was before the decision depends on the schedule.
+        mine = lambda member: member.why == KILLED and member.fact and member.fact.scope is wait.scope
+        lines = [member for member in lines if member in wait.scope.chosen or mine(member)]
     if all(waited.ended for waited in lines):
         resume(world, line, lines, [wait.scope.fact] if wait.scope and wait.scope.fact else [])
 

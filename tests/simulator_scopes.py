@@ -53,7 +53,8 @@ def decide(world: World) -> None:
         found += [decision for scope in world.scopes if not scope.settled for decision in _awaited(world, scope)]
         if world.has("least decision"):
             found.sort(key=lambda decision: decision.order(world))
-        due = next((decision for decision in found if _is_due(world, decision)), None)
+        held_up = [wait for wait in found if _is_held_up(world, wait)]
+        due = next((one for one in found if _is_due(world, one) and not _is_around(world, one, held_up)), None)
         if due is None:
             return
         if due.scope is None:
@@ -108,16 +109,35 @@ def _is_due(world: World, decision: Decision) -> bool:
     return not any(may_act(thread, clock) for thread in below)
 
 
+def _is_held_up(world: World, decision: Decision) -> bool:
+    """Whether a wait could be decided, but for what is to be decided first in scopes below it."""
+    ended = decision.scope is None and all(line.ended for line in decision.chosen)
+    return world.has("waits first") and ended and _decided_below(world, decision)
+
+
+def _is_around(world: World, decision: Decision, held_up: list[Decision]) -> bool:
+    """Whether a decision of a scope comes after one of the waits, because who waits stands in the scope."""
+    scope = decision.scope
+    return scope is not None and any(
+        wait.clock <= decision.clock and stands_in(world, wait.parent, scope) for wait in held_up
+    )
+
+
+def _decided_below(world: World, decision: Decision) -> bool:
+    """Whether anything is to be decided in scopes below a wait, at its clock or before."""
+    scopes = (scope for scope in world.scopes if not scope.settled and scope.parent.under(decision.parent))
+    due = any(other.clock <= decision.clock for scope in scopes for other in _awaited(world, scope))
+    return world.has("decided below") and due
+
+
 def _may_end(world: World, decision: Decision) -> bool:
     """Whether another line of a wait might still end, or be ended, at the clock of those that have."""
     clock, parent = decision.clock, decision.parent
     rest = [line for line in parent.wait.lines if line not in _over(parent.wait.lines) and line.why != KILLED]
     rest += [mate for line in rest for mate in line.mates if line.meets and world.has("waits for mates")]
     below = (thread for thread in world.threads for line in rest if thread.line.under(line))
-    scopes = (scope for scope in world.scopes if not scope.settled and scope.parent.under(parent))
-    decided = (other.clock <= clock for scope in scopes for other in _awaited(world, scope))
     acts = world.has("nobody below") and any(may_act(thread, clock) for thread in below)
-    return acts or world.has("decided below") and any(decided)
+    return acts or _decided_below(world, decision)
 
 
 def stands_in(world: World, line: Line, scope: Scope) -> bool:
@@ -161,7 +181,7 @@ def _count(world: World, line: Line) -> None:
     if scope.worth < scope.rule.need:
         return finish(world, line)
     arrived = [member for member in scope.members if member.arrived]
-    scope.settle(arrived, _fact(line.arrival, arrived))
+    scope.settle(arrived, _fact(line.arrival, arrived, scope))
     world.note(f"ends decide, the rest {'killed' if scope.rule.kills else 'stays'}")
     if scope.rule.kills:
         for member in _touched(world, scope):
@@ -171,8 +191,8 @@ def _count(world: World, line: Line) -> None:
     _let_go(world, scope)
 
 
-def _fact(clock: int, lines: list[Line]) -> Fact:
-    return Fact(clock, max(line.count for line in lines), [cause for line in lines for cause in line.last.so_far()])
+def _fact(clock: int, lines: list[Line], scope: Scope | None = None) -> Fact:
+    return Fact(clock, max(line.count for line in lines), [one for line in lines for one in line.last.so_far()], scope)
 
 
 def _touched(world: World, scope: Scope) -> list[Line]:
@@ -202,13 +222,13 @@ def _strike(world: World, line: Line) -> None:
     rivals = [member for member in others if member.arrival is None or member.last.status == DECIDING]
     if rivals:
         world.note("strike")
-        kill(world, max(rivals, key=lambda member: member.path), _fact(line.clock, [line]))
+        kill(world, max(rivals, key=lambda member: member.path), _fact(line.clock, [line], scope))
         check(world, line.parent)
 
 
 def _exhaust(world: World, scope: Scope, clock: int) -> None:
     """The budget is used up: members that run are cut where they stand, or killed if it was who ends first that they ran for."""
-    scope.settle(list(scope.members), _fact(clock, scope.members))
+    scope.settle(list(scope.members), _fact(clock, scope.members, scope))
     world.note("budget used up")
     for member in _touched(world, scope):
         flushing = member.arrival is not None and member.last.status == READY

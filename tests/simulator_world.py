@@ -114,11 +114,13 @@ class Fact:
         clock: at which it was taken.
         count: of those who brought it about.
         by: what it comes after.
+        scope: whose decision it was; None for that of a barrier.
     """
 
     clock: int
     count: int
     by: list
+    scope: "Scope | None" = None
 
 
 @dataclasses.dataclass(eq=False, repr=False, slots=True)
