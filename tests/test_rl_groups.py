@@ -245,6 +245,8 @@ def test_trees_come_from_the_threads():
     # V: root 1/4; thread 1 1/2; leaves 1, 0, 0, 0. Both leaves give thread 1 (1/4 + 1/4) / sqrt(2).
     expected = {(0,): 2 * 0.5 / np.sqrt(2), (1,): 0.75 + 0.5, (2,): -0.25 - 0.5, (3,): -0.5, (4,): -0.5}
     assert given == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match="estimator.tree is 'treepo' and groups.each 'transcript'"):
+        whole(NAMED["treepo"], [beams()], [1])
     with pytest.raises(ValueError, match="estimator.ratio is 'trajectory'; trajectories 0 and 1 share sampled tokens"):
         whole(NAMED["gspo"], [beams()], [1, 0, 0, 0], ANSWER)
 

@@ -95,8 +95,14 @@ def pack(groups: Groups, advantages: Float[np.ndarray, "n _"], estimator: Estima
         config: that `gather` was given.
 
     Raises:
-        ValueError: too many labels find no room, or trajectories share sampled tokens under a ratio of whole trajectories.
+        ValueError: too many labels find no room, trajectories share sampled tokens under a ratio of whole trajectories, or there is
+            no tree for an estimator that needs one.
     """
+    if estimator.tree != "none" and config.each != "answer":
+        raise ValueError(
+            f"estimator.tree is {estimator.tree!r} and groups.each {config.each!r}; whole transcripts share nothing: take 'answer', "
+            "or no tree"
+        )
     pieces = _pieces(groups, advantages, estimator, config)
     labels = sum(int((piece.weight > 0).sum()) for piece in pieces)
     if not estimator.kl and not estimator.entropy:

@@ -241,7 +241,7 @@ def trajectory_ratios(
 
     Args:
         logprob: under the parameters that are about to be updated.
-        trajectories: n, static.
+        trajectories: n, static; a bound of it, the same at every step, saves compiling anew.
     """
     trained = labels.weight > 0
     place = jnp.where(trained, labels.trajectory, trajectories)
