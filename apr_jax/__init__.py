@@ -19,4 +19,9 @@ The public names by module; `import apr_jax` imports none of these modules, so t
     apr_jax.evaluate.runner: run
     apr_jax.evaluate.select: Selector, Candidate, Only, Majority, Likeliest, Verifier
     apr_jax.evaluate.show: tree
+    apr_jax.rl.rewards: Reward, Measure, Part, Case, total
+    apr_jax.rl.estimators: Estimator, NAMED, advantages, loss
+    apr_jax.rl.groups: GroupConfig, Groups, gather, refuse
+    apr_jax.rl.batches: Batch, pack
+    apr_jax.rl.gate: compare, require
 """

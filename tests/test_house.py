@@ -25,6 +25,7 @@ FLOORS = (
     ("train",),
     ("tasks",),
     ("evaluate",),
+    ("rl",),
     ("tools",),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -143,6 +143,19 @@ def test_rows_are_full_when_their_threads_are():
     assert rows.owner[:, :3].tolist() == [[0, 1, -1], [0, 1, -1], [0, -1, -1]]
 
 
+def test_a_given_number_of_rows_is_kept():
+    records = [simple([5, 3]), simple([4, 2, 3], 1)]
+    rows, origin, count = pack(records, 8, 4, rows=4)
+    assert rows.owner.shape == (4, 8) and (rows.owner[3] == -1).all() and (origin.entry[3] == -1).all()
+    assert (count.rows, count.places, count.no_room, count.left_out) == (4, 32, 0, 0)
+    rows, _, count = pack(records, 8, 4, rows=2)
+    assert (rows.owner >= 0).sum() == count.entries == 14
+    # The thread with 3 fed entries finds no room; its 3 sampled tokens are lost.
+    assert (count.components, count.no_room, count.too_long, count.left_out) == (5, 1, 0, 3)
+    rows, _, count = pack([simple([9]), *records], 8, 4, too_long="drop", rows=2)
+    assert (count.no_room, count.too_long, count.left_out) == (1, 1, 12)
+
+
 def test_too_long_is_counted_or_refused():
     record = simple([9, 3])
     with pytest.raises(ValueError, match="a component has 9 entries and 1 threads, rows hold 8 and 2"):

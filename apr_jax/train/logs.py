@@ -162,8 +162,7 @@ def only(transcript: Transcript, children: Sequence[int], name: str) -> Transcri
     Raises:
         ValueError: a thread that is kept saw one that is removed.
     """
-    paths = {transcript.threads[child].path for child in children}
-    stays = np.array([not t.path or t.path[:1] in paths for t in transcript.threads])
+    stays = under(transcript, children)
     if transcript.sees[np.ix_(stays, ~stays)].any():
         raise ValueError(f"transcripts: {name}: right answers of threads that saw wrong ones cannot be taken alone")
     thread, entries = np.cumsum(stays) - 1, stays[transcript.log.thread]
@@ -184,6 +183,12 @@ def only(transcript: Transcript, children: Sequence[int], name: str) -> Transcri
         log=log,
         peak_context=peak_context(sees, log, transcript.together),
     )
+
+
+def under(transcript: Transcript, children: Sequence[int]) -> np.ndarray:
+    """The threads that `only` keeps: Bool [M], true for the root, the named children of it, and their descendants."""
+    paths = {transcript.threads[child].path for child in children}
+    return np.array([not t.path or t.path[:1] in paths for t in transcript.threads])
 
 
 def _sampled(found: Sequence[Transcript]) -> int:

@@ -74,6 +74,7 @@ class Count:
     transcripts: int = 0
     components: int = 0
     too_long: int = 0  # components with more than S entries or U threads, left out
+    no_room: int = 0  # components that did not fit into the given number of rows, left out
     entries: int = 0  # packed entries
     labels: int = 0  # packed labels
     left_out: int = 0  # labels in left-out components
@@ -151,6 +152,7 @@ def pack(
     threads: int,
     too_long: str = "error",
     weights: Sequence[np.ndarray] | None = None,
+    rows: int | None = None,
 ) -> tuple[Rows, Origin, Count]:
     """Pack transcripts in rows.
 
@@ -161,9 +163,11 @@ def pack(
         too_long: treatment of components that no row can hold: "error", or "drop" and count them.
         weights: per transcript the loss weight of each log entry, Float [E]; used for sampled entries. The label of a
             rewritten token is the drawn token. None: all 1.
+        rows: B, the number of rows: rows that nothing needs are padding, and components without room are left out and counted.
+            None: as many rows as needed.
 
     Returns:
-        Rows of NumPy arrays (as many as needed), the log entries behind them, and counts.
+        Rows of NumPy arrays, the log entries behind them, and counts.
 
     Raises:
         ValueError: a component is too long under "error", a log names impossible predictors, or threads saw each other's
@@ -171,26 +175,28 @@ def pack(
     """
     if too_long not in ("error", "drop"):
         raise ValueError(f'too_long is {too_long!r}; allowed are "error" and "drop"')
-    rows, lost, labels_lost = _first_fit(transcripts, length, threads, too_long)
-    filled, origin = _fill(rows, transcripts, weights, length, threads)
-    count = Count(
+    parts, left_out = _first_fit(transcripts, length, threads, too_long, rows)
+    parts += [[] for _ in range((rows or 0) - len(parts))]
+    filled, origin = _fill(parts, transcripts, weights, length, threads)
+    count = dataclasses.replace(
+        left_out,
         transcripts=len(transcripts),
-        components=sum(map(len, rows)) + lost,
-        too_long=lost,
+        components=sum(map(len, parts)) + left_out.too_long + left_out.no_room,
         entries=int((filled.owner >= 0).sum()),
         labels=int((filled.label >= 0).sum()),
-        left_out=labels_lost,
-        rows=len(rows),
-        places=len(rows) * length,
+        rows=len(parts),
+        places=len(parts) * length,
     )
     return filled, origin, count
 
 
-def _first_fit(transcripts, length: int, threads: int, too_long: str) -> tuple[list[list[_Component]], int, int]:
-    """Assign each component to the first row with room. Returns the rows, and the numbers of left-out components and labels."""
+def _first_fit(
+    transcripts, length: int, threads: int, too_long: str, most: int | None
+) -> tuple[list[list[_Component]], Count]:
+    """Assign each component to the first row with room, of at most `most` rows. Returns the rows and counts of what is left out."""
     rows: list[list[_Component]] = []
     room = np.zeros((0, 2), int)  # entries and threads still free in each row
-    lost = labels_lost = 0
+    left_out = Count()
     for number, transcript in enumerate(transcripts):
         for part in _components(transcript, number):
             need = np.array([len(part.entries), len(part.sees)])
@@ -200,16 +206,19 @@ def _first_fit(transcripts, length: int, threads: int, too_long: str) -> tuple[l
                         f"transcript {transcript.problem}.{transcript.sample}: a component has {need[0]} entries and "
                         f"{need[1]} threads, rows hold {length} and {threads}; use longer rows or too_long='drop'"
                     )
-                lost, labels_lost = lost + 1, labels_lost + int((part.label_entry >= 0).sum())
+                left_out += Count(too_long=1, left_out=int((part.label_entry >= 0).sum()))
                 continue
             fits = np.flatnonzero((room >= need).all(axis=1))
+            if len(fits) == 0 and len(rows) == most:
+                left_out += Count(no_room=1, left_out=int((part.label_entry >= 0).sum()))
+                continue
             if len(fits) == 0:
                 rows.append([])
                 room = np.concatenate([room, [[length, threads]]])
                 fits = [len(rows) - 1]
             rows[fits[0]].append(part)
             room[fits[0]] -= need
-    return rows, lost, labels_lost
+    return rows, left_out
 
 
 def _fill(rows, transcripts, weights, length: int, threads: int) -> tuple[Rows, Origin]:
