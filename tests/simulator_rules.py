@@ -57,6 +57,7 @@ RULES = {
     "meets its scope": "those who meet there are all members of one scope, or of none",
     "met clock": "they go on later than all of them have written",
     "waits for mates": "of a wait for some lines, a line that is at a barrier can still end at the clock of its siblings",
+    "waits for members": "and a line of a scope can be ended at the clock of any member",
     # counting
     "count when sampled": "a token counts when it is sampled, fed or not",
 }

@@ -135,6 +135,8 @@ def _may_end(world: World, decision: Decision) -> bool:
     clock, parent = decision.clock, decision.parent
     rest = [line for line in parent.wait.lines if line not in _over(parent.wait.lines) and line.why != KILLED]
     rest += [mate for line in rest for mate in line.mates if line.meets and world.has("waits for mates")]
+    around = {scope: None for line in rest for scope in line.scopes if scope.parent.under(parent) and not scope.settled}
+    rest += [member for scope in around if world.has("waits for members") for member in scope.members]
     below = (thread for thread in world.threads for line in rest if thread.line.under(line))
     acts = world.has("nobody below") and any(may_act(thread, clock) for thread in below)
     return acts or _decided_below(world, decision)

@@ -46,6 +46,13 @@ class Entry:
     step: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """That a token was sampled, which says nothing of the row that it may be fed in later."""
+
+    entry: Entry
+
+
 @dataclasses.dataclass(eq=False, repr=False, slots=True)
 class Thread:
     """A thread.
@@ -93,7 +100,7 @@ class Thread:
 
     def so_far(self) -> list:
         """What comes after all that the thread has done comes after this."""
-        return [*self.after, *self.entries[-1:], *([self.unfed] if self.unfed else [])]
+        return [*self.after, *self.entries[-1:], *([Sampling(self.unfed)] if self.unfed else [])]
 
     def mates(self, other: "Thread", together: bool = False) -> bool:
         """Whether the two are live with each other; `together`: so that they see tokens of the same clock."""

@@ -13,7 +13,7 @@ def test_random_programs_have_no_finding():
     assert outcome.run > 60 and not outcome.found
 
 
-@pytest.mark.parametrize("number", [28972, 43440, 45070])
+@pytest.mark.parametrize("number", [28972, 43440, 45070, 77300, 85142])
 def test_programs_that_once_had_a_finding_have_none(number):
     outcome = simulate(SimulateConfig(first=number, programs=1), QUIET)
     assert outcome.run == 1 and not outcome.found

@@ -1,14 +1,13 @@
 """Runs programs of threads under a schedule, step by step, and says what is wrong with what comes out."""
 
 import dataclasses
-import math
 import random
 from bisect import bisect_left
 from typing import Any
 
 from simulator_actions import drained
 from simulator_scopes import decide, outermost
-from simulator_world import READY, SAMPLED, Entry, Line, Thread, World
+from simulator_world import READY, SAMPLED, Entry, Line, Sampling, Thread, World
 
 
 class Stuck(Exception):
@@ -177,25 +176,27 @@ def _miscounted(world: World) -> list[str]:
     def sampled(entry: Entry) -> int:
         return rows.get(entry.predictor, 0) + 1
 
-    def below(thing: Entry | Line, clock: float) -> int:
-        """The longest chain up to a thing that a row of that clock comes after, which may have been fed later than that."""
+    def below(thing: Entry | Sampling | Line) -> int:
+        """The longest chain up to a thing that a row comes after."""
         if isinstance(thing, Line):
-            own = [below(entry, clock) for entry in world.log if entry.thread.line is thing]
-            return max(own + [below(other, clock) for other in thing.last.after])
-        return max(rows.get(thing, 0) * (thing.clock < clock), sampled(thing) if thing.source == SAMPLED else 0)
+            own = [below(entry) for entry in world.log if entry.thread.line is thing]
+            return max(own + [below(other) for other in thing.last.after])
+        if isinstance(thing, Sampling):
+            return sampled(thing.entry)
+        return max(rows.get(thing, 0), sampled(thing) if thing.source == SAMPLED else 0)
 
     for entry in sorted(
         (entry for entry in world.log if entry.clock >= 0), key=lambda entry: (entry.clock, entry.number)
     ):
         thread = entry.thread
-        chains = [longest[thread][-1], *(below(thing, entry.clock) for thing in entry.after)]
+        chains = [longest[thread][-1], *(below(thing) for thing in entry.after)]
         chains += [longest[other][bisect_left(other.clocks, entry.clock)] for other in thread.sees]
         chains += [sampled(token) for token in (entry, entry.original) if token and token.source == SAMPLED]
         rows[entry] = max(chains)
         longest[thread].append(rows[entry])
         if rows[entry] != entry.count:
             found.append(f"count: {thread} at {entry.clock}: {entry.count}, the longest chain is {rows[entry]}")
-    if world.root.count != (chain := below(world.root, math.inf)):
+    if world.root.count != (chain := below(world.root)):
         found.append(f"count: of the root {world.root.count}, the longest chain is {chain}")
     return found
 
