@@ -100,8 +100,8 @@ def pack(groups: Groups, advantages: Float[np.ndarray, "n _"], estimator: Estima
     """
     if estimator.tree != "none" and config.each != "answer":
         raise ValueError(
-            f"estimator.tree is {estimator.tree!r} and groups.each {config.each!r}; whole transcripts share nothing: "
-            "take 'answer', or no tree"
+            f"estimator.tree is {estimator.tree!r} and groups.each {config.each!r}; whole transcripts share no prefix: take "
+            "'answer', or no tree"
         )
     pieces = _pieces(groups, advantages, estimator, config)
     labels = sum(int((piece.weight > 0).sum()) for piece in pieces)
