@@ -23,6 +23,7 @@ SHOWN = {
     "quickstart": ["jax", "thread 0", "<iframe srcdoc=", "APR (spawn and join)"],
     "your_own_model": ["jax", "Smollm2", "sequential answers", "self_consistency answers", "shared_message answers"],
     "a_method_in_one_cell": ["jax", "patience", "<iframe srcdoc="],
+    "one_problem_twelve_ways": ["jax", "early vote @4", "<iframe srcdoc="],
 }
 
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -44,7 +45,7 @@ def clone(folder: Path) -> Path:
     return folder / "notebooks"
 
 
-def test_there_are_three():
+def test_there_are_four():
     assert [path.stem for path in NOTEBOOKS] == sorted(SHOWN)
 
 
