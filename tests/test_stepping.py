@@ -1,7 +1,9 @@
 """A run in slices: looked at step by step, watched, and ended early."""
 
 import functools
+import itertools
 import re
+import time
 
 import numpy as np
 import pytest
@@ -75,6 +77,17 @@ def test_progress_tells_what_a_run_does():
     assert last.sampled == sum(int(transcript.log.sampled.sum()) for transcript in transcripts)
     assert last.stops == {Stop.END: 19, Stop.LENGTH: 1} and sum(seen[-2].stops.values()) == seen[-2].finished
     assert 0 < last.occupancy <= 1 and last.seconds > 0
+
+
+def test_the_seconds_of_a_run_are_those_of_its_last_slice_too():
+    """A slice is dispatched and runs on: whoever looks at the clock before the counters sees next to nothing of it."""
+    engine, seen = fuzz_programs.engine("scarce rows"), []
+    list(engine.decode(problems()))  # compiles
+    begin = time.monotonic()
+    list(engine.decode(problems(), slice_steps=30, watch=lambda progress: seen.append((progress, time.monotonic()))))
+    assert len(seen) > 2
+    for (_, before), (progress, looked) in itertools.pairwise(seen):
+        assert progress.seconds < looked - begin and looked - begin - progress.seconds < 0.5 * (looked - before)
 
 
 def test_a_run_that_is_ended_keeps_what_is_finished():

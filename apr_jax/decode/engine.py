@@ -218,12 +218,12 @@ class Engine:
         for first in range(0, len(problems), batch):
             group = problems[first : first + batch]
             state = self.load(state, group)
-            progress = self._progress(state, len(problems), 0.0)
+            progress = self._progress(state, len(problems), start)
             while progress.finished < first + len(group):
                 before = progress.finished, progress.shard_steps
                 state, asked = self.answer(self.run(state, slice_steps))
                 returns += asked > 0
-                progress = self._progress(state, len(problems), time.monotonic() - start)
+                progress = self._progress(state, len(problems), start)
                 progress = dataclasses.replace(progress, returns=returns)
                 if not asked and before == (progress.finished, progress.shard_steps):
                     raise RuntimeError(self._stuck(state))
@@ -242,9 +242,12 @@ class Engine:
             "nobody to wait for; `Engine.peek` shows the threads"
         )
 
-    def _progress(self, state: State, problems: int, seconds: float) -> Progress:
-        """The progress over all shards, equal on all processes, so that they stop together; `seconds`: wall time."""
-        counters = jax.tree.map(np.asarray, self._share(state.counters))
+    def _progress(self, state: State, problems: int, start: float) -> Progress:
+        """The progress over all shards, equal on all processes, so that they stop together; `start`: when decoding began."""
+        counters = jax.tree.map(
+            np.asarray, self._share(state.counters)
+        )  # waits for the slice, which is only dispatched
+        seconds = time.monotonic() - start
         sums = {field.name: int(np.sum(getattr(counters, field.name))) for field in dataclasses.fields(counters)}
         rows = sums.pop("decode_rows") / max(sums["decode_steps"] * self.sizes.rows, 1)
         steps = tuple((counters.feed_steps + counters.decode_steps).tolist())

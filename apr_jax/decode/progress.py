@@ -17,7 +17,7 @@ class Progress:
         sampled, fed: tokens sampled and fed.
         feed_steps, decode_steps: device steps, summed over all shards.
         occupancy: busy rows of the decode steps over all rows of the decode steps.
-        seconds: wall time, compilation included.
+        seconds: wall time, compiling included unless `Engine.compile` did that before.
         questions: questions of threads that the host has answered; `returns`: to how many batches of them Python returned.
         shard_steps: steps of each shard. Problems are dealt over the shards, and each shard runs until its part is done.
         stops: number of this process's problems that ended with each stop reason.

@@ -8,7 +8,7 @@ import numpy as np
 
 from apr_jax import protocols
 from apr_jax.decode.host import Host, Question, Said
-from apr_jax.methods.steps import Steps
+from apr_jax.methods.steps import Beams
 from apr_jax.tokenizer import TextCodec
 
 
@@ -38,7 +38,7 @@ class Scorer(Host):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RewardSearch(Steps):
+class RewardSearch(Beams):
     """See `apr_jax.protocols.reward_search`.
 
     Attributes:

@@ -15,7 +15,8 @@ from apr_jax.decode import book as books
 from apr_jax.decode import replies
 from apr_jax.decode.book import Book, pytree
 from apr_jax.decode.needs import Asks, Needs
-from apr_jax.protocols.steps import Beam, StepSearch
+from apr_jax.protocols.beams import Beams
+from apr_jax.protocols.steps import Beam
 
 
 @pytree
@@ -27,8 +28,8 @@ class Rewarded(Beam):
 
 
 @dataclasses.dataclass(frozen=True)
-class RewardSearch(StepSearch):
-    """Beams are ranked by what the host says; see `StepSearch`."""
+class RewardSearch(Beams):
+    """Beams are ranked by what the host says; see `apr_jax.protocols.beams.Beams`."""
 
     @property
     def needs(self) -> Needs:
