@@ -25,8 +25,8 @@ from apr_jax.decode.progress import Progress
 from apr_jax.decode.protocol import Protocol
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.state import State
+from apr_jax.model import io, transformer
 from apr_jax.model import scorer as scorers
-from apr_jax.model import transformer
 from apr_jax.model.transformer import Model
 from apr_jax.record import Transcript
 
@@ -71,17 +71,17 @@ class Engine:
         limit = memory.device_memory(self.mesh.local_devices[0])
         if limit is not None:
             memory.require(model.config, sizes, limit, self.mesh)
+        dtype, graph = _activation_dtype(model), model.graph
         if self.mesh.devices.flat[0].platform == "cpu" and self.mesh.shape["model"] == 1:
-            model = transformer.fuse(model)
-        dtype = _activation_dtype(model)
+            graph = transformer.graph_of(model.config, fused=True)
         self.program = Program(
-            model.graph, protocol, sizes, native.choose(kernel, model.config, dtype, sizes, self.mesh, protocol.needs)
+            graph, protocol, sizes, native.choose(kernel, model.config, dtype, sizes, self.mesh, protocol.needs)
         )
         self.placement = Placement(self.program, self.mesh, dtype)
         self.shards = self.placement.shards
-        params = jax.tree.map(sharding.put, model.params, self.placement.param_places())
-        model = dataclasses.replace(model, params=params)
-        self.model = native.prepare(model, dtype) if self.program.kernel else model
+        self._given = Model(model.graph, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params))
+        self._decoding = 0
+        self.model = self._prepared(model)
         self.scorer: Any = ()
         self.set_scorer(scorer)
         self.traces = 0
@@ -95,6 +95,41 @@ class Engine:
         places = dataclasses.replace(places, pool=())
         self._answer = jax.jit(self.placement.answer, donate_argnums=0, out_shardings=places)
         self._share = jax.jit(lambda counters: counters, out_shardings=everywhere)
+
+    def _prepared(self, model: Model) -> Model:
+        """The model as the program computes with it: fused, in its place, and packed."""
+        graph, dtype = self.program.graph, self.placement.dtype
+        model = transformer.fuse(model) if graph.fused and not model.graph.fused else model
+        params = jax.tree.map(sharding.put, model.params, self.placement.param_places())
+        model = Model(graph, params)
+        return native.prepare(model, dtype) if self.program.kernel else model
+
+    def update(self, params: transformer.Params) -> None:
+        """Use these parameters from now on; nothing is compiled anew, and the caller may donate his arrays afterwards.
+
+        Args:
+            params: of the model that the engine was made with, in any dtype.
+
+        Raises:
+            RuntimeError: problems are in flight, whose threads would go on with keys and values of other parameters.
+            ValueError: the parameters are of another model.
+        """
+        if self._decoding:
+            raise RuntimeError(
+                "update: problems are in flight; read what `decode` yields to its end, or close it, before"
+            )
+        given = self._given
+        shapes = lambda tree: {name: leaf.shape for name, leaf in io.flatten(tree).items()}
+        wanted, found = shapes(given.params), shapes(params)
+        if wanted != found:
+            name = min(name for name in wanted | found if wanted.get(name) != found.get(name))
+            raise ValueError(
+                f"params: {name} has the shape {found.get(name)}; the engine's model has {wanted.get(name)}, give parameters of "
+                "the same model"
+            )
+        # Copied even if nothing is cast: a training step may donate the arrays.
+        copied = jax.tree.map(lambda new, old: jnp.array(new, old.dtype), params, given.params)
+        self.model = self._prepared(Model(given.graph, copied))
 
     def set_scorer(self, weights: scorers.Weights | None) -> None:
         """Use these weights of the scorer from now on; nothing is compiled anew.
@@ -213,27 +248,31 @@ class Engine:
         """
         for problem in problems:
             check(problem, self.model.config.vocabulary, self.sizes, self.program.protocol.needs)
-        state, start = self.create(seed), time.monotonic()
-        batch, stops, returns = self.sizes.queue * self.shards, collections.Counter(), 0
-        for first in range(0, len(problems), batch):
-            group = problems[first : first + batch]
-            state = self.load(state, group)
-            progress = self._progress(state, len(problems), start)
-            while progress.finished < first + len(group):
-                before = progress.finished, progress.shard_steps
-                state, asked = self.answer(self.run(state, slice_steps))
-                returns += asked > 0
+        self._decoding += 1
+        try:
+            state, start = self.create(seed), time.monotonic()
+            batch, stops, returns = self.sizes.queue * self.shards, collections.Counter(), 0
+            for first in range(0, len(problems), batch):
+                group = problems[first : first + batch]
+                state = self.load(state, group)
                 progress = self._progress(state, len(problems), start)
-                progress = dataclasses.replace(progress, returns=returns)
-                if not asked and before == (progress.finished, progress.shard_steps):
-                    raise RuntimeError(self._stuck(state))
-                state, found = self.drain(state)
-                stops.update(transcript.stop for transcript in found)
-                if watch:
-                    watch(dataclasses.replace(progress, stops=dict(stops)))
-                yield from found
-                if stop and stop():
-                    return
+                while progress.finished < first + len(group):
+                    before = progress.finished, progress.shard_steps
+                    state, asked = self.answer(self.run(state, slice_steps))
+                    returns += asked > 0
+                    progress = self._progress(state, len(problems), start)
+                    progress = dataclasses.replace(progress, returns=returns)
+                    if not asked and before == (progress.finished, progress.shard_steps):
+                        raise RuntimeError(self._stuck(state))
+                    state, found = self.drain(state)
+                    stops.update(transcript.stop for transcript in found)
+                    if watch:
+                        watch(dataclasses.replace(progress, stops=dict(stops)))
+                    yield from found
+                    if stop and stop():
+                        return
+        finally:
+            self._decoding -= 1
 
     def _stuck(self, state: State) -> str:
         ids, name = ", ".join(str(found.problem) for found in self.peek(state)), type(self.program.protocol).__name__

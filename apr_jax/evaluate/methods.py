@@ -21,6 +21,7 @@ from apr_jax.evaluate.outcomes import Outcome, outcome, summary
 from apr_jax.evaluate.select import Candidate, Only, Selector
 from apr_jax.methods import Method, Sampling
 from apr_jax.model import scorer
+from apr_jax.model.transformer import Model
 from apr_jax.pretrained import load_model, with_control_words
 from apr_jax.pretrained.tokenizer import check_fits
 from apr_jax.record import Stop
@@ -115,8 +116,8 @@ class Result:
     rollout: Rollout
 
 
-def make_engine(config: RolloutConfig, codec: TextCodec) -> tuple[Engine, TextCodec]:
-    """The engine of a rollout, and the tokenizer with the control words that the method adds.
+def load(config: RolloutConfig, codec: TextCodec) -> tuple[Model, TextCodec]:
+    """The model of a rollout and the tokenizer, with the control words that the method adds.
 
     Raises:
         FileNotFoundError, ValueError: the checkpoint cannot be read, or its vocabulary is smaller than the tokenizer's.
@@ -124,7 +125,20 @@ def make_engine(config: RolloutConfig, codec: TextCodec) -> tuple[Engine, TextCo
     model = load_model(config.checkpoint)
     check_fits(codec, model.config.vocabulary, f"checkpoint {config.checkpoint}")
     if config.method.add:
-        model, codec = with_control_words(model, codec, list(config.method.words), gain=config.method.gain)
+        return with_control_words(model, codec, list(config.method.words), gain=config.method.gain)
+    return model, codec
+
+
+def make_engine(config: RolloutConfig, codec: TextCodec, model: Model | None = None) -> tuple[Engine, TextCodec]:
+    """The engine of a rollout, and the tokenizer with the control words that the method adds.
+
+    Args:
+        model: what `load` gave, with `codec`; None: load it here.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load`.
+    """
+    model, codec = load(config, codec) if model is None else (model, codec)
     weights, method = scorer.load(config.scorer) if config.scorer else None, config.method
     return Engine(model, method.protocol(codec), config.sizes, host=method.host(codec), scorer=weights), codec
 

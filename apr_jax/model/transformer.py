@@ -78,16 +78,17 @@ def fuse(model: Model) -> Model:
       ValueError: a weight is `LowRank`; merge the adapters first.
     """
 
-    def block(layer: Params) -> Params:
-        attention, ffn = dict(layer["attention"]), dict(layer["ffn"])
-        parts = [attention.pop(name) for name in ("q", "k", "v")], [ffn.pop(name) for name in ("gate", "up")]
-        if any(isinstance(part, LowRank) for part in (*parts[0], *parts[1])):
-            raise ValueError("fuse: a weight is LowRank; merge the adapters first (apr_jax.train.lora.merge)")
-        qkv, gate_up = (jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *same) for same in parts)
-        return {**layer, "attention": attention | {"qkv": qkv}, "ffn": ffn | {"gate_up": gate_up}}
-
-    layers = {name: jax.jit(block)(layer) for name, layer in model.params["layers"].items()}
+    layers = {name: jax.jit(_fused)(layer) for name, layer in model.params["layers"].items()}
     return Model(graph_of(model.config, fused=True), {**model.params, "layers": layers})
+
+
+def _fused(layer: Params) -> Params:
+    attention, ffn = dict(layer["attention"]), dict(layer["ffn"])
+    parts = [attention.pop(name) for name in ("q", "k", "v")], [ffn.pop(name) for name in ("gate", "up")]
+    if any(isinstance(part, LowRank) for part in (*parts[0], *parts[1])):
+        raise ValueError("fuse: a weight is LowRank; merge the adapters first (apr_jax.train.lora.merge)")
+    qkv, gate_up = (jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *same) for same in parts)
+    return {**layer, "attention": attention | {"qkv": qkv}, "ffn": ffn | {"gate_up": gate_up}}
 
 
 def quantise(model: Model) -> Model:

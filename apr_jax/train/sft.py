@@ -24,6 +24,7 @@ from apr_jax import files, settings
 from apr_jax.interrupt import Interrupt
 from apr_jax.model import transformer
 from apr_jax.model.config import PRESETS, ModelConfig
+from apr_jax.pretrained.tokenizer import load as load_tokenizer
 from apr_jax.train import lora, optimizer, weights
 from apr_jax.train.checkpoints import Checkpoints
 from apr_jax.train.data import Data, Dataset
@@ -303,7 +304,7 @@ def _export(config: SftConfig, params: transformer.Params, base: transformer.Par
     if not weights.is_exported(config.exported, workdir):
         params = params if base is None else lora.merge(config.lora, base, params)
         model = transformer.Model(transformer.graph_of(config.model), params)
-        weights.write(config.exported, workdir, model, config.start, config.data)
+        weights.write(config.exported, workdir, model, config.start, lambda: load_tokenizer(config.data.folder))
 
 
 @dataclasses.dataclass

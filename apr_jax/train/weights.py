@@ -6,6 +6,7 @@ recognises its own export.
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ from apr_jax.model import io, transformer
 from apr_jax.model.branches import with_branches
 from apr_jax.model.config import ModelConfig
 from apr_jax.pretrained import is_pretrained, load_model, save_pretrained
-from apr_jax.pretrained.tokenizer import load as load_tokenizer
+from apr_jax.tokenizer import TextCodec
 from apr_jax.train.data import Data
 
 NOTE = "exported.json"
@@ -87,19 +88,21 @@ def is_exported(export: Path, workdir: Path) -> bool:
     return False
 
 
-def write(export: Path, workdir: Path, model: transformer.Model, start: str, data: Data) -> None:
+def write(
+    export: Path, workdir: Path, model: transformer.Model, start: str, tokenizer: Callable[[], TextCodec]
+) -> None:
     """Write the trained model, and note the export in the working folder of the run.
 
     Args:
-        export: a `.safetensors` file of ours, or a folder that `transformers` can read, with the tokenizer of the data.
+        export: a `.safetensors` file of ours, or a folder that `transformers` can read, with the tokenizer.
         workdir: working folder of the run.
         model: the trained model, with adapters merged.
-        start: `SftConfig.start` of the run.
-        data: the data of the run.
+        start: path of the model that the run started from; empty: none.
+        tokenizer: gives the tokenizer, where it is written.
     """
     if _folder(export):
         source = start if start and is_pretrained(start) else None
-        save_pretrained(export, model, source, tokenizer=load_tokenizer(data.folder))
+        save_pretrained(export, model, source, tokenizer=tokenizer())
     else:
         io.save(export, model, model.config)
     (workdir / NOTE).write_text(json.dumps(files.identities(export), indent=2) + "\n")

@@ -61,19 +61,20 @@ class Table:
 
 def pack(params: Params) -> Params:
     """The parameters of a fused model; every weight that is a plain array of suitable sizes is packed."""
+    return jax.jit(_every)(params)
+
+
+def _every(params: Params) -> Params:
     plain = lambda weight: not isinstance(weight, Quantised)
 
     def leaf(path: Any, weight: Any) -> Any:
         name = path[-1].key
         return packed(weight, len(SUMMED[name])) if name in SUMMED and name != "embed" and plain(weight) else weight
 
-    def every(params: Params) -> Params:
-        params = jax.tree_util.tree_map_with_path(leaf, params, is_leaf=lambda x: not plain(x))
-        table = params["embed"]
-        turned = packed(table.T, 1) if "head" not in params and plain(table) else table
-        return {**params, "embed": Table(table, turned)} if isinstance(turned, Packed) else params
-
-    return jax.jit(every)(params)
+    params = jax.tree_util.tree_map_with_path(leaf, params, is_leaf=lambda x: not plain(x))
+    table = params["embed"]
+    turned = packed(table.T, 1) if "head" not in params and plain(table) else table
+    return {**params, "embed": Table(table, turned)} if isinstance(turned, Packed) else params
 
 
 def packed(weight: Float[Array, "..."], summed: int) -> Packed | Array:

@@ -1,0 +1,98 @@
+"""The configuration of a run of reinforcement learning."""
+
+import dataclasses
+from pathlib import Path
+
+from apr_jax import files, settings
+from apr_jax.decode.problem import check_seed, whole
+from apr_jax.evaluate.methods import RolloutConfig
+from apr_jax.rl.estimators import NAMED, Estimator
+from apr_jax.rl.groups import GroupConfig
+from apr_jax.rl.rewards import Correctness, Part
+from apr_jax.tasks.task import Task
+from apr_jax.train.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RlConfig:
+    """Configuration of one run. Fields that may change when the run is resumed are marked (free).
+
+    Attributes:
+        rollout: the method, the checkpoint to start from, sampling and static sizes.
+        task: the questions to learn from; they are read in order, and in an order drawn from the seed in later epochs.
+        tokenizer: path of the tokenizer, see `apr_jax.pretrained.tokenizer.load`.
+        rewards: the terms of the reward.
+        estimator: advantages and loss.
+        groups: how transcripts become rows.
+        optimizer: settings of the optimiser; its steps are updates, `inner_steps` in each step.
+        control: the words by which the model spawns, waits and ends; where they have mass together, a fork is being decided.
+        prompts: questions of a step.
+        samples: samples of each question. They are problems of their own, so that the prompt is fed once for each.
+        draws: if `estimator.dynamic`, most draws of a step: groups whose rewards are all equal are replaced by new questions.
+        steps: steps of the run.
+        inner_steps: updates on the samples of a step.
+        micro_rows: rows of a micro-batch; it must divide `groups.rows`.
+        seed: seed of questions, of their order and, with the number of the step, of all draws.
+        chunk: queries per block of attention.
+        remat: recompute layers in the backward pass: less memory, more time.
+        held_out: the questions of evaluations; None: none is made.
+        held_out_temperature: at which they are answered; 0 is greedy.
+        evaluate_every, checkpoint_every: steps between evaluations, and between checkpoints (free).
+        keep_every: steps between those whose transcripts are kept in `{workdir}/rollouts`; 0: none are (free).
+        workdir: folder for checkpoints, metrics and the resolved configuration (free).
+        export: path of the trained parameters, see `apr_jax.train.sft.SftConfig.export`; empty: no export (free).
+        tensorboard: write TensorBoard event files beside `metrics.jsonl` (free).
+    """
+
+    rollout: RolloutConfig
+    task: Task
+    tokenizer: str
+    rewards: tuple[Part, ...] = (Part(Correctness()),)
+    estimator: Estimator = NAMED["p_grpo"]
+    groups: GroupConfig = GroupConfig()
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, warm_up=0, final=1.0, weight_decay=0.0)
+    control: tuple[str, ...] = ()
+    prompts: int = 16
+    samples: int = 8
+    draws: int = 3
+    steps: int = 150
+    inner_steps: int = 1
+    micro_rows: int = 16
+    seed: int = 0
+    chunk: int = 128
+    remat: bool = False
+    held_out: Task | None = None
+    held_out_temperature: float = 0.0
+    evaluate_every: int = dataclasses.field(default=25, metadata=settings.FREE)
+    checkpoint_every: int = dataclasses.field(default=10, metadata=settings.FREE)
+    keep_every: int = dataclasses.field(default=25, metadata=settings.FREE)
+    workdir: str = dataclasses.field(default="work/rl", metadata=settings.FREE)
+    export: str = dataclasses.field(default="{workdir}/model.safetensors", metadata=settings.FREE)
+    tensorboard: bool = dataclasses.field(default=True, metadata=settings.FREE)
+
+    def __post_init__(self):
+        least = {"samples": 2, "keep_every": 0}  # one sample has no group to be compared with
+        names = ("prompts", "samples", "draws", "steps", "inner_steps", "micro_rows", "chunk")
+        for name in (*names, "evaluate_every", "checkpoint_every", "keep_every"):
+            whole(name, getattr(self, name), least.get(name, 1))
+        check_seed(self.seed)
+        if self.groups.rows % self.micro_rows:
+            raise ValueError(
+                f"micro_rows is {self.micro_rows}; it must divide groups.rows = {self.groups.rows}, so that all micro-batches "
+                "have one shape"
+            )
+        if not self.rewards:
+            raise ValueError(
+                "rewards is empty; without a reward every advantage is 0, give a term such as Part(Correctness())"
+            )
+        self.evaluated()  # raises ValueError if the method cannot work at that temperature
+
+    def evaluated(self) -> RolloutConfig:
+        """The rollout of an evaluation."""
+        sampling = dataclasses.replace(self.rollout.sampling, temperature=self.held_out_temperature)
+        return dataclasses.replace(self.rollout, sampling=sampling) if self.held_out else self.rollout
+
+    @property
+    def exported(self) -> Path | None:
+        """The path of the trained parameters, None without export."""
+        return files.local(self.export.replace("{workdir}", self.workdir), "export") if self.export else None

@@ -1,0 +1,82 @@
+"""New parameters for a compiled engine: the same tokens as a fresh engine's, and nothing compiled anew."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import forking
+from apr_jax import sharding
+from apr_jax.decode import Engine, Problem, Sizes
+from apr_jax.model import transformer
+from apr_jax.model.config import ModelConfig
+from apr_jax.protocols import SpawnJoin
+
+WORDS = forking.Words()
+PROTOCOL = SpawnJoin(**{name: getattr(WORDS, name) for name in ("spawn", "wait", "result", "join", "end", "go")})
+SIZES = Sizes(
+    problems=2, lanes=3, rows=4, feed_tiles=2, feed_chunk=4, threads=16, slots=256, page_size=4, log=256, log_page_size=4,
+    queue=8, outbox=8, prompt=6,
+)  # fmt: skip
+# Heads of 16 and widths that are multiples of 32: where the processor multiplies bfloat16, weights are packed too.
+CONFIG = ModelConfig(
+    vocabulary=16, width=64, layers=2, heads=4, kv_heads=2, head_dim=16, ffn=96, tied=False, dtype="bfloat16"
+)
+
+
+def model(seed: int, dtype: str = "bfloat16") -> transformer.Model:
+    found = forking.biased_model(dataclasses.replace(CONFIG, dtype=dtype), seed, WORDS.bias())
+    return transformer.Model(found.graph, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), found.params))
+
+
+def problems(temperature: float = 0.0) -> list[Problem]:
+    prompts = np.random.default_rng(0).choice(WORDS.plain, size=(6, 4)).astype(np.int32)
+    return [Problem(i, prompt, temperature=temperature, max_tokens=20) for i, prompt in enumerate(prompts)]
+
+
+def tokens(engine: Engine) -> dict[int, list[int]]:
+    return {found.problem: found.log.token.tolist() for found in engine.decode(problems())}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(model(0), PROTOCOL, SIZES)
+
+
+def test_an_updated_engine_equals_a_fresh_one(engine):
+    before, wanted = tokens(engine), tokens(Engine(model(1), PROTOCOL, SIZES))
+    assert before != wanted and len(max(wanted.values(), key=len)) > 24
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model(1).params)
+    engine.update(params)
+    jax.tree.map(lambda leaf: leaf.delete(), params)  # as a training step does with arrays that are donated to it
+    assert tokens(engine) == wanted
+    engine.update(model(0).params)
+    assert tokens(engine) == before
+    assert engine.traces == engine._run._cache_size() == 1
+
+
+def test_an_update_waits_for_the_problems_in_flight(engine):
+    running = engine.decode(problems(), slice_steps=5)
+    next(running)
+    with pytest.raises(RuntimeError, match="problems are in flight"):
+        engine.update(model(1).params)
+    running.close()
+    engine.update(model(1).params)
+
+
+def test_parameters_of_another_model_are_refused(engine):
+    other = model(1).params
+    with pytest.raises(ValueError, match="params: head has the shape .64, 17.; the engine's model has .64, 16."):
+        engine.update({**other, "head": jnp.zeros((64, 17))})
+    with pytest.raises(ValueError, match="params: norm.scale has the shape None"):
+        engine.update({name: leaf for name, leaf in other.items() if name != "norm"})
+
+
+def test_an_update_goes_where_the_parameters_were():
+    mesh = sharding.make_mesh(2, 2)
+    engine = Engine(model(0, "float32"), PROTOCOL, SIZES, mesh=mesh)
+    before = jax.tree.map(lambda leaf: (leaf.sharding, leaf.dtype, leaf.weak_type), engine.weights)
+    engine.update(model(1, "float32").params)
+    assert jax.tree.map(lambda leaf: (leaf.sharding, leaf.dtype, leaf.weak_type), engine.weights) == before
