@@ -1,4 +1,4 @@
-"""Reinforcement learning on the engine's own rollouts: the parts of its loop, which are pure functions.
+"""Reinforcement learning on the engine's own rollouts: its parts are pure functions, which `apr_jax.rl.run` calls in this order.
 
 groups.refuse(sampling, needs)                                   once, before anything is decoded
 found = groups.gather(transcripts, sampling, config, versions)   the samples of a step
