@@ -57,10 +57,7 @@ def test_equivalence_is_two_one_sided_tests():
     above = scipy.stats.ttest_1samp(values, 0.15, alternative="less").pvalue
     below = scipy.stats.ttest_1samp(values, -0.15, alternative="greater").pvalue
     assert found.equivalence == pytest.approx(max(above, below), abs=0.003) and found.equivalence < 0.05
-    assert statistics.verdict(found, found.p) == "equal within the margin"
-    without = statistics.difference(values[None], np.zeros((1, 500)))
-    assert without.equivalence == 1 and statistics.verdict(without, without.p) == "not resolved"
-    assert statistics.verdict(without, 0.01) == "resolved"
+    assert statistics.difference(values[None], np.zeros((1, 500))).equivalence == 1
 
 
 def test_holm():

@@ -60,9 +60,11 @@ def test_algebra():
 
 
 def test_names_are_stable_and_tell_points_apart():
-    assert points.name({"b": 1e-4, "a.c": (1, 2)}) == points.name({"a.c": (1, 2), "b": 1e-4}) == "a.c=1,2;b=0.0001"
+    assert points.name({"b": 1e-4, "a.c": (1, 2)}) == points.name({"a.c": (1, 2), "b": 1e-4}) == "a.c=1+2,b=0.0001"
     assert points.name({}) == "base"
-    named = [points.name({"file": value}) for value in ("a/b", "a_b", "a;b", "a%2Fb", "a b", "../up")]
+    named = [
+        points.name({"file": value}) for value in ("a/b", "a_b", "a;b", "a+b", ("a", "b"), "a%2Fb", "a b", "../up")
+    ]
     assert len(set(named)) == len(named) and not any("/" in name or " " in name for name in named)
     long = [points.name({"file": "x" * 300 + end}) for end in "ab"]
     assert long[0] != long[1] and max(map(len, long)) < 255
@@ -70,7 +72,7 @@ def test_names_are_stable_and_tell_points_apart():
 
 def test_options_are_those_a_user_would_type(tmp_path):
     run = runs.of_point("experiments.x", {"a.b_c": (1, 2), "on": True}, {"config": "f.py", "out": "{folder}"}, tmp_path)
-    folder = tmp_path / "a.b_c=1,2;on=True"
+    folder = tmp_path / "a.b_c=1+2,on=True"
     wanted = ["-m", "experiments.x", "--config", "f.py", "--out", str(folder), "--a.b-c", "1", "2", "--on", "True"]
     assert run.folder == folder and list(run.command[1:]) == wanted
     with pytest.raises(ValueError, match="option cannot say"):

@@ -65,8 +65,12 @@ def seeds(points: Sequence[Point], count: int, field: str = "seed") -> list[Poin
 
 def name(point: Point) -> str:
     """The name of a point: `field=value` by sorted names, fit for a folder; different points have different names."""
-    parts = (f"{field}={urllib.parse.quote(text(value), safe=',')}" for field, value in sorted(point.items()))
-    whole = ";".join(parts) or PLAIN
+    quoted = lambda value: urllib.parse.quote(str(value), safe="")
+    parts = (
+        f"{field}={'+'.join(map(quoted, value if isinstance(value, tuple | list) else [value]))}"
+        for field, value in sorted(point.items())
+    )
+    whole = ",".join(parts) or PLAIN
     digest = hashlib.sha256(whole.encode()).hexdigest()[:12]
     return whole if len(whole) <= LONGEST else f"{whole[:LONGEST]}~{digest}"
 

@@ -105,13 +105,13 @@ def prepare(run: Run, need: Need, env: Mapping[str, str] | None = None) -> None:
             f"{run.folder} holds a run of another command (first difference: was {before!r}, is now {now!r}); give another output "
             "folder, or remove this one"
         )
-    run.folder.mkdir(parents=True, exist_ok=True)
     about = {"name": run.name, "command": list(run.command), "point": run.point, "place": os.getcwd()}
     write_json(run.folder / RUN, {**about, **dataclasses.asdict(need), "env": dict(env or {})})
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a file as a whole: a reader, or a process killed meanwhile, never leaves half of it."""
+    """Write a file as a whole, and its folder: a process that is killed meanwhile never leaves half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}")
     with new.open("w") as file:
         json.dump(value, file, indent=2, default=str)
