@@ -3,8 +3,9 @@
     python -m experiments.reproduce decoded_otherwise
     python -m experiments.reproduce decoded_otherwise --smoke True
 
-In one thread `<spawn>` and `<wait>` are words like others: the model goes on writing, and nobody answers. (With the children one
-after another instead of side by side it would write the same tokens: what is drawn does not depend on the schedule.)
+In one thread `<spawn>` and `<wait>` are words like others: the model goes on writing, and nobody answers. Masked, `<spawn>` cannot
+be written at all. (With the children one after another instead of side by side it would write the same tokens: what is drawn does
+not depend on the schedule.)
 """
 
 from apr_jax.sweep.study import Arm, Study
@@ -16,10 +17,11 @@ def config() -> Study:
     return Study(
         question="What does a model trained to fork lose in one thread, and does one trained in one thread fork?",
         arms=(
-            Arm("APR, forking", "apr"),
-            Arm("APR, one thread", "sequential", evaluate={"methods.sequential.rollout.checkpoint": demo.APR}),
-            Arm("SoS+, one thread", "sequential"),
-            Arm("SoS+, forking", "apr", evaluate={"methods.apr.rollout.checkpoint": demo.SOS}),
+            Arm("APR forking", "apr"),
+            Arm("APR in one thread", "sequential", evaluate={"methods.sequential.rollout.checkpoint": demo.APR}),
+            Arm("APR with spawn masked", "apr", evaluate={"methods.apr.rollout.method.width": 0}),
+            Arm("SoS+ in one thread", "sequential"),
+            Arm("SoS+ forking", "apr", evaluate={"methods.apr.rollout.checkpoint": demo.SOS}),
         ),
         claims=(),
         evaluation=rl_apr.EVALUATION,

@@ -25,12 +25,12 @@ def priced() -> RlConfig:
 def config() -> Study:
     def arm(lanes: int) -> Arm:
         stage = Stage("configs/studies/makespan.py:priced", options={"rewards.1.reward.workers": float(lanes)})
-        return Arm(f"k = {lanes}", "apr", (stage,), evaluate=rl_apr.CHECKPOINT)
+        return Arm(f"{lanes} workers", "apr", (stage,), evaluate=rl_apr.CHECKPOINT)
 
     return Study(
         question="If the reward prices the steps of k workers, do threads follow k?",
         arms=(Arm("parent", "apr"), *map(arm, LANES)),
-        claims=(Claim("k = 8", "k = 2", "threads"), Claim("k = 4", "k = 2", "threads")),
+        claims=(Claim("8 workers", "2 workers", "threads"), Claim("4 workers", "2 workers", "threads")),
         evaluation=rl_apr.EVALUATION,
         options=rl_apr.FOUR,
         hours=7,
