@@ -1,5 +1,6 @@
 """Sweeps: the algebra of points, and runs that come to the same end whatever is killed on the way."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,6 +17,7 @@ from apr_jax.sweep import driver, points, report, runs, slurm
 from apr_jax.sweep.config import SweepConfig
 from apr_jax.sweep.executors import Local, Machine, chips_env
 from apr_jax.sweep.runs import Need, Run
+from experiments import make_data
 
 PROGRAM = "tests.sweep_program"
 TWO = Machine(cores=(0, 1), memory_gb=8.0)
@@ -235,6 +237,32 @@ def test_a_program_without_its_worker_is_waited_for(tmp_path):
     assert drive([run], tmp_path).counts == {"done": 1}
     steps = [int(line.split()[1]) for line in (run.folder / "log.txt").read_text().splitlines()]
     assert steps == list(range(1, 16))  # each once: the second attempt began after the first had ended
+
+
+def test_kill_9_of_a_program_of_the_project(tmp_path):
+    """Demonstrations for training: the files of a run that was killed again and again are those of an undisturbed one."""
+    base = {"config": "configs/sft_apr.py", "data.folder": "{folder}/data", "data.processes": 1}
+    base |= {"data.train": 200, "data.held_out": 2}
+    run = runs.of_point("experiments.make_data", {"data.seed": 1}, base, tmp_path / "killed")
+    alone = dataclasses.replace(run, folder=tmp_path / "alone")
+    assert make_data.main([word.replace(str(run.folder), str(alone.folder)) for word in run.command[3:]]) == 0
+    runs.prepare(run, NO_LIMIT)
+    chance = random.Random(7)
+    for _ in range(2):
+        worker = subprocess.Popen([sys.executable, "-m", "apr_jax.sweep.worker", str(run.folder)])
+        while not any(module == "experiments.make_data" for _, module in processes(run.folder)):
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 2))
+        for pid, _ in processes(run.folder):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        worker.wait()
+    assert drive([run], tmp_path / "killed").counts == {"done": 1}
+    names = [path.relative_to(alone.folder) for path in sorted((alone.folder / "data").rglob("*")) if path.is_file()]
+    assert len(names) > 4
+    for name in names:
+        if name.name != "data.json":  # which names the folder
+            assert (alone.folder / name).read_bytes() == (run.folder / name).read_bytes(), name
 
 
 def test_one_driver_at_a_time_and_an_interrupt_saves(tmp_path):

@@ -12,16 +12,16 @@ from configs.studies import rl_apr
 SFT = "experiments.train_sft"
 TOKENS, LATENCY, CONTEXT = 640, 160, 256
 SMALL = {
+    "data.folder": "{folder}/data",
     "data.train": 60, "data.held_out": 6, "data.processes": 1, "steps": 2, "optimizer.warm_up": 1, "evaluate_every": 2,
     "tensorboard": False,
 }  # fmt: skip
 
 
 def stages(name: str) -> tuple[Stage, Stage]:
-    """Both stages; each run makes its data in its own folder, so that runs can stand side by side."""
-    data = {"data.folder": "{folder}/data"}
-    second = {**data, "start": "{before}/model.safetensors"}
-    return Stage(f"configs/sft_{name}.py", SFT, data), Stage(f"configs/sft_{name}_two.py", SFT, second)
+    """Both stages; the seeds share the data, which whoever comes first makes."""
+    second = {"start": "{before}/model.safetensors"}
+    return Stage(f"configs/sft_{name}.py", SFT), Stage(f"configs/sft_{name}_two.py", SFT, second)
 
 
 def config() -> Study:
