@@ -239,6 +239,22 @@ def test_a_program_without_its_worker_is_waited_for(tmp_path):
     assert steps == list(range(1, 16))  # each once: the second attempt began after the first had ended
 
 
+def test_a_killed_worker_takes_its_program_along(tmp_path):
+    """Its cores are handed out again."""
+    first = start(tmp_path, pause=1, count=1)
+    while len(processes(tmp_path)) < 4:
+        time.sleep(0.01)
+    worker = next(pid for pid, module in processes(tmp_path) if module == "apr_jax.sweep.worker")
+    below = next(pid for pid, module in processes(tmp_path) if module == PROGRAM and os.getpgid(pid) == worker)
+    os.kill(worker, signal.SIGKILL)
+    end = time.monotonic() + 5
+    while below in dict(processes(tmp_path)) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert time.monotonic() < end
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(30) == 130
+
+
 def test_kill_9_of_a_program_of_the_project(tmp_path):
     """Demonstrations for training: the files of a run that was killed again and again are those of an undisturbed one."""
     base = {"config": "configs/sft_apr.py", "data.folder": "{folder}/data", "data.processes": 1}
