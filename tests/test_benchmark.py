@@ -241,7 +241,7 @@ def test_a_peer_that_dies_is_reported_by_signal_or_code(tmp_path, ends, reason):
 
 def test_a_worker_of_an_earlier_commit_gets_no_setting_that_it_does_not_know(tmp_path):
     peer = tmp_path / "python"
-    peer.write_text(f"#!/bin/sh\nread request\necho \"$request\" > {tmp_path}/request\n")
+    peer.write_text(f'#!/bin/sh\nread request\necho "$request" > {tmp_path}/request\n')
     peer.chmod(0o755)
     for block_size, told in ((0, False), (16, True)):
         remote = Remote("engine", str(peer), 1, tmp_path / "log")
