@@ -48,6 +48,7 @@ _SUM = re.compile(r"(\d+) *([-+*]) *(\d+) *= *(\d+)")
 _PART = "Node #{number}: {task}\n"
 
 
+@dataclasses.dataclass(frozen=True)
 class Sums(Reward):
     """The share of the sums in a text that are right; 0.5 for a text without sums."""
 
