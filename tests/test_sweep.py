@@ -20,7 +20,8 @@ from apr_jax.sweep.runs import Need, Run
 from experiments import make_data
 
 PROGRAM = "tests.sweep_program"
-TWO = Machine(cores=(0, 1), memory_gb=8.0)
+CORES = (sorted(os.sched_getaffinity(0)) * 2)[:2]  # one twice, if there is one
+TWO = Machine(tuple(CORES), memory_gb=8.0)
 
 
 def chains(root: Path, count: int = 3, pause: float = 0.02, **base) -> list[Run]:
@@ -168,7 +169,7 @@ def test_another_command_in_a_folder_is_refused(tmp_path):
 
 
 SCRIPT = """
-import sys
+import os, sys
 from pathlib import Path
 from apr_jax.sweep import driver, points
 from apr_jax.sweep.executors import Local, Machine
@@ -176,7 +177,8 @@ from apr_jax.sweep.runs import Need, of_point
 root, pause, count = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
 found = points.seeds(points.grid({"width": (1, 2)}), count)
 found = [of_point("tests.sweep_program", point, {"workdir": "{folder}", "pause": pause}, root) for point in found]
-executor = Local(Need(), Machine((0, 1), 8.0))
+cores = (sorted(os.sched_getaffinity(0)) * 2)[:2]
+executor = Local(Need(), Machine(tuple(cores), 8.0))
 ended = driver.drive(found, executor, root, Need(), retries=2, every=0.02)
 raise SystemExit(0 if ended.counts["done"] == 2 * count else 130 if ended.interrupted else 1)
 """
@@ -337,7 +339,7 @@ def test_tasks_of_ray(tmp_path):
     script = SCRIPT.replace(
         "from apr_jax.sweep.executors import Local, Machine", "from apr_jax.sweep.on_ray import Ray"
     )
-    script = script.replace("Local(Need(), Machine((0, 1), 8.0))", "Ray(Need(), cores=2)")
+    script = script.replace("Local(Need(), Machine(tuple(cores), 8.0))", "Ray(Need(), cores=2)")
     script = script.replace("raise", "assert 'jax' not in sys.modules\nraise")
     process = start(tmp_path, pause=0.1, count=2, script=script)
     while process.poll() is None and not any(module == PROGRAM for _, module in processes(tmp_path)):
