@@ -94,6 +94,7 @@ def run(config: RlConfig) -> Result:
     groups.refuse(config.rollout.sampling, method.protocol(codec).needs)
     questions = config.task.questions(config.seed)
     held_out = config.held_out.questions(config.seed) if config.held_out else ()
+    settings.sign(config, config.workdir)
     with Checkpoints(Path(config.workdir) / "checkpoints") as checkpoints, Interrupt() as interrupt:
         state, position = _restore_or_init(config, checkpoints, model)
         settings.save(config, config.workdir)
@@ -102,7 +103,9 @@ def run(config: RlConfig) -> Result:
         sampler = Sampler(config, engine, codec, questions)
         first = 0 if checkpoints.latest is None else checkpoints.latest
         with (
-            Metrics(config.workdir, first, config.tensorboard) as metrics,
+            Metrics(
+                config.workdir, first or -1, config.tensorboard
+            ) as metrics,  # the evaluation at step 0 is made again
             ProgressReport(config.steps, first) as progress,
         ):
             if first:

@@ -20,16 +20,15 @@ class Metrics:
 
         Args:
             folder: the folder of both; made if missing.
-            from_step: step at which the run continues; lines of an earlier attempt about later steps are dropped.
+            from_step: step at which the run continues; lines of an earlier attempt about later steps are dropped; -1: all are.
             tensorboard: write TensorBoard event files too.
         """
         folder = files.local(folder, "folder")
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
-            self.path.write_text(
-                "".join(line + "\n" for line in self._complete() if json.loads(line)["step"] <= from_step)
-            )
+            kept = (line for line in self._complete() if json.loads(line)["step"] <= from_step)
+            files.write_text(self.path, "".join(line + "\n" for line in kept))
         self._file = self.path.open("a")
         self._board = SummaryWriter(str(folder), purge_step=from_step + 1) if tensorboard else None
 
