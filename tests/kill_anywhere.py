@@ -51,7 +51,7 @@ import small_runs
 
 
 def config():
-    return small_runs.{loop}(Path(__file__).parent)
+    return small_runs.{name}(Path(__file__).parent)
 """
 TIMED = re.compile(r"(seconds|per_second|host_share)$")
 
@@ -135,16 +135,23 @@ def _running(frame) -> set[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run in a folder of its own. Its configuration is that of `small_runs`."""
+    """A run in a folder of its own.
+
+    Attributes:
+        loop: of `LOOPS`.
+        folder: of the run.
+        config: name of its configuration in `small_runs`; empty: that of the loop.
+    """
 
     loop: str
     folder: Path
+    config: str = ""
 
     def start(self, point: Point = Point()) -> tuple[int, str, Mapping]:
         """Starts a process; returns its exit code, what it said, and what was seen in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         config, note = self.folder / "config.py", self.folder / "seen.json"
-        config.write_text(CONFIG.format(loop=self.loop))
+        config.write_text(CONFIG.format(name=self.config or self.loop))
         given = json.dumps(dataclasses.asdict(point))
         command = [sys.executable, "-m", "kill_anywhere", "child", str(self.folder), given, str(note), LOOPS[self.loop]]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}

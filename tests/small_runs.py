@@ -11,6 +11,7 @@ from apr_jax.methods import Sampling, SpawnJoin
 from apr_jax.model import io, transformer
 from apr_jax.model.config import PRESETS
 from apr_jax.rl.config import RlConfig
+from apr_jax.rl.estimators import NAMED
 from apr_jax.rl.groups import GroupConfig
 from apr_jax.rl.rewards import Case, Correctness, Measure, Part
 from apr_jax.tasks.countdown import SHIPPED, problems, training
@@ -31,11 +32,10 @@ SIZES = Sizes(
 
 @dataclasses.dataclass(frozen=True)
 class Even(Measure):
-    """The share of even tokens: something to learn for a model that knows nothing."""
+    """Whether the first token is even: something to learn for a model that knows nothing."""
 
     def of(self, case: Case) -> float:
-        log = case.transcript.log
-        return float((log.token[log.sampled] % 2 == 0).mean())
+        return float(case.transcript.generated(0)[0] % 2 == 0)
 
 
 def sft(folder: Path) -> SftConfig:
@@ -54,8 +54,14 @@ def sft(folder: Path) -> SftConfig:
     )
 
 
+def wild(folder: Path) -> RlConfig:
+    """The same with steps into nowhere."""
+    optimizer = OptimizerConfig(learning_rate=1e30, clip=1e30, warm_up=0, final=1.0, weight_decay=0.0)
+    return dataclasses.replace(rl(folder), optimizer=optimizer)
+
+
 def rl(folder: Path) -> RlConfig:
-    """Four steps of a model drawn at random."""
+    """Four steps of a model drawn at random; prompts whose samples are all alike are drawn again."""
     start = folder.parent / "start.safetensors"
     if not start.exists():
         io.save(start, transformer.init(MODEL, jax.random.key(0)), MODEL)
@@ -64,6 +70,7 @@ def rl(folder: Path) -> RlConfig:
         task=Countdown(settings=("three",), problems_per_setting=6, split="train"),
         tokenizer=str(SHIPPED / "compact.model"),
         rewards=(Part(Correctness()), Part(Even())),
+        estimator=dataclasses.replace(NAMED["dapo"], kl=0.1),
         groups=GroupConfig(length=128, threads=16, rows=8),
         optimizer=OptimizerConfig(learning_rate=1e-2, warm_up=0, final=1.0, weight_decay=0.0),
         control=("<spawn>", "<wait>", "<end>"),
@@ -75,6 +82,7 @@ def rl(folder: Path) -> RlConfig:
         evaluate_every=2,
         checkpoint_every=2,
         keep_every=1,
+        show_every=2,
         workdir=str(folder / "run"),
         tensorboard=False,
     )

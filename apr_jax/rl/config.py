@@ -39,9 +39,11 @@ class RlConfig:
         held_out_temperature: at which they are answered; 0 is greedy.
         evaluate_every, checkpoint_every: steps between evaluations, and between checkpoints (free).
         keep_every: steps between those whose transcripts are kept in `{workdir}/rollouts`; 0: none are (free).
+        show_every: steps between pages with samples, `{workdir}/pages/step_N.html`; 0: none are written (free).
         workdir: folder for checkpoints, metrics and the resolved configuration (free).
         export: path of the trained parameters, see `apr_jax.train.sft.SftConfig.export`; empty: no export (free).
         tensorboard: write TensorBoard event files beside `metrics.jsonl` (free).
+        wandb: a project of Weights & Biases, to which the same numbers go; empty: none (free).
     """
 
     rollout: RolloutConfig
@@ -66,14 +68,16 @@ class RlConfig:
     evaluate_every: int = dataclasses.field(default=25, metadata=settings.FREE)
     checkpoint_every: int = dataclasses.field(default=10, metadata=settings.FREE)
     keep_every: int = dataclasses.field(default=25, metadata=settings.FREE)
+    show_every: int = dataclasses.field(default=25, metadata=settings.FREE)
     workdir: str = dataclasses.field(default="work/rl", metadata=settings.FREE)
     export: str = dataclasses.field(default="{workdir}/model.safetensors", metadata=settings.FREE)
     tensorboard: bool = dataclasses.field(default=True, metadata=settings.FREE)
+    wandb: str = dataclasses.field(default="", metadata=settings.FREE)
 
     def __post_init__(self):
-        least = {"samples": 2, "keep_every": 0}  # one sample has no group to be compared with
+        least = {"samples": 2, "keep_every": 0, "show_every": 0}  # one sample has no group to be compared with
         names = ("prompts", "samples", "draws", "steps", "inner_steps", "micro_rows", "chunk")
-        for name in (*names, "evaluate_every", "checkpoint_every", "keep_every"):
+        for name in (*names, "evaluate_every", "checkpoint_every", "keep_every", "show_every"):
             whole(name, getattr(self, name), least.get(name, 1))
         check_seed(self.seed)
         if self.groups.rows % self.micro_rows:
