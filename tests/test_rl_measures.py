@@ -4,12 +4,14 @@ import dataclasses
 import json
 import struct
 import sys
+import time
 import types
 
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+from apr_jax.evaluate.show import notebook, plots
 from apr_jax.methods import SpawnJoin
 from apr_jax.record import Stop
 from apr_jax.rl import measures
@@ -103,6 +105,37 @@ def test_what_a_killed_run_wrote_later_is_dropped(tmp_path):
     for step, kept in ((1, [0, 1]), (0, [0]), (-1, [])):
         Metrics(tmp_path, step, tensorboard=False).__exit__()
         assert read() == kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """A run of two steps, of which the second is being written while the first picture is drawn."""
+
+    workdir: str
+    ends: bool = True
+
+    def run(self):
+        with open(f"{self.workdir}/metrics.jsonl", "w") as file:
+            file.write('{"step": 1, "loss": 3, "reward": 0.5}\n{"step": 2, "lo')
+            file.flush()
+            time.sleep(0.2)
+            if not self.ends:
+                raise FloatingPointError("the loss is nan")
+            file.write('ss": 2}\n')
+        return "done"
+
+
+def test_curves_grow_while_a_run_runs(tmp_path):
+    pictures = []
+    shown = types.SimpleNamespace(update=lambda picture: pictures.append(picture._repr_png_()))
+    assert notebook.watch(Running.run, Running(str(tmp_path)), ("loss", "reward"), shown, 0.05) == "done"
+    assert len(pictures) > 2 and all(data.startswith(b"\x89PNG") for data in pictures) and pictures[-1] != pictures[-2]
+    with pytest.raises(FloatingPointError, match="the loss is nan"):
+        notebook.watch(Running.run, Running(str(tmp_path), ends=False), ("loss",), shown, 0.05)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().split("\n")[:-1]]
+    figure = plots.curves([*lines, {"step": 2, "loss": 2}], ("loss", "reward", "absent"))
+    drawn = [axes.lines[0].get_xydata().tolist() for axes in figure.axes]
+    assert drawn == [[[1, 3], [2, 2]], [[1, 0.5]], []]
 
 
 def test_weights_and_biases_is_an_option(tmp_path, monkeypatch):
