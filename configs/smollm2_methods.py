@@ -60,7 +60,7 @@ def forking(context: Context, returns: Returns) -> Prompt:
     return Prompt(system=system, shots=tuple(shot(*example) for example in EXAMPLES))
 
 
-QUEUES = dict(prompt=512, feed_tiles=4, feed_chunk=64, queue=64, outbox=16)
+QUEUES = dict(prompt=640, feed_tiles=4, feed_chunk=64, queue=64, outbox=16)
 
 SEQUENTIAL = RolloutConfig(
     method=Sequential(end=""),

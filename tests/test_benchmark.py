@@ -239,6 +239,17 @@ def test_a_peer_that_dies_is_reported_by_signal_or_code(tmp_path, ends, reason):
         remote.load(tmp_path, OPTIONS)
 
 
+def test_a_worker_of_an_earlier_commit_gets_no_setting_that_it_does_not_know(tmp_path):
+    peer = tmp_path / "python"
+    peer.write_text(f'#!/bin/sh\nread request\necho "$request" > {tmp_path}/request\n')
+    peer.chmod(0o755)
+    for block_size, told in ((0, False), (16, True)):
+        remote = Remote("engine", str(peer), 1, tmp_path / "log")
+        with pytest.raises(Unavailable, match="ended with code 0"):
+            remote.load(tmp_path, dataclasses.replace(OPTIONS, block_size=block_size))
+        assert ("block_size" in json.loads((tmp_path / "request").read_text())["options"]) == told
+
+
 def test_the_project_answers_as_a_worker(tmp_path):
     weights.write(tmp_path / "weights", SMALL, seed=0)
     remote = Remote("engine", sys.executable, 1, tmp_path / "log")

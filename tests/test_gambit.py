@@ -209,7 +209,7 @@ def test_every_choice_can_be_configured():
     made = methods.Gambit(thought_ends=("<node>", "<sub>"), **CHOICES).protocol(words)
     ends = tuple(sorted((words.id("<node>"), words.id("<sub>"))))
     assert made == protocols.Gambit(end=words.id("<end>"), thought_ends=ends, **CHOICES)
-    with pytest.raises(ValueError, match="no token of this tokenizer contains one of them"):
+    with pytest.raises(ValueError, match="gambit.thought_ends: no token of this tokenizer holds"):
         methods.Gambit().protocol(words)
     with pytest.raises(ValueError, match="may not hold end, 6"):
         protocols.Gambit(2, 6, thought_ends=(6,))

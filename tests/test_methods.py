@@ -1,6 +1,8 @@
 """Methods are checked where they are configured: numbers by their fields, and samples that would all be the same."""
 
 import dataclasses
+import importlib
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,7 @@ from apr_jax.tasks.countdown import solver as search
 from apr_jax.tasks.countdown.problems import Problem
 from configs import demo
 
+ROOT = Path(__file__).parents[1]
 NAN, INFINITE = float("nan"), float("inf")
 
 
@@ -169,3 +172,13 @@ def test_nothing_is_an_answer_where_the_model_gave_nan():
         ended = dataclasses.replace(transcript, stop=stop)
         ((answer,),) = methods.read(config.task, [question], [ended], words, config.methods["sequential"].rollout)
         assert (answer.candidate.answer is not None) == answered == answer.candidate.correct
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.py")), ids=lambda path: path.stem)
+def test_rollouts_of_every_configuration_can_be_told_apart(path):
+    """Methods of one rollout share its transcripts: a rollout is a key."""
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    made = module.config() if hasattr(module, "config") else None
+    rollouts = [method.rollout for method in getattr(made, "methods", {}).values()]
+    assert all(hash(rollout) == hash(dataclasses.replace(rollout)) for rollout in rollouts)
+    assert all(dataclasses.replace(rollout, checkpoint="another") not in rollouts for rollout in rollouts)

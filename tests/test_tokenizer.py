@@ -39,6 +39,17 @@ def test_numbers_are_one_id_as_far_as_the_vocabulary_goes():
         tokenizer.compact(8)
 
 
+def test_tokens_that_hold_a_text_are_found():
+    codec = tokenizer.compact()
+    assert codec.holding("field", ("<node>", "<goal>")) == tuple(sorted((codec.id("<node>"), codec.id("<goal>"))))
+    held = codec.holding("field", ("7",))
+    assert held == tuple(i for i in range(codec.size) if b"7" in codec.token_bytes(i)) and len(held) > 1
+    assert not any(i in codec.controls for i in held)
+    for text in ("no such text", ""):
+        with pytest.raises(ValueError, match=f"field: no token of this tokenizer holds '{text}'"):
+            codec.holding("field", (text,))
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_texts_survive_the_round_trip_symbol_by_symbol(text):
     words = tokenizer.compact()

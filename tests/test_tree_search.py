@@ -299,7 +299,7 @@ def test_every_choice_can_be_configured():
     made = Method(step_ends=("<node>",), judge=configured.Rollout(("<goal>",)), **choices).protocol(words)
     assert {name: getattr(made, name) for name in choices} == choices
     assert made.judge == judges.Rollout((words.id("<goal>"),)) and made.needs.threads == 1 + 3 * 2
-    asked = configured.Labelled(ask="<goal>", labels={"1": 1.0, "2": 0.5}, threads=2, tokens=5, quotes=False).made(
+    asked = configured.Labelled(ask="<goal>", labels=(("1", 1.0), ("2", 0.5)), threads=2, tokens=5, quotes=False).made(
         words
     )
     assert (asked.numbers, asked.threads, asked.tokens, asked.quotes) == ((1.0, 0.5), 2, 5, False)
@@ -317,7 +317,7 @@ def test_every_choice_can_be_configured():
         (lambda: TreeSearch(**CHOICES, enough=-1), "tree_search.enough is -1"),
         (lambda: judges.Labelled(LABELS, (1.0,), ask=(1,)), "numbers has 1; each of the 3 labels needs one"),
         (lambda: judges.Labelled(LABELS, (1.0, 1.0, 1.0)), "labelled.ask is empty"),
-        (lambda: configured.Labelled(labels={}), "labelled.labels is empty"),
+        (lambda: configured.Labelled(labels=()), "labelled.labels is empty"),
         (lambda: Method(parallel=1.5), "tree_search.parallel is 1.5; it must be a whole number of 1"),
     ],
 )

@@ -1,7 +1,7 @@
 """Beam search and DVTS over the steps of a line of reasoning."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -32,8 +32,8 @@ class BeamSearch(Beams):
         super().__post_init__()
         one_of("beam_search.answers", self.answers, get_args(Answers))
 
-    def made(self, ids: Callable[[str], int], end: int) -> protocols.BeamSearch:
-        return protocols.BeamSearch(**self.choices(ids, end), score=self.score)
+    def made(self, step_ends: tuple[int, ...], end: int) -> protocols.BeamSearch:
+        return protocols.BeamSearch(**self.choices(step_ends, end), score=self.score)
 
     def voices(self, transcript: Transcript) -> Sequence[int]:
         kept = super().voices(transcript)

@@ -17,7 +17,7 @@ class Gambit(Samples):
     """See `apr_jax.protocols.gambit`; to be used with the selector `Weighted`.
 
     Attributes:
-        thought_ends: a thought ends with any token whose text contains one of these.
+        thought_ends: a thought ends with any of these control words, or a token that holds one of these texts.
         every, warmup, threshold, replace, branches, score, hidden: the choices of the protocol.
     """
 
@@ -39,13 +39,7 @@ class Gambit(Samples):
         self._protocol((1,), 0)
 
     def protocol(self, codec: TextCodec) -> protocols.Gambit:
-        ends = [text.encode() for text in self.thought_ends]
-        found = tuple(i for i in range(codec.size) if any(text in codec.token_bytes(i) for text in ends))
-        if not found:
-            raise ValueError(
-                f"gambit.thought_ends is {self.thought_ends}; no token of this tokenizer contains one of them"
-            )
-        return self._protocol(found, self.end_id(codec))
+        return self._protocol(codec.holding("gambit.thought_ends", self.thought_ends), self.end_id(codec))
 
     def _protocol(self, thought_ends: tuple[int, ...], end: int) -> protocols.Gambit:
         names = ("every", "warmup", "threshold", "replace", "branches", "score", "hidden")

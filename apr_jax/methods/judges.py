@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-from collections.abc import Mapping
 
 from apr_jax.decode.problem import whole
 from apr_jax.decode.recogniser import Phrase, Recogniser
@@ -50,16 +49,14 @@ class Labelled(Judge):
 
     Attributes:
         ask: the question.
-        labels: numbers by words.
+        labels: words and the numbers that they stand for.
         threads: how often it is asked.
         tokens: that each time it may say.
         quotes: the step token that ended the thought stands before the question.
     """
 
     ask: str = "\nCan this lead to the answer (sure, likely or impossible)?"
-    labels: Mapping[str, float] = dataclasses.field(
-        default_factory=lambda: {"sure": 20.0, "likely": 1.0, "impossible": 0.001}
-    )
+    labels: tuple[tuple[str, float], ...] = (("sure", 20.0), ("likely", 1.0), ("impossible", 0.001))
     threads: int = 3
     tokens: int = 16
     quotes: bool = True
@@ -71,9 +68,11 @@ class Labelled(Judge):
             whole(f"labelled.{name}", getattr(self, name), 1)
 
     def made(self, codec: TextCodec) -> judges.Labelled:
-        labels = Recogniser.of(codec, [Phrase(word, word) for word in self.labels])
+        labels = Recogniser.of(codec, [Phrase(word, word) for word, _ in self.labels])
         ask = tuple(codec.encode(self.ask, continues=True))
-        return judges.Labelled(labels, tuple(self.labels.values()), ask, self.threads, self.tokens, self.quotes)
+        return judges.Labelled(
+            labels, tuple(number for _, number in self.labels), ask, self.threads, self.tokens, self.quotes
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -47,8 +47,8 @@ class RewardSearch(Beams):
 
     reward: Reward
 
-    def made(self, ids: Callable[[str], int], end: int) -> protocols.RewardSearch:
-        return protocols.RewardSearch(**self.choices(ids, end))
+    def made(self, step_ends: tuple[int, ...], end: int) -> protocols.RewardSearch:
+        return protocols.RewardSearch(**self.choices(step_ends, end))
 
     def host(self, codec: TextCodec) -> Scorer:
         return Scorer(self.reward, codec, self.beams * self.width)

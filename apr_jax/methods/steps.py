@@ -2,8 +2,7 @@
 
 import abc
 import dataclasses
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ class Steps(Method):
     """See `apr_jax.protocols.steps`. Its answers are the beams that have a place in the end, the best first.
 
     Attributes:
-        step_ends: the words that end a step, each one id.
+        step_ends: a step ends with any of these control words, or a token that holds one of these texts.
         width, steps, distinct: the choices of the protocol.
     """
 
@@ -35,8 +34,7 @@ class Steps(Method):
         for name in ("width", "steps"):
             whole(f"{self.name}.{name}", getattr(self, name), 1)
         # The protocol knows which choices go together; any ids do for that.
-        numbers = itertools.count(1)
-        self.made(lambda word: next(numbers), 0)
+        self.made(tuple(range(1, 1 + len(self.step_ends))), 0)
 
     def check(self, sampling: Sampling) -> Sampling:
         if self.width > 1:
@@ -44,15 +42,14 @@ class Steps(Method):
         return sampling
 
     def protocol(self, codec: TextCodec) -> StepSearch:
-        return self.made(codec.id, self.end_id(codec))
+        return self.made(codec.holding(f"{self.name}.step_ends", self.step_ends), self.end_id(codec))
 
     @abc.abstractmethod
-    def made(self, ids: Callable[[str], int], end: int) -> StepSearch:
-        """The protocol, once the ids of words, and that of the end, are known."""
+    def made(self, step_ends: tuple[int, ...], end: int) -> StepSearch:
+        """The protocol, once the ids of what ends steps, and that of the end, are known."""
 
-    def choices(self, ids: Callable[[str], int], end: int) -> dict[str, Any]:
+    def choices(self, step_ends: tuple[int, ...], end: int) -> dict[str, Any]:
         """The fields that all these protocols have."""
-        step_ends = tuple(ids(word) for word in self.step_ends)
         return dict(end=end, step_ends=step_ends, width=self.width, steps=self.steps, distinct=self.distinct)
 
     def voices(self, transcript: Transcript) -> Sequence[int]:
@@ -79,6 +76,6 @@ class Beams(Steps):
         for name in ("beams", "subtrees"):
             whole(f"{self.name}.{name}", getattr(self, name), 1)
 
-    def choices(self, ids: Callable[[str], int], end: int) -> dict[str, Any]:
+    def choices(self, step_ends: tuple[int, ...], end: int) -> dict[str, Any]:
         names = ("beams", "subtrees", "finished")
-        return super().choices(ids, end) | {name: getattr(self, name) for name in names}
+        return super().choices(step_ends, end) | {name: getattr(self, name) for name in names}

@@ -1,7 +1,6 @@
 """Tree of thoughts, breadth first, valued by the model itself."""
 
 import dataclasses
-from collections.abc import Callable
 
 from apr_jax import protocols
 from apr_jax.methods.judges import Asked, Judge
@@ -19,8 +18,8 @@ class TreeOfThoughts(Beams):
 
     judge: Judge = Asked()
 
-    def made(self, ids: Callable[[str], int], end: int) -> protocols.TreeOfThoughts:
-        return protocols.TreeOfThoughts(**self.choices(ids, end))
+    def made(self, step_ends: tuple[int, ...], end: int) -> protocols.TreeOfThoughts:
+        return protocols.TreeOfThoughts(**self.choices(step_ends, end))
 
     def protocol(self, codec: TextCodec) -> protocols.TreeOfThoughts:
         return dataclasses.replace(super().protocol(codec), judge=self.judge.made(codec))

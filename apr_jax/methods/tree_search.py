@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 from apr_jax import protocols
 from apr_jax.decode.problem import whole
@@ -35,9 +34,9 @@ class TreeSearch(Steps):
         for name, least in (("simulations", 1), ("parallel", 1), ("enough", 0)):
             whole(f"tree_search.{name}", getattr(self, name), least)
 
-    def made(self, ids: Callable[[str], int], end: int) -> protocols.TreeSearch:
+    def made(self, step_ends: tuple[int, ...], end: int) -> protocols.TreeSearch:
         names = ("policy", "explore", "simulations", "parallel", "prune", "enough", "answer")
-        return protocols.TreeSearch(**self.choices(ids, end), **{name: getattr(self, name) for name in names})
+        return protocols.TreeSearch(**self.choices(step_ends, end), **{name: getattr(self, name) for name in names})
 
     def protocol(self, codec: TextCodec) -> protocols.TreeSearch:
         return dataclasses.replace(super().protocol(codec), judge=self.judge.made(codec))

@@ -112,6 +112,28 @@ class TextCodec(abc.ABC):
     def id(self, word: str) -> int:
         """Id of a control word or another symbol; raises ValueError if the symbol is not one id."""
 
+    def holding(self, field: str, texts: Sequence[str]) -> tuple[int, ...]:
+        """The ids of control words, and of all tokens in which another text stands; a text across two tokens is not found.
+
+        Args:
+            field: the name of what is given, for errors.
+            texts: control words and other texts.
+
+        Raises:
+            ValueError: no token holds one of the texts.
+        """
+        found: set[int] = set()
+        for text in texts:
+            wanted = text.encode()
+            held = {i for i, piece in enumerate(self.table) if wanted in piece and i not in self.controls}
+            held = {self.controls.ids[text]} if text in self.controls.ids else held
+            if not text or not held:
+                raise ValueError(
+                    f"{field}: no token of this tokenizer holds {text!r}; give a shorter text, or a control word"
+                )
+            found |= held
+        return tuple(sorted(found))
+
     @abc.abstractmethod
     def with_control_words(self, words: Sequence[str]) -> "TextCodec":
         """The same tokenizer in which each of `words` is one id; new ids follow the old ones, in the order given."""

@@ -54,9 +54,7 @@ class Remote:
 
     def load(self, folder: Path, options: Options) -> dict[str, str]:
         """Load weights; returns versions by package."""
-        return self._ask({"do": "load", "folder": str(folder.resolve()), "options": dataclasses.asdict(options)})[
-            "versions"
-        ]
+        return self._ask({"do": "load", "folder": str(folder.resolve()), "options": _given(options)})["versions"]
 
     def run(self, work: workloads.Workload) -> Measured:
         """Let the engine do the work once."""
@@ -83,6 +81,12 @@ class Remote:
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         return Unavailable(f"{how}; the last line of {self.log.name}: {lines[-1]}" if lines else how)
+
+
+def _given(options: Options) -> dict[str, Any]:
+    """The settings that differ from their defaults: the worker of an earlier commit knows no newer ones."""
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    return {name: value for name, value in dataclasses.asdict(options).items() if value != defaults[name]}
 
 
 def _workers(root: Path) -> str:
