@@ -4,7 +4,7 @@ import dataclasses
 import json
 import struct
 import sys
-import time
+import threading
 import types
 
 import numpy as np
@@ -112,13 +112,14 @@ class Running:
     """A run of two steps, of which the second is being written while the first picture is drawn."""
 
     workdir: str
+    drawn: threading.Event
     ends: bool = True
 
     def run(self):
         with open(f"{self.workdir}/metrics.jsonl", "w") as file:
             file.write('{"step": 1, "loss": 3, "reward": 0.5}\n{"step": 2, "lo')
             file.flush()
-            time.sleep(0.2)
+            assert self.drawn.wait(60)
             if not self.ends:
                 raise FloatingPointError("the loss is nan")
             file.write('ss": 2}\n')
@@ -126,12 +127,13 @@ class Running:
 
 
 def test_curves_grow_while_a_run_runs(tmp_path):
-    pictures = []
-    shown = types.SimpleNamespace(update=lambda picture: pictures.append(picture._repr_png_()))
-    assert notebook.watch(Running.run, Running(str(tmp_path)), ("loss", "reward"), shown, 0.05) == "done"
-    assert len(pictures) > 2 and all(data.startswith(b"\x89PNG") for data in pictures) and pictures[-1] != pictures[-2]
+    pictures, drawn = [], threading.Event()
+    update = lambda picture: (pictures.append(picture._repr_png_()), len(pictures) > 1 and drawn.set())
+    shown = types.SimpleNamespace(update=update)
+    assert notebook.watch(Running.run, Running(str(tmp_path), drawn), ("loss", "reward"), shown, 0.05) == "done"
+    assert len(pictures) > 2 and all(data.startswith(b"\x89PNG") for data in pictures) and pictures[-1] != pictures[1]
     with pytest.raises(FloatingPointError, match="the loss is nan"):
-        notebook.watch(Running.run, Running(str(tmp_path), ends=False), ("loss",), shown, 0.05)
+        notebook.watch(Running.run, Running(str(tmp_path), drawn, ends=False), ("loss",), shown, 0.05)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().split("\n")[:-1]]
     figure = plots.curves([*lines, {"step": 2, "loss": 2}], ("loss", "reward", "absent"))
     drawn = [axes.lines[0].get_xydata().tolist() for axes in figure.axes]

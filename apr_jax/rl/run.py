@@ -89,7 +89,7 @@ def run(config: RlConfig) -> Result:
     method = config.rollout.method
     groups.refuse(config.rollout.sampling, method.protocol(codec).needs)
     questions = config.task.questions(config.seed)
-    held_out = config.held_out.questions(config.seed) if config.held_out else ()
+    held_out = config.held_out.questions(config.seed) if config.evaluate_every else ()
     settings.sign(config, config.workdir)
     with Checkpoints(Path(config.workdir) / "checkpoints") as checkpoints, Interrupt() as interrupt:
         state, position = _restore_or_init(config, checkpoints, model)
@@ -125,7 +125,7 @@ def _made_from(config: RlConfig) -> dict[str, str]:
     """The identities of the files that a run reads, by their paths."""
     found = weights.made_from(config.rollout.checkpoint) | files.identities(Path(config.tokenizer), ("token*",))
     for task in (config.task, config.held_out):
-        for path in task.files().values() if task else ():
+        for path in task.files().values():
             found |= files.identities(Path(path))
     return found
 
