@@ -12,7 +12,7 @@ PEERS := .venv-peers
 
 MINUTES ?= 1
 
-.PHONY: demo test complete fuzz simulate lint format benchmark compare docs
+.PHONY: demo test complete fuzz simulate kill lint format benchmark compare docs
 demo: $(VENV)/ready
 	$(RUN) -m experiments.evaluate --config configs/demo.py $(ARGS)
 
@@ -44,6 +44,11 @@ fuzz: $(VENV)/ready
 PROGRAMS ?= 1000
 simulate: $(VENV)/ready
 	PYTHONPATH=.:tests $(RUN) -m simulate --programs $(PROGRAMS) $(ARGS)
+
+# Training runs of both kinds that are killed at POINTS random points each and must end as one that was not; minutes.
+POINTS ?= 20
+kill: $(VENV)/ready
+	PYTHONPATH=.:tests $(RUN) -m kill_anywhere --points $(POINTS) $(ARGS)
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -44,6 +45,13 @@ def read_json(path: Path) -> dict:
     except ValueError:  # neither JSON nor text
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file; one that is there is replaced only once the new one is complete, whenever the process is killed."""
+    unfinished = Path(f"{path}.writing")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
 
 
 def identity(path: Path) -> str:

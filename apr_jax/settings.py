@@ -214,8 +214,15 @@ def save(config: Any, folder: str | Path) -> Path:
     """Write the resolved configuration as `settings.json` in `folder` (made if missing); returns the file's path."""
     path = Path(folder) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    files.write_text(path, json.dumps(to_dict(config), indent=2) + "\n")
     return path
+
+
+def sign(config: Any, folder: str | Path) -> None:
+    """Save the configuration unless one is there. A program does it before it writes anything else, so that `claim` knows what it
+    leaves if it is killed."""
+    if not (Path(folder) / FILE).exists():
+        save(config, folder)
 
 
 def claim(config: Any, folder: str | Path, field: str, names: Iterable[str]) -> Path:

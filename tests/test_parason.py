@@ -177,6 +177,14 @@ def test_every_breach_ends_by_a_name(case):
     assert method.format_errors(first) == errors
 
 
+def test_threads_have_kinds():
+    method, played = scripted()
+    kinds = lambda case: method.kinds(played[list(CASES).index(case), 0])
+    assert kinds("the first that succeeds") == ["", "subtask", "trial", "trial"]
+    assert kinds("an outline among them") == ["", "subtask", "trial"]
+    assert kinds("a trial without a number") == ["", "subtask"]
+
+
 def test_the_parent_reads_what_is_needed():
     def told(case):
         found = scripted()[1][list(CASES).index(case), 0]

@@ -251,6 +251,17 @@ def test_trees_come_from_the_threads():
         whole(NAMED["gspo"], [beams()], [1, 0, 0, 0], ANSWER)
 
 
+def test_a_sample_alone_numbers_its_threads_anew():
+    """Thread 3 goes on from thread 2; thread 1 is another sample."""
+    threads = [((), -1, -1, Stop.END, [F, F])]
+    threads += [((i,), 0, 2 * (i == 2) or -1, Stop.END, [F, S, S]) for i in range(3)]
+    made = record(3, 0, threads, {(1, 0), (2, 0), (3, 0), (3, 2)})
+    found = gather([dataclasses.replace(made, own={"mark": np.arange(4)})], DRAWN, ANSWER)
+    alone = [found.alone(number) for number in range(2)]
+    assert [[thread.follows for thread in each.threads] for each in alone] == [[-1, -1], [-1, -1, 1]]
+    assert [each.own["mark"].tolist() for each in alone] == [[0, 1], [0, 2, 3]]
+
+
 def test_what_the_machine_stopped_is_masked_and_counted():
     made = [forking(1, sample) for sample in range(3)] + [forking(1, 3, Stop.POOL_FULL)]
     found, batch = whole(NAMED["p_grpo"], made, [1, 0, 0])

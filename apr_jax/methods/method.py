@@ -110,6 +110,10 @@ class Method(abc.ABC):
         """How often the model broke the method's format, by kind; kinds that did not occur are left out."""
         return {}
 
+    def kinds(self, transcript: Transcript) -> Sequence[str]:
+        """The kind of each thread, where the method tells several apart; empty: it does not."""
+        return ()
+
     def host(self, codec: TextCodec) -> Host | None:
         """Python's part of the method, for protocols that ask it (`apr_jax.decode.host`)."""
         return None

@@ -1,13 +1,14 @@
 """Parason (Zhang et al., August 2026): ThreadWeaver with outlines of two kinds, see `apr_jax.protocols.trials`."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 from apr_jax import protocols
 from apr_jax.decode.problem import one_of
 from apr_jax.methods.threadweaver import ThreadWeaver
 from apr_jax.protocols.trials import Read
+from apr_jax.record import Transcript
 from apr_jax.tokenizer import TextCodec
 
 
@@ -40,6 +41,11 @@ class Parason(ThreadWeaver):
         if name == "answer":
             return self.answer_end
         return ":" if name in protocols.Trials.ITEMS else ""
+
+    def kinds(self, transcript: Transcript) -> Sequence[str]:
+        """ "trial" or "subtask" for the threads of a list's items, "" for the root."""
+        trial = transcript.own["trial"]
+        return ["" if not t.path else "trial" if trial[i] else "subtask" for i, t in enumerate(transcript.threads)]
 
     def protocol(self, codec: TextCodec) -> protocols.Trials:
         return self._protocol(codec, protocols.Trials, join="reencode", response=self.response, read=self.read)

@@ -20,6 +20,7 @@ class RlConfig:
     Attributes:
         rollout: the method, the checkpoint to start from, sampling and static sizes.
         task: the questions to learn from; they are read in order, and in an order drawn from the seed in later epochs.
+        held_out: the questions of evaluations.
         tokenizer: path of the tokenizer, see `apr_jax.pretrained.tokenizer.load`.
         rewards: the terms of the reward.
         estimator: advantages and loss.
@@ -35,17 +36,20 @@ class RlConfig:
         seed: seed of questions, of their order and, with the number of the step, of all draws.
         chunk: queries per block of attention.
         remat: recompute layers in the backward pass: less memory, more time.
-        held_out: the questions of evaluations; None: none is made.
         held_out_temperature: at which they are answered; 0 is greedy.
-        evaluate_every, checkpoint_every: steps between evaluations, and between checkpoints (free).
+        evaluate_every: steps between evaluations; 0: none are made (free).
+        checkpoint_every: steps between checkpoints (free).
         keep_every: steps between those whose transcripts are kept in `{workdir}/rollouts`; 0: none are (free).
+        show_every: steps between pages with samples, `{workdir}/pages/step_N.html`; 0: none are written (free).
         workdir: folder for checkpoints, metrics and the resolved configuration (free).
         export: path of the trained parameters, see `apr_jax.train.sft.SftConfig.export`; empty: no export (free).
         tensorboard: write TensorBoard event files beside `metrics.jsonl` (free).
+        wandb: a project of Weights & Biases, to which the same numbers go; empty: none (free).
     """
 
     rollout: RolloutConfig
     task: Task
+    held_out: Task
     tokenizer: str
     rewards: tuple[Part, ...] = (Part(Correctness()),)
     estimator: Estimator = NAMED["p_grpo"]
@@ -61,19 +65,25 @@ class RlConfig:
     seed: int = 0
     chunk: int = 128
     remat: bool = False
-    held_out: Task | None = None
     held_out_temperature: float = 0.0
     evaluate_every: int = dataclasses.field(default=25, metadata=settings.FREE)
     checkpoint_every: int = dataclasses.field(default=10, metadata=settings.FREE)
     keep_every: int = dataclasses.field(default=25, metadata=settings.FREE)
+    show_every: int = dataclasses.field(default=25, metadata=settings.FREE)
     workdir: str = dataclasses.field(default="work/rl", metadata=settings.FREE)
     export: str = dataclasses.field(default="{workdir}/model.safetensors", metadata=settings.FREE)
     tensorboard: bool = dataclasses.field(default=True, metadata=settings.FREE)
+    wandb: str = dataclasses.field(default="", metadata=settings.FREE)
 
     def __post_init__(self):
-        least = {"samples": 2, "keep_every": 0}  # one sample has no group to be compared with
+        least = {
+            "samples": 2,
+            "evaluate_every": 0,
+            "keep_every": 0,
+            "show_every": 0,
+        }  # one sample has no group to be compared with
         names = ("prompts", "samples", "draws", "steps", "inner_steps", "micro_rows", "chunk")
-        for name in (*names, "evaluate_every", "checkpoint_every", "keep_every"):
+        for name in (*names, "evaluate_every", "checkpoint_every", "keep_every", "show_every"):
             whole(name, getattr(self, name), least.get(name, 1))
         check_seed(self.seed)
         if self.groups.rows % self.micro_rows:
@@ -90,7 +100,7 @@ class RlConfig:
     def evaluated(self) -> RolloutConfig:
         """The rollout of an evaluation."""
         sampling = dataclasses.replace(self.rollout.sampling, temperature=self.held_out_temperature)
-        return dataclasses.replace(self.rollout, sampling=sampling) if self.held_out else self.rollout
+        return dataclasses.replace(self.rollout, sampling=sampling) if self.evaluate_every else self.rollout
 
     @property
     def exported(self) -> Path | None:

@@ -26,6 +26,25 @@ MACHINE = (Stop.POOL_FULL, Stop.LOG_FULL, Stop.THREADS_FULL, Stop.MESSAGES_FULL,
 _ROUNDING = 1e-3  # between two log-probabilities that one row of logits gave, nats
 
 
+class NotFinite(FloatingPointError):
+    """The model gave NaN or infinity.
+
+    Attributes:
+        transcripts: all that were drawn with it.
+    """
+
+    def __init__(self, transcripts: Sequence[Transcript]):
+        bad = next(each for each in transcripts if each.stop == Stop.NOT_FINITE)
+        super().__init__(f"problem {bad.problem}, sample {bad.sample}: the model gave NaN or infinity")
+        self.transcripts = tuple(transcripts)
+
+
+def require_finite(transcripts: Sequence[Transcript]) -> None:
+    """Raises `NotFinite` if the model gave NaN or infinity while one of these was drawn."""
+    if any(each.stop == Stop.NOT_FINITE for each in transcripts):
+        raise NotFinite(transcripts)
+
+
 @dataclasses.dataclass(frozen=True)
 class GroupConfig:
     """How transcripts become rows.
@@ -179,9 +198,10 @@ def gather(
     Raises:
         ValueError: two have one number, one was cut off, or drawn otherwise than `sampling` says; `together`; or the machine
             stopped too many.
-        FloatingPointError: the model gave NaN or infinity.
+        NotFinite: the model gave NaN or infinity.
     """
     refuse(sampling, Needs())
+    require_finite(transcripts)
     order = sorted(range(len(transcripts)), key=lambda i: (transcripts[i].problem, transcripts[i].sample))
     ordered = tuple(transcripts[i] for i in order)
     for a, b in zip(ordered, ordered[1:], strict=False):
@@ -214,8 +234,6 @@ def _check(transcript: Transcript, sampling: Sampling) -> None:
         raise ValueError(f"{name}: its threads ran together, which packed rows cannot say; take live threads")
     if transcript.stop == Stop.RUNNING:
         raise ValueError(f"{name}: it was cut off while it ran; give finished transcripts only")
-    if transcript.stop == Stop.NOT_FINITE:
-        raise FloatingPointError(f"{name}: the model gave NaN or infinity; go back to an earlier checkpoint")
     log = transcript.log
     gap = np.abs(log.logprob - log.behaviour_logprob)[log.sampled]
     if sampling.temperature == 1 and len(gap) and not gap.max() <= _ROUNDING:

@@ -11,6 +11,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,12 @@ import numpy as np
 from apr_jax import files, record, settings
 from apr_jax.decode import Engine
 from apr_jax.evaluate import methods
+from apr_jax.evaluate.show import timeline
 from apr_jax.interrupt import Interrupt
 from apr_jax.model import transformer
 from apr_jax.pretrained import is_pretrained
 from apr_jax.pretrained.tokenizer import load as load_tokenizer
-from apr_jax.rl import batches, estimators, gate, groups
+from apr_jax.rl import batches, estimators, gate, groups, measures
 from apr_jax.rl.batches import Batch
 from apr_jax.rl.config import RlConfig
 from apr_jax.rl.samples import Sampler, Samples
@@ -31,21 +33,13 @@ from apr_jax.rl.update import Learner, RlState, initial_state
 from apr_jax.tokenizer import TextCodec
 from apr_jax.train import weights
 from apr_jax.train.checkpoints import Checkpoints
-from apr_jax.train.metrics import Metrics, ProgressReport
+from apr_jax.train.metrics import WANDB, Metrics, ProgressReport, require_wandb
 
 DIVERGED = "diverged.jsonl"
 """In the working folder of a run whose numbers were not finite any more, the transcripts of that step."""
-WRITTEN = ("metrics.jsonl", "checkpoints/*", "rollouts/*", DIVERGED, weights.NOTE)
-SHOWN = (
-    "reward",
-    "accuracy",
-    "critical_path",
-    "threads",
-    "forked",
-    "gate/largest",
-    "rollout_tokens_per_second",
-    "seconds",
-)
+PAGE = 4
+"""Questions whose samples a page shows."""
+WRITTEN = ("metrics.jsonl", "checkpoints/*", "rollouts/*", "pages/*", DIVERGED, WANDB, weights.NOTE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,22 +51,23 @@ class Result:
         finished: all steps are done; otherwise the run was interrupted and can be resumed.
         held_out: numbers of the last evaluation, empty if there was none.
         state: the last state.
-        traces: number of traces of the engine's program.
+        traces: number of traces of each program that was needed, 1.
     """
 
     step: int
     finished: bool
     held_out: dict[str, float]
     state: RlState
-    traces: int
+    traces: dict[str, int]
 
 
 def check_places(config: RlConfig) -> None:
     """Refuse, before anything is computed, to overwrite files of others.
 
     Raises:
-        ValueError: `workdir` or `export` holds files that this run has not written, or cannot be written.
+        ValueError: `workdir` or `export` holds files that this run has not written, or cannot be written; or see `require_wandb`.
     """
+    require_wandb(config.wandb)
     workdir = settings.claim(config, config.workdir, "workdir", WRITTEN)
     if config.exported:
         weights.is_exported(config.exported, workdir)
@@ -90,10 +85,12 @@ def run(config: RlConfig) -> Result:
     if jax.process_count() > 1:
         raise ValueError(f"{jax.process_count()} processes; a run learns in one process, start one")
     model, codec = methods.load(config.rollout, load_tokenizer(config.tokenizer))
+    model = transformer.Model(model.graph, _placed(model.params))
     method = config.rollout.method
     groups.refuse(config.rollout.sampling, method.protocol(codec).needs)
     questions = config.task.questions(config.seed)
-    held_out = config.held_out.questions(config.seed) if config.held_out else ()
+    held_out = config.held_out.questions(config.seed) if config.evaluate_every else ()
+    settings.sign(config, config.workdir)
     with Checkpoints(Path(config.workdir) / "checkpoints") as checkpoints, Interrupt() as interrupt:
         state, position = _restore_or_init(config, checkpoints, model)
         settings.save(config, config.workdir)
@@ -102,7 +99,8 @@ def run(config: RlConfig) -> Result:
         sampler = Sampler(config, engine, codec, questions)
         first = 0 if checkpoints.latest is None else checkpoints.latest
         with (
-            Metrics(config.workdir, first, config.tensorboard) as metrics,
+            # The evaluation at step 0 is made again.
+            Metrics(config.workdir, first or -1, config.tensorboard, config.wandb) as metrics,
             ProgressReport(config.steps, first) as progress,
         ):
             if first:
@@ -115,14 +113,19 @@ def run(config: RlConfig) -> Result:
             progress.note(f"finished; parameters are in {config.exported or config.workdir}")
         else:
             progress.note(f"interrupted at step {step}, which is saved; run the same command again to go on")
-    return Result(step, step == config.steps, numbers, state, engine.traces)
+    return Result(step, step == config.steps, numbers, state, loop.traces)
+
+
+def _placed(tree: Any) -> Any:
+    """The arrays, committed to the device as restored ones are: otherwise programs are compiled for both kinds."""
+    return jax.device_put(tree, jax.local_devices()[0])
 
 
 def _made_from(config: RlConfig) -> dict[str, str]:
     """The identities of the files that a run reads, by their paths."""
     found = weights.made_from(config.rollout.checkpoint) | files.identities(Path(config.tokenizer), ("token*",))
     for task in (config.task, config.held_out):
-        for path in task.files().values() if task else ():
+        for path in task.files().values():
             found |= files.identities(Path(path))
     return found
 
@@ -131,7 +134,7 @@ def _restore_or_init(config: RlConfig, checkpoints: Checkpoints, model: transfor
     """The state to continue from, and the position in the questions."""
     if checkpoints.latest is None:
         # A copy: updates donate the state, and the model's own arrays are those of the reference.
-        return initial_state(config, jax.tree.map(jnp.copy, model.params)), 0
+        return _placed(initial_state(config, jax.tree.map(jnp.copy, model.params))), 0
     cursor = checkpoints.cursor()
     changed = settings.differences(config, cursor["config"]) + files.replaced(cursor["made_from"], _made_from(config))
     if changed:
@@ -166,6 +169,12 @@ class _Loop:
 
     def run(self, state: RlState, first: int, position: int, held_out: Sequence) -> tuple[RlState, int, dict]:
         """Runs the remaining steps, or until an interrupt; returns state, step and the last numbers of an evaluation."""
+        try:
+            return self._run(state, first, position, held_out)
+        except groups.NotFinite as error:
+            raise self._diverged(error.transcripts, str(error)) from error
+
+    def _run(self, state: RlState, first: int, position: int, held_out: Sequence) -> tuple[RlState, int, dict]:
         config, done, numbers = self.config, first, {}
         self.engine.update(state.params)
         if held_out and not done:
@@ -178,16 +187,19 @@ class _Loop:
             batch = self._pack(found)
             state, values, seconds = self._learn(state, batch)
             self.engine.update(state.params)
+            self._compiled_once()
             done, position = done + 1, found.position
             took = time.perf_counter() - start
             values |= {"seconds": took, "rollout_seconds": found.seconds, "update_seconds": seconds}
             values["host_share"] = max(took - found.seconds - seconds, 0.0) / took
             self.metrics.write(done, {**found.numbers, **values})
-            self.progress.report(done, {name: values[name] for name in SHOWN if name in values} | self._shown(found))
+            self.progress.row(done, measures.row({**found.numbers, **values}))
             if config.keep_every and done % config.keep_every == 0:
                 folder = Path(config.workdir) / "rollouts"
                 folder.mkdir(exist_ok=True)
                 self._write(folder / f"step_{done:06d}.jsonl", found.groups.transcripts)
+            if config.show_every and done % config.show_every == 0:
+                self._show(done, found)
             if held_out and (done % config.evaluate_every == 0 or done == config.steps):
                 numbers = self._evaluate(done, held_out)
             if done % config.checkpoint_every == 0:
@@ -195,8 +207,30 @@ class _Loop:
         self._save(done, state, position)
         return state, done, numbers
 
-    def _shown(self, found: Samples) -> dict[str, float]:
-        return {name: found.numbers[name] for name in SHOWN if name in found.numbers}
+    @property
+    def traces(self) -> dict[str, int]:
+        return {"rollout": self.engine.traces, **self.learner.traces}
+
+    def _compiled_once(self) -> None:
+        if more := {name: count for name, count in self.traces.items() if count > 1}:
+            raise RuntimeError(
+                f"programs were traced again ({more}), though all steps of a run have the same shapes: a defect"
+            )
+
+    def _show(self, done: int, found: Samples) -> None:
+        """Write a page with the samples of the first questions."""
+        chosen = np.flatnonzero(np.isin(found.groups.group, np.unique(found.groups.group)[:PAGE]))
+        items = [
+            (
+                self.config.rollout.method.name,
+                found.groups.alone(i),
+                found.told[i] | {"machine": f"reward {found.told[i]['reward']:.4g}"},
+            )
+            for i in chosen
+        ]
+        path = Path(self.config.workdir) / "pages" / f"step_{done:06d}.html"
+        path.parent.mkdir(exist_ok=True)
+        timeline.write_page(path, items, lambda _, token: self.sampler.codec.decode([token]), f"Samples of step {done}")
 
     def _pack(self, found: Samples) -> Batch:
         """The rows of a step."""
@@ -220,7 +254,7 @@ class _Loop:
         labelled = batch.rows.label >= 0
         mismatch = gate.compare(old.logprob, batch.labels.engine, labelled, old.forks, batch.name)
         if not np.isfinite(mismatch.largest):
-            raise self._diverged(batch, f"a log-probability is not finite at {mismatch.where}")
+            raise self._diverged(batch.transcripts, f"a log-probability is not finite at {mismatch.where}")
         if not self.passed:
             gate.require(mismatch, self.learner.graph.config.dtype)
             self.passed = True
@@ -228,7 +262,10 @@ class _Loop:
         for _ in range(self.config.inner_steps):
             state, sums, loss, norm = self.learner.update(state, batch, old, reference)
             if not np.isfinite([loss, norm]).all():
-                raise self._diverged(batch, f"the loss is {loss}, the norm of the gradient {norm}")
+                raise self._diverged(batch.transcripts, f"the loss is {loss}, the norm of the gradient {norm}")
+        if names := weights.not_finite((state.params, state.optimizer)):
+            what = f"after the update numbers are not finite in {len(names)} arrays of the state ({names[0]})"
+            raise self._diverged(batch.transcripts, what)
         seconds = time.perf_counter() - start
         values |= {"loss": loss, "gradient_norm": norm, "update_tokens_per_second": counts.packed.entries / seconds}
         values |= {f"gate/{name}": value for name, value in mismatch.numbers().items()}
@@ -243,10 +280,6 @@ class _Loop:
         return numbers
 
     def _save(self, done: int, state: RlState, position: int) -> None:
-        if names := weights.not_finite((state.params, state.optimizer)):
-            raise FloatingPointError(
-                f"step {done}: numbers are not finite in {len(names)} arrays of the state ({names[0]})"
-            )
         config = settings.to_dict(self.config)
         self.checkpoints.save(
             done, state, {"position": position, "config": config, "made_from": _made_from(self.config)}
@@ -255,10 +288,10 @@ class _Loop:
     def _write(self, path: Path, transcripts: Sequence[record.Transcript]) -> None:
         record.write(path, transcripts, self.sampler.codec.decode)
 
-    def _diverged(self, batch: Batch, what: str) -> FloatingPointError:
+    def _diverged(self, transcripts: Sequence[record.Transcript], what: str) -> FloatingPointError:
         """The error of a run whose numbers are not finite; the transcripts of the step are saved."""
         path = Path(self.config.workdir) / DIVERGED
-        self._write(path, batch.transcripts)
+        self._write(path, transcripts)
         last = self.checkpoints.latest
         good, rate = f"that of step {last}" if last else "the start", self.config.optimizer.learning_rate
         return FloatingPointError(

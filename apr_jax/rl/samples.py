@@ -5,6 +5,7 @@ Axes: n trajectories.
 
 import collections
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from apr_jax.decode import Engine
 from apr_jax.evaluate import methods, metrics
 from apr_jax.record import Transcript
-from apr_jax.rl import estimators, groups, rewards
+from apr_jax.rl import estimators, groups, measures, rewards
 from apr_jax.rl.config import RlConfig
 from apr_jax.rl.groups import Groups
 from apr_jax.rl.rewards import Case
@@ -31,6 +32,7 @@ class Samples:
     Attributes:
         groups: the trajectories to learn from.
         rewards: of the trajectories, [n].
+        told: of each trajectory its `question`, `answer` (None: no valid one), whether it is `correct`, and `reward`.
         numbers: for reports, means over all trajectories that were drawn.
         position: in the sequence of questions, after those that were read.
         seconds: of decoding.
@@ -38,6 +40,7 @@ class Samples:
 
     groups: Groups
     rewards: Float[np.ndarray, " n"]
+    told: tuple[dict, ...]
     numbers: Mapping[str, float]
     position: int
     seconds: float
@@ -45,10 +48,11 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True)
 class _Draw:
-    """Some questions, answered; `columns` has numbers by name, one for each trajectory."""
+    """Some questions, answered; `told` as of `Samples`, `columns` has numbers by name, one for each trajectory."""
 
     groups: Groups
     rewards: np.ndarray
+    told: tuple[dict, ...]
     columns: Mapping[str, np.ndarray]
     seconds: float
 
@@ -85,7 +89,7 @@ class Sampler:
 
         Raises:
             ValueError: see `groups.gather` and `rewards.total`.
-            FloatingPointError: the model gave NaN or infinity.
+            groups.NotFinite: the model gave NaN or infinity.
         """
         config, drawn, kept = self.config, [], []
         wanted, begin = config.prompts, position
@@ -103,7 +107,8 @@ class Sampler:
             if not wanted:
                 break
         found, values = self._kept(drawn, kept, version)
-        return Samples(found, values, _means(drawn), position, sum(draw.seconds for draw in drawn))
+        told = [one for draw, stays in zip(drawn, kept, strict=True) for one in itertools.compress(draw.told, stays)]
+        return Samples(found, values, tuple(told), _means(drawn), position, sum(draw.seconds for draw in drawn))
 
     def _kept(self, drawn: list[_Draw], kept: list[np.ndarray], version: int) -> tuple[Groups, np.ndarray]:
         """The groups that stay, of all draws; later draws have higher numbers, so that the order stays too."""
@@ -134,22 +139,30 @@ class Sampler:
         if len(transcripts) < len(problems):
             return None
         found = groups.gather(transcripts, config.rollout.sampling, config.groups, version)
-        cases, failures = self._cases(found, questions, first)
+        cases, told, failures = self._cases(found, questions, first)
         values, columns = np.zeros(len(cases)), collections.defaultdict(lambda: np.zeros(len(cases)))
         for group in np.unique(found.group):
             members = np.flatnonzero(found.group == group)
             values[members], parts = rewards.total(config.rewards, [cases[i] for i in members], step)
             for name, part in parts.items():
                 columns[f"reward/{name}"][members] = part
-        columns |= {"reward": values, "judge_failures": failures, **self._measures(cases)}
-        return _Draw(found, values, columns, seconds)
+        columns |= {
+            "reward": values,
+            "judge_failures": failures,
+            **measures.columns(cases, config.rollout.method),
+        }
+        told = tuple(about | {"reward": float(value)} for about, value in zip(told, values, strict=True))
+        return _Draw(found, values, told, columns, seconds)
 
-    def _cases(self, found: Groups, questions: Sequence, first: int) -> tuple[list[Case], np.ndarray]:
-        """The graded trajectories, and whether the judge failed; an answer without valid format is wrong."""
-        task, said = methods.put(self.config.task, self.config.rollout), self.config.rollout.method.said
-        pairs, answered = [], []
+    def _cases(self, found: Groups, questions: Sequence, first: int) -> tuple[list[Case], list[dict], np.ndarray]:
+        """The graded trajectories, what was asked and answered, and whether the judge failed; an answer without valid format is
+        wrong."""
+        task, method = methods.put(self.config.task, self.config.rollout), self.config.rollout.method
+        pairs, answered, told = [], [], []
         for number, each in enumerate(found.trajectories):
-            answer = task.answer(said(found.transcripts[each.transcript], each.answer, self.codec), self.codec)
+            said = method.said(found.transcripts[each.transcript], each.answer, self.codec)
+            answer = task.answer(said, self.codec)
+            told.append({"question": task.about(questions[each.group - first])["question"], "answer": answer})
             if answer is not None:
                 pairs.append((questions[each.group - first], answer))
                 answered.append(number)
@@ -157,33 +170,27 @@ class Sampler:
         for number, grade in zip(answered, grades(task, pairs), strict=True):
             failures[number] = isinstance(grade, Failure)
             correct[number] = grade is True
-        return [Case(found.alone(i), float(right)) for i, right in enumerate(correct)], failures
-
-    def _measures(self, cases: Sequence[Case]) -> dict[str, np.ndarray]:
-        """Numbers of each trajectory for reports."""
-        of = lambda measure: np.array([measure(case.transcript) for case in cases], np.float64)
-        errors = [self.config.rollout.method.format_errors(case.transcript) for case in cases]
-        kinds = sorted({kind for error in errors for kind in error})
-        return {
-            "accuracy": np.array([case.correct for case in cases]),
-            "critical_path": of(metrics.critical_path),
-            "threads": of(metrics.threads),
-            "forked": of(metrics.forked),
-            "tokens": of(metrics.generated_tokens),
-            "malformed": np.array([not case.well_formed for case in cases], np.float64),
-            **{f"format_errors/{kind}": np.array([error.get(kind, 0) for error in errors]) for kind in kinds},
-        }
+        alone = [found.alone(number) for number in range(len(correct))]
+        cases = [Case(one, float(right), method.kinds(one)) for one, right in zip(alone, correct, strict=True)]
+        told = [about | {"correct": bool(right)} for about, right in zip(told, correct, strict=True)]
+        return cases, told, failures
 
     def evaluate(self, questions: Sequence) -> dict[str, float]:
-        """Numbers of an evaluation on held-out questions; the accuracy is the mean over a question's answers."""
+        """Numbers of an evaluation on held-out questions; the accuracy is the mean over a question's answers.
+
+        Raises:
+            groups.NotFinite: the model gave NaN or infinity.
+        """
         config = self.config.evaluated()
         task = methods.put(self.config.held_out, config)
         asked = methods.requests(self.config.held_out, questions, config, self.codec)
         found = sorted(self.engine.decode(asked, self.config.seed, slice_steps=200), key=lambda each: each.problem)
+        groups.require_finite(found)
         answers = methods.read(task, questions, found, self.codec, config)
         right = [np.mean([each.candidate.correct for each in given] or [0.0]) for given in answers]
         measured = {
-            name: float(column.mean()) for name, column in self._measures([Case(t, 0.0) for t in found]).items()
+            name: float(column.mean())
+            for name, column in measures.columns([Case(t, 0.0) for t in found], config.method).items()
         }
         return {f"held_out/{name}": value for name, value in {**measured, "accuracy": float(np.mean(right))}.items()}
 
@@ -200,4 +207,6 @@ def _means(drawn: list[_Draw]) -> dict[str, float]:
     prompts = sum(len({each.problem for each in draw.groups.transcripts}) for draw in drawn)
     sampled = sum(metrics.generated_tokens(each) for draw in drawn for each in draw.groups.transcripts)
     rate = sampled / max(sum(draw.seconds for draw in drawn), 1e-9)
+    long, right = (np.concatenate([draw.columns[name] for draw in drawn]) for name in ("critical_path", "accuracy"))
+    means |= {"longest": float(long.max(initial=0)), **measures.by_length(long, right)}
     return means | {"draws": len(drawn), "prompts": prompts, "masked": masked, "rollout_tokens_per_second": rate}

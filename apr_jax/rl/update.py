@@ -3,6 +3,7 @@
 Axes: B rows of an update, S entries of a row, n trajectories.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -53,11 +54,23 @@ class Learner:
         config: of the run.
         graph: of the model.
         control: the ids of `RlConfig.control`.
+        traces: number of traces of each program so far.
     """
 
     config: RlConfig
     graph: transformer.Graph
     control: tuple[int, ...]
+    traces: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+    def _compiled(self, name: str, function: Callable, **options) -> Callable:
+        """`jax.jit` that counts its traces."""
+
+        @functools.wraps(function)
+        def counted(*given):
+            self.traces[name] += 1
+            return function(*given)
+
+        return jax.jit(counted, **options)
 
     def score(self, params: transformer.Params, batch: Batch) -> Scores:
         """The labels of a batch by these parameters, as NumPy arrays [B, S]."""
@@ -103,7 +116,9 @@ class Learner:
     @functools.cached_property
     def _score(self) -> Callable[..., Scores]:
         given = dict(control=self.control, chunk=self.config.chunk)
-        return jax.jit(lambda params, rows, temperature: score(self.graph, params, rows, temperature, **given))
+        return self._compiled(
+            "score", lambda params, rows, temperature: score(self.graph, params, rows, temperature, **given)
+        )
 
     @functools.cached_property
     def _gradient(self) -> Callable:
@@ -117,18 +132,18 @@ class Learner:
             value, sums = estimators.loss(config.estimator, *parts)
             return value, (value, sums)
 
-        return jax.jit(jax.grad(loss, has_aux=True))
+        return self._compiled("gradient", jax.grad(loss, has_aux=True))
 
     @functools.cached_property
     def _ratios(self) -> Callable:
         """See `estimators.trajectory_ratios`; the bound of n is the same at every step."""
         answers = self.config.rollout.sizes.threads if self.config.groups.each == "answer" else 1
         bound = self.config.prompts * self.config.samples * answers
-        return jax.jit(lambda new, old, labels: estimators.trajectory_ratios(new, old, labels, bound))
+        return self._compiled("ratios", lambda new, old, labels: estimators.trajectory_ratios(new, old, labels, bound))
 
     @functools.cached_property
     def _add(self) -> Callable:
-        return jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
+        return self._compiled("add", lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
 
     @functools.cached_property
     def _apply(self) -> Callable[[RlState, transformer.Params], tuple[RlState, Array]]:
@@ -139,4 +154,4 @@ class Learner:
             params = optax.apply_updates(state.params, change)
             return RlState(params, inner, state.updates + 1), optax.tree.norm(gradient)
 
-        return jax.jit(apply, donate_argnums=0)
+        return self._compiled("apply", apply, donate_argnums=0)

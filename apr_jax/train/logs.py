@@ -174,13 +174,14 @@ def only(transcript: Transcript, children: Sequence[int], name: str) -> Transcri
         "predictor": np.where(predictor < 0, -1, place[predictor]).astype(np.int32),
     }
     records = [t for t, stay in zip(transcript.threads, stays, strict=True) if stay]
-    parents = [-1 if t.parent < 0 else int(thread[t.parent]) for t in records]
+    now = lambda number: -1 if number < 0 else int(thread[number])
     sees, log = transcript.sees[np.ix_(stays, stays)], Log(**columns)
     return dataclasses.replace(
         transcript,
-        threads=tuple(dataclasses.replace(t, parent=p) for t, p in zip(records, parents, strict=True)),
+        threads=tuple(dataclasses.replace(t, parent=now(t.parent), follows=now(t.follows)) for t in records),
         sees=sees,
         log=log,
+        own={name: values[stays] for name, values in transcript.own.items()},
         peak_context=peak_context(sees, log, transcript.together),
     )
 

@@ -248,6 +248,7 @@ def run(config: SftConfig) -> Result:
             f"{data.vocabulary} ids; choose at least that many"
         )
     classes, names = data.classes(config.model.vocabulary)
+    settings.sign(config, config.workdir)
     with Checkpoints(Path(config.workdir) / "checkpoints") as checkpoints, Interrupt() as interrupt:
         # A resumed run reads these files again: the data, and the frozen parameters under adapters.
         made_from = data.made_from | (weights.made_from(config.start) if config.lora else {})
@@ -381,9 +382,8 @@ class _Loop:
         in the same folder with other settings of the optimiser."""
         self.checkpoints.delete(bad)
         last = self.checkpoints.latest
-        (Path(self.config.workdir) / DIVERGED).write_text(
-            json.dumps({"checkpoint": last, "step": step, "what": what}) + "\n"
-        )
+        note = {"checkpoint": last, "step": step, "what": what}
+        files.write_text(Path(self.config.workdir) / DIVERGED, json.dumps(note) + "\n")
         goes_on = f"goes on from step {last}, the last good state" if last else "begins anew, no good state was saved"
         return FloatingPointError(
             f"step {step}: {what}; give a lower --optimizer.learning-rate (now {self.config.optimizer.learning_rate}) with the "

@@ -1,10 +1,11 @@
 """The parameters that a training run starts from, and those that it exports.
 
 An export never replaces files. A run notes its export in its working folder, so that a finished run that is started again
-recognises its own export.
+recognises its own export, and one that was killed while it wrote may write again.
 """
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from apr_jax.tokenizer import TextCodec
 from apr_jax.train.data import Data
 
 NOTE = "exported.json"
+"""In the working folder of a run, the identities of the files of its export by their paths; "" while they are being written."""
 PARTS = ("config.json", "*.safetensors")  # the files of a folder that determine its parameters
 
 
@@ -73,9 +75,10 @@ def is_exported(export: Path, workdir: Path) -> bool:
         )
     if export.exists() and not (_folder(export) and export.is_dir() and not any(export.iterdir())):
         noted = files.read_json(workdir / NOTE)
-        if noted and list(noted.values()) == list(
-            files.identities(export).values()
-        ):  # the identities are compared, because a path can be written in several ways
+        if noted == _unfinished(export):
+            return False
+        # The identities are compared, because a path can be written in several ways.
+        if noted and list(noted.values()) == list(files.identities(export).values()):
             return True
         raise ValueError(
             f"export: {export} is there, and the run in {workdir} has not written it; give another --export, or remove it"
@@ -100,12 +103,21 @@ def write(
         start: path of the model that the run started from; empty: none.
         tokenizer: gives the tokenizer, where it is written.
     """
+    note = lambda identities: files.write_text(workdir / NOTE, json.dumps(identities, indent=2) + "\n")
+    note(_unfinished(export))
     if _folder(export):
+        for left in export.glob(".saving-*"):  # by a process that was killed
+            shutil.rmtree(left)
         source = start if start and is_pretrained(start) else None
         save_pretrained(export, model, source, tokenizer=tokenizer())
     else:
         io.save(export, model, model.config)
-    (workdir / NOTE).write_text(json.dumps(files.identities(export), indent=2) + "\n")
+    note(files.identities(export))
+
+
+def _unfinished(export: Path) -> dict[str, str]:
+    """The note of an export that is being written."""
+    return {str(export.resolve()): ""}
 
 
 def _folder(export: Path) -> bool:

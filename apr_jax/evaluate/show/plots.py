@@ -143,6 +143,25 @@ def plot_front(path: Path, methods: Mapping[str, Mapping], cost: str, label: str
     _save(figure, path)
 
 
+def curves(lines: Sequence[Mapping[str, float]], names: Sequence[str]) -> Figure:
+    """Numbers of a training run over its steps, one plot each, side by side.
+
+    Args:
+        lines: of `metrics.jsonl`, or those that there are by now; not every line has every number.
+        names: of the numbers.
+    """
+    figure = Figure(figsize=(3.4 * len(names), 2.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        axes.plot(*np.reshape(points, (-1, 2)).T, color=PALETTE[0], linewidth=1.6, marker=".", zorder=3)
+        axes.set_title(name, color=INK, fontsize=10)
+        axes.set_xlabel("step", color=INK)
+        axes.grid(color=FAINT, linewidth=0.7, zorder=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def _axes() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7.6, 4.6), layout="constrained")
     FigureCanvasAgg(figure)

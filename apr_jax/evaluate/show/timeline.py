@@ -27,7 +27,7 @@ def write_page(
     Args:
         path: the HTML file.
         items: method name, transcript and a mapping with `question`, `answer` (None: no valid answer), `correct` and optionally
-            `machine`, a line about the machine that decoded the run.
+            `machine`, a line about the run, such as the machine that decoded it.
         text: function from method name and token id to the text shown, which is never read as HTML.
         heading: title of the page.
 
