@@ -72,6 +72,8 @@ def run(config: SftConfig) -> Result:
         FloatingPointError: the loss, the gradient or a parameter is not finite; the last good state is kept.
     """
     check_places(config)
+    if jax.process_count() > 1:
+        raise ValueError(f"{jax.process_count()} processes; a run trains in one process, start one")
     data = Dataset.open(config.data)
     if data.vocabulary > config.model.vocabulary:
         raise ValueError(
