@@ -282,3 +282,17 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
         io.load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"left over \['head'\]"):
         io.save(path, transformer.init(VARIANTS["all_kv_heads_untied"], jax.random.key(0)), VARIANTS["grouped"])
+
+
+def test_equal_weights_are_equal_files(tmp_path):
+    """The library writes the entries of the metadata in an order drawn by chance."""
+    tensors = {"b": np.arange(6, dtype=np.float32), "a": np.ones((2, 3), np.float16)}
+    metadata = {name: f'"{name}" \\ é' for name in ("format", "config", "one", "two", "three")}
+    written = set()
+    for number in range(8):
+        path = tmp_path / f"{number}.safetensors"
+        io.write_tensors(path, tensors, metadata)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    read, found = io.read_tensors(path, metadata["format"])
+    assert list(found) and found == metadata and all(np.array_equal(read[name], x) for name, x in tensors.items())

@@ -46,7 +46,20 @@ def write_tensors(path: str | Path, tensors: dict[str, np.ndarray], metadata: di
     path = files.local(path, "path")
     temporary = Path(f"{path}.writing")
     safetensors.numpy.save_file(tensors, temporary, metadata=metadata)
+    _order_metadata(temporary, metadata)
     os.replace(temporary, path)
+
+
+def _order_metadata(path: Path, metadata: dict[str, str]) -> None:
+    """Put the metadata of a file in the order given: the library's is drawn by chance, and equal weights are equal files here."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length)) | {"__metadata__": metadata}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > length:
+            raise RuntimeError(f"{path}: the header takes {len(text)} bytes in order, {length} before; report this")
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def read_tensors(path: str | Path, format: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
