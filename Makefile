@@ -12,7 +12,7 @@ PEERS := .venv-peers
 
 MINUTES ?= 1
 
-.PHONY: demo test complete fuzz simulate lint format benchmark compare
+.PHONY: demo test complete fuzz simulate lint format benchmark compare docs
 demo: $(VENV)/ready
 	$(RUN) -m experiments.evaluate --config configs/demo.py $(ARGS)
 
@@ -31,7 +31,7 @@ TORCH ?= torch
 complete: $(VENV)/ready
 	@echo "Installing what some tests compare with into $(VENV): torch, transformers, the TPU compiler. Once, a few minutes"
 	@$(RUN) -m pip install --quiet "$(TORCH)"
-	@$(RUN) -m pip install --quiet -r requirements-peers.txt -r requirements-tpu.txt
+	@$(RUN) -m pip install --quiet -r requirements-peers.txt -r requirements-tpu.txt -r requirements-docs.txt
 	test -f work/smollm2.gguf || $(RUN) -m experiments.fetch_smollm2
 	$(RUN) -m pytest -n $(WORKERS) --complete $(ARGS)
 
@@ -46,6 +46,12 @@ simulate: $(VENV)/ready
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
+
+# The documentation site in results/site; a link that leads nowhere is an error.
+docs: $(VENV)/ready
+	@$(RUN) -m pip install --quiet -r requirements-docs.txt
+	$(RUN) -m zensical build --strict --clean
+	@echo "open results/site/index.html, or see it with: $(RUN) -m zensical serve"
 
 format: $(VENV)/ready
 	$(RUN) -m ruff check --fix . && $(RUN) -m ruff format .
