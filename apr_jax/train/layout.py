@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
-from jaxtyping import Array
 
 from apr_jax import sharding
 
@@ -130,7 +129,7 @@ class Layout:
 
         return jax.jit(within, out_shardings=places, **options)
 
-    def hold(self, tree: Mapping[str, Array]) -> Mapping[str, Array]:
+    def hold(self, tree: Mapping[str, Any]) -> Mapping[str, Any]:
         """Inside a program, arrays with the form of the trained parameters, such as gradients, kept in their places."""
         if self.mesh is None:
             return tree
