@@ -87,7 +87,7 @@ def test_models_without_branches_compile_to_what_they_did():
             tokens,
             lambda q, k, v, m: (q + k[..., :1, :] * v[..., :1, :], m),
             (None,) * 2,
-            False,
+            "everything_saveable",
             *told,
         )[0]
         return str(jax.make_jaxpr(lambda params, tokens: run(params, tokens, *branches))(params, jnp.arange(9)))
