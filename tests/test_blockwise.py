@@ -1,5 +1,7 @@
 """Blockwise attention over packed rows against attention under the whole mask: values, gradients, skipped blocks, memory."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,14 @@ import pytest
 from apr_jax.model import attention
 from apr_jax.model.attention import masked_attention, packed_attend
 from apr_jax.model.blockwise import blockwise_attention, live_blocks, reached
+from apr_jax.model.config import PRESETS
+from apr_jax.train.config import SftConfig
 from apr_jax.train.layout import MeshConfig
+from apr_jax.train.logs import LogData
+from apr_jax.train.packing import pack
+from apr_jax.train.step import born, layout_of, step_program
 from tests.test_attention import plain_mask, random_rows
+from tests.test_packing import simple
 
 
 def mask_of(rows):
@@ -119,3 +127,24 @@ def test_no_array_of_all_pairs_at_16384_entries():
 
     memory = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*given, *rows).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 100 * 2**20
+
+
+def test_a_step_on_long_rows_is_that_on_short_ones():
+    """Eight threads of 513 entries in one row, and in a row each."""
+    records = [simple([513], number) for number in range(8)]
+    small = dict(layers=1, width=16, ffn=16, heads=1, kv_heads=1, head_dim=16)
+    config = SftConfig(LogData(transcripts=("none",), tokenizer="none"), dataclasses.replace(PRESETS["tiny"], **small))
+
+    def step(length):
+        packed, _, count = pack(records, length, 8)
+        used = dataclasses.replace(config, rows_per_batch=count.rows, chunk=513)
+        layout = layout_of(used)
+        program = step_program(used, layout, np.zeros(256, np.int32), 1)
+        return program(born(used, layout), jax.tree.map(jnp.asarray, packed), None)[1]
+
+    long, short = step(8 * 513), step(513)
+    assert "skipped_blocks" not in short
+    np.testing.assert_allclose(long["skipped_blocks"], 1 - 8 / 36, rtol=1e-6)
+    for name in ("nll", "weight", "labels", "correct"):
+        np.testing.assert_allclose(getattr(long["sums"], name), getattr(short["sums"], name), rtol=1e-5)
+    np.testing.assert_allclose(long["gradient_norm"], short["gradient_norm"], rtol=1e-5)

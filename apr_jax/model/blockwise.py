@@ -77,6 +77,18 @@ def reached(
     return jnp.any(earliest[:, None, :, :] < bound[:, :, None, :], axis=-1)
 
 
+def skipped(
+    owner: Int[Array, "B S"], clock: Int[Array, "B S"], sees: Bool[Array, "B U U"], chunk: int
+) -> Float[Array, ""]:
+    """The share of the pairs of blocks that causal attention would compute and blockwise attention does not, over all rows.
+
+    Arguments: see `live_blocks`.
+    """
+    reach = reached(owner, clock, sees, chunk)
+    rows, blocks, _ = reach.shape
+    return 1 - jnp.sum(reach) / (rows * blocks * (blocks + 1) / 2)
+
+
 @jax.custom_vjp
 def blockwise_attention(
     q: Float[Array, "B S H h"], k: Float[Array, "B S K h"], v: Float[Array, "B S K h"], live: Live
