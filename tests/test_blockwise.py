@@ -63,7 +63,7 @@ def test_blocks_give_the_values_and_gradients_of_the_whole_mask(dtype, chunk, to
     assert (live_blocks(*rows, chunk).count < np.arange(1, -(-length // chunk) + 1)).any(), "nothing was skipped"
 
 
-@pytest.mark.parametrize(("seed", "chunk"), [(0, 8), (1, 8), (2, 5), (3, 1), (4, 64)])
+@pytest.mark.parametrize(("seed", "chunk"), [(0, 8), (1, 8), (2, 7), (3, 1), (4, 64)])
 def test_live_blocks_are_those_with_a_visible_pair(seed, chunk):
     rows = random_rows(seed, 3, 40, 9)
     found = jax.jit(reached, static_argnums=3)(*rows, chunk)
@@ -126,7 +126,7 @@ def test_no_array_of_all_pairs_at_16384_entries():
         return jnp.sum(packed_attend(*rows, 128)(q, k, v, None)[0] ** 2)
 
     memory = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*given, *rows).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 100 * 2**20
+    assert memory.temp_size_in_bytes < 48 * 2**20
 
 
 def test_a_step_on_long_rows_is_that_on_short_ones():

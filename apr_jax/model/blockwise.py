@@ -86,7 +86,8 @@ def skipped(
     """
     reach = reached(owner, clock, sees, chunk)
     rows, blocks, _ = reach.shape
-    return 1 - jnp.sum(reach) / (rows * blocks * (blocks + 1) / 2)
+    causal = rows * blocks * (blocks + 1) // 2
+    return (causal - jnp.sum(reach)) / causal
 
 
 @jax.custom_vjp
