@@ -30,9 +30,10 @@ test: $(VENV)/ready
 # Every test, with what some of them compare with. TORCH: a release whose wheel is small where the default one brings CUDA.
 TORCH ?= torch
 complete: $(VENV)/ready
-	@echo "Installing what some tests compare with into $(VENV): torch, transformers, the TPU compiler. Once, a few minutes"
+	@echo "Installing what some tests compare with into $(VENV): torch, transformers, ray, the TPU compiler. Once, a few minutes"
 	@$(RUN) -m pip install --quiet "$(TORCH)"
-	@$(RUN) -m pip install --quiet -r requirements-peers.txt -r requirements-tpu.txt -r requirements-docs.txt
+	@$(RUN) -m pip install --quiet -r requirements-peers.txt -r requirements-tpu.txt -r requirements-docs.txt \
+		-r requirements-sweeps.txt
 	test -f work/smollm2.gguf || $(RUN) -m experiments.fetch_smollm2
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal --complete $(ARGS)
 

@@ -24,4 +24,7 @@ The public names by module; `import apr_jax` imports none of these modules, so t
     apr_jax.rl.groups: GroupConfig, Groups, gather, refuse
     apr_jax.rl.batches: Batch, pack
     apr_jax.rl.gate: compare, require
+    apr_jax.sweep.points: grid, zip, chain, where, seeds
+    apr_jax.sweep.config: SweepConfig
+    apr_jax.sweep.study: Study, Arm, Stage, Measure, Claim
 """

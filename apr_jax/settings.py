@@ -4,7 +4,8 @@ A configuration file is Python with a function `config()` that returns a frozen 
 
     config = settings.parse(argv, "configs/sft_apr.py")
 
-and its user may write `--config other_file.py` and then any field by its dotted name: `--optimizer.learning-rate 1e-3`.
+and its user may write `--config other_file.py` (or `other_file.py:NAME`, for another function than `config`) and then any field by
+its dotted name: `--optimizer.learning-rate 1e-3`.
 Unknown names are refused with the nearest known name, wrong values with the allowed ones; both end the
 program with code 2.
 """
@@ -39,22 +40,24 @@ def fail(message: str) -> NoReturn:
 
 
 def load(path: str | Path) -> Any:
-    """The configuration of a file: the value that its `config()` returns.
+    """The configuration of a file: the value that its `config()` returns, or with `FILE.py:NAME` its function `NAME()`.
 
     Raises:
-        ValueError: there is no such file, the file has no function `config`, or `config` returns no instance of a dataclass.
+        ValueError: there is no such file, the file has no such function, or it returns no instance of a dataclass.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"--config {path}: there is no such file; give a Python file with a function config()")
-    module = types.ModuleType(f"{MODULE}{Path(path).resolve()}".replace(".", "_"))
-    module.__file__ = str(path)
+    place, colon, name = str(path).rpartition(":")
+    place, name = (place, name) if colon and name.isidentifier() else (str(path), "config")
+    if not Path(place).is_file():
+        raise ValueError(f"--config {path}: there is no such file; give a Python file with a function {name}()")
+    module = types.ModuleType(f"{MODULE}{Path(place).resolve()}".replace(".", "_"))
+    module.__file__ = place
     sys.modules[module.__name__] = module  # readers of the classes defined in the file look the module up here
-    exec(compile(Path(path).read_bytes(), str(path), "exec"), module.__dict__)
-    if not hasattr(module, "config"):
-        raise ValueError(f"--config {path}: the file has no function config(); it should return a frozen dataclass")
-    config = module.config()
+    exec(compile(Path(place).read_bytes(), place, "exec"), module.__dict__)
+    if not hasattr(module, name):
+        raise ValueError(f"--config {path}: the file has no function {name}(); it should return a frozen dataclass")
+    config = getattr(module, name)()
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
-        raise ValueError(f"--config {path}: config() returned {type(config).__name__}, not an instance of a dataclass")
+        raise ValueError(f"--config {path}: {name}() returned {type(config).__name__}, not an instance of a dataclass")
     return config
 
 

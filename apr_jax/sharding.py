@@ -3,6 +3,9 @@
 The mesh has two axes: `data` (problems, rows) and `model` (heads, feed-forward width, vocabulary). A head is never cut: if
 `model` does not divide the number of query heads, or of key/value heads, these heads are replicated. The feed-forward width and
 the vocabulary can be padded; a mesh that does not divide them is refused.
+
+Decoding and training have one mesh and two tables of rules. In training the width is cut over `data` too, so that each device
+keeps a part of parameters, gradients and optimiser (FSDP, arXiv 2304.11277); a layer's weights are gathered where it uses them.
 """
 
 import dataclasses
@@ -38,7 +41,8 @@ class Rules:
         return getattr(self, name)
 
 
-RULES = Rules()
+DECODING = Rules()
+TRAINING = Rules(width="data")
 REPLICABLE = ("heads", "kv_heads")
 """Axes that are replicated where they do not divide: they cannot be padded, and cutting a head would part its products."""
 
@@ -59,13 +63,13 @@ def make_mesh(data: int = 1, model: int = 1) -> jax.sharding.Mesh:
     return jax.make_mesh((data, model), ("data", "model"), axis_types=automatic, devices=devices[: data * model])
 
 
-def spec(axes: AxisNames, rules: Rules = RULES) -> jax.sharding.PartitionSpec:
+def spec(axes: AxisNames, rules: Rules = DECODING) -> jax.sharding.PartitionSpec:
     """The partition of an array with these axis names, assuming that every size divides."""
     return jax.sharding.PartitionSpec(*(rules.mesh_axis(name) for name in axes))
 
 
 def fitted_spec(
-    shape: tuple[int, ...], axes: AxisNames, mesh: Mesh, rules: Rules = RULES, name: str = "array"
+    shape: tuple[int, ...], axes: AxisNames, mesh: Mesh, rules: Rules = DECODING, name: str = "array"
 ) -> jax.sharding.PartitionSpec:
     """`spec` for an array of this shape: heads that do not divide are replicated.
 
@@ -89,7 +93,7 @@ def fitted_spec(
 
 
 def shardings(
-    params: Mapping[str, Any], axes_tree: Mapping[str, Any], mesh: Mesh, rules: Rules = RULES
+    params: Mapping[str, Any], axes_tree: Mapping[str, Any], mesh: Mesh, rules: Rules = DECODING
 ) -> Mapping[str, Any]:
     """The tree of `NamedSharding`s of a parameter tree (arrays or `jax.ShapeDtypeStruct`s).
 
@@ -105,10 +109,29 @@ def shardings(
 
 
 def shard_tree(
-    params: Mapping[str, Any], axes_tree: Mapping[str, Any], mesh: jax.sharding.Mesh, rules: Rules = RULES
+    params: Mapping[str, Any], axes_tree: Mapping[str, Any], mesh: jax.sharding.Mesh, rules: Rules = DECODING
 ) -> Mapping[str, Any]:
     """The parameters, placed on the mesh; `axes_tree`: see `apr_jax.model.transformer.logical_axes`."""
     return jax.tree.map(put, params, shardings(params, axes_tree, mesh, rules))
+
+
+def state_places(state: Any, places: Mapping[str, Any], mesh: Mesh) -> Any:
+    """The tree of `NamedSharding`s of a training state, or of any tree that holds trees of the form of the parameters.
+
+    An array whose path ends with the path of a parameter, such as a moment, lies as the parameter; every other array is on all
+    devices.
+
+    Args:
+      state: the state (arrays or `jax.ShapeDtypeStruct`s).
+      places: the sharding of every parameter, see `shardings`.
+    """
+    by_path = dict(jax.tree_util.tree_flatten_with_path(places)[0])
+
+    def place(path: tuple, leaf: Any) -> jax.NamedSharding:
+        found = next((by_path[path[i:]] for i in range(len(path)) if path[i:] in by_path), None)
+        return found or jax.NamedSharding(mesh, jax.P())
+
+    return jax.tree_util.tree_map_with_path(place, state)
 
 
 def born(init: Callable[[Any], Any], key: Any, axes_tree: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Any:
@@ -200,13 +223,25 @@ def hold(pool: jax.Array, heads: int, axis: int = -1) -> jax.Array:
     return jax.lax.with_sharding_constraint(pool, place)
 
 
+def spread(x: jax.Array) -> jax.Array:
+    """Constrain activations [B, S, ..] inside a training program: rows over `data`, each row whole on the devices of `model`.
+
+    Without the constraint XLA may cut activations as the weights are cut, and exchange them instead of weights. Programs of one
+    device, and the decoding loop, whose axis `data` is manual, are left alone.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size == 1 or "data" in mesh.manual_axes or "data" not in mesh.axis_names or x.ndim < 3:
+        return x
+    return jax.lax.with_sharding_constraint(x, jax.NamedSharding(mesh, jax.P("data")))
+
+
 def pool_cut(heads: int, model: int) -> str | None:
     """The mesh axis over which the pool's K kv heads are cut; None if a head would be cut."""
     return "model" if heads % model == 0 else None
 
 
 def explain(
-    axes_tree: Mapping[str, Any], shapes: Mapping[str, Any], mesh: Mesh, rules: Rules = RULES
+    axes_tree: Mapping[str, Any], shapes: Mapping[str, Any], mesh: Mesh, rules: Rules = DECODING
 ) -> dict[str, str]:
     """For each logical axis with a mesh axis: the cut, or the reason why the axis is replicated, as text.
 

@@ -11,6 +11,7 @@ import forking
 from apr_jax import sharding
 from apr_jax.decode import Engine, Problem, Sizes
 from apr_jax.model import transformer
+from apr_jax.model.attention import masked_attention
 from apr_jax.model.config import ModelConfig
 from apr_jax.protocols import SpawnJoin
 
@@ -75,8 +76,30 @@ def test_parameters_of_another_model_are_refused(engine):
 
 
 def test_an_update_goes_where_the_parameters_were():
+    """From the layout of training on the same mesh too: then nothing is compiled anew."""
     mesh = sharding.make_mesh(2, 2)
     engine = Engine(model(0, "float32"), PROTOCOL, SIZES, mesh=mesh)
-    before = jax.tree.map(lambda leaf: (leaf.sharding, leaf.dtype, leaf.weak_type), engine.weights)
-    engine.update(model(1, "float32").params)
-    assert jax.tree.map(lambda leaf: (leaf.sharding, leaf.dtype, leaf.weak_type), engine.weights) == before
+    layout = lambda: jax.tree.map(lambda leaf: (leaf.sharding, leaf.dtype, leaf.weak_type), engine.weights)
+    before, new = layout(), model(1, "float32").params
+    for given in (new, sharding.shard_tree(new, transformer.logical_axes(CONFIG), mesh, sharding.TRAINING)):
+        engine.update(model(0, "float32").params)
+        engine.update(given)
+        assert layout() == before
+        jax.tree.map(np.testing.assert_array_equal, engine.weights.model, new)
+    assert not given["norm"]["scale"].sharding.is_fully_replicated
+
+
+def test_parameters_as_they_are_computed_with_give_the_same_bits():
+    """Master weights in f32 and activations in bfloat16: every use casts the weights, so that the engine may keep them cast."""
+    wide = model(0)
+    narrow = transformer.as_computed(CONFIG, wide.params)
+    assert narrow["embed"].dtype == jnp.bfloat16 and narrow["norm"]["scale"].dtype == jnp.float32
+    run = jax.jit(lambda params: _logits(wide.graph, params))
+    np.testing.assert_array_equal(run(wide.params), run(narrow))
+
+
+def _logits(graph: transformer.Graph, params: transformer.Params) -> jax.Array:
+    tokens = jnp.arange(6)[None]
+    attend = lambda q, k, v, cache: (masked_attention(q, k, v, jnp.tri(6, dtype=bool)[None]), cache)
+    x, _ = transformer.hidden(graph, params, tokens, tokens, attend, (None, None))
+    return transformer.logits(graph, params, x)

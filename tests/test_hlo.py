@@ -50,6 +50,10 @@ def test_collectives_of_a_program_that_sums_over_each_axis():
             "%e = f32[4]{0:T(128)S(1)} all-reduce(%s), replica_groups=mesh['data'=2,'model'=2] {'data'}, to_apply=%r",
             "all-reduce", "f32[4]", ((0, 2), (1, 3)),
         ),
+        (
+            "%f = f32[4]{0} all-reduce(%s), replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}, to_apply=%r",
+            "all-reduce", "f32[4]", ((0, 4), (1, 5), (2, 6), (3, 7)),
+        ),
         ("c = u32[] all-to-all(p), replica_groups=[2,4]<=[8]", "all-to-all", "u32[]", ((0, 1, 2, 3), (4, 5, 6, 7))),
         (
             "d = s32[4]{0} collective-permute(p), source_target_pairs={{0,1},{1,0}}",

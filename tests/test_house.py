@@ -26,6 +26,7 @@ FLOORS = (
     ("tasks",),
     ("evaluate",),
     ("rl",),
+    ("sweep",),
     ("tools",),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

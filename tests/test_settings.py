@@ -54,6 +54,14 @@ def test_file_and_options(file):
     )
 
 
+def test_another_function_of_a_file(file, capsys):
+    file.write_text(file.read_text() + "def quick():\n    return Outer(steps=1)\n")
+    assert settings.parse(["--config", f"{file}:quick", "--verbose", "True"], Outer()) == Outer(steps=1, verbose=True)
+    with pytest.raises(SystemExit):
+        settings.parse(["--config", f"{file}:slow"], Outer())
+    assert "the file has no function slow()" in capsys.readouterr().err
+
+
 def test_presets(file):
     config = settings.parse(["--inner", "slow", "--inner.betas", "0.1"], file, PRESETS)
     assert config.inner == Inner(0.01, (0.1,))
@@ -146,6 +154,10 @@ def test_a_class_is_part_of_what_is_compared(tmp_path):
     assert found == [{"part": {"x": 1, "class": "Mine"}}] * 2
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in Path("configs").glob("[a-z]*.py")))
-def test_every_configuration_of_the_project_can_be_read(name):
-    assert dataclasses.is_dataclass(settings.load(Path("configs") / name))
+FOLDERS = ("configs", "configs/sweeps", "configs/studies")
+CONFIGURATIONS = [path for folder in FOLDERS for path in sorted(Path(folder).glob("[a-z]*.py"))]
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=str)
+def test_every_configuration_of_the_project_can_be_read(path):
+    assert dataclasses.is_dataclass(settings.load(path))

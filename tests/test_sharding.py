@@ -32,7 +32,7 @@ def specs(config, mesh):
 def test_rules():
     assert sharding.spec(("vocabulary", "width")) == P("model", None)
     assert sharding.spec(("batch", None, "heads")) == P("data", None, "model")
-    other = dataclasses.replace(sharding.RULES, width="data")
+    other = sharding.TRAINING
     assert sharding.spec(("vocabulary", "width"), other) == P("model", "data")
     with pytest.raises(ValueError, match="no rule for the logical axis 'depth'"):
         sharding.spec(("depth",))

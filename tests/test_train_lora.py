@@ -21,6 +21,7 @@ from apr_jax.train.logs import LogData
 from apr_jax.train.lora import Lora
 from apr_jax.train.optimizer import OptimizerConfig
 from apr_jax.train.packing import pack
+from apr_jax.train.step import initial_state
 from experiments import train_sft
 from synthetic import build, random_tree
 from test_lora import logits
@@ -129,7 +130,7 @@ def test_adapters_do_not_go_on_beside_another_base_or_on_other_data(replaced, ru
 
 
 def test_only_adapters_are_in_the_state(run):
-    state = jax.eval_shape(lambda: sft.initial_state(run))
+    state = jax.eval_shape(lambda: initial_state(run))
     assert {name.rsplit(".", 1)[-1] for name in io.flatten(state.params)} == {"a", "b", "rows"}
     assert set(lora.axes(run.lora, run.model)) == set(state.params)
 

@@ -17,9 +17,10 @@ from apr_jax.pretrained import load_pretrained
 from apr_jax.tasks.countdown import problems
 from apr_jax.tasks.countdown.demonstrations import DemonstrationConfig
 from apr_jax.tasks.countdown.training import DataConfig, Part
-from apr_jax.train import data, sft, weights
+from apr_jax.train import data, optimizer, sft, weights
 from apr_jax.train.checkpoints import Checkpoints
 from apr_jax.train.optimizer import OptimizerConfig
+from apr_jax.train.step import initial_state
 from experiments import train_sft
 
 SEARCH = dict(setting=problems.PRESETS["three"], beam=(3, 3), sub_beam=(3, 3), order="canonical")
@@ -156,7 +157,7 @@ def test_nothing_that_is_not_finite_is_kept_and_the_advice_can_be_followed(steps
     assert not (tmp_path / "model.safetensors").exists()
     for step in checkpoints_of(tmp_path):
         with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-            saved = checkpoints.restore(jax.eval_shape(lambda: sft.initial_state(wild)), step).state
+            saved = checkpoints.restore(jax.eval_shape(lambda: initial_state(wild)), step).state
         assert not weights.not_finite((saved.params, saved.optimizer))
     lower = dataclasses.replace(wild, optimizer=dataclasses.replace(WILD, learning_rate=1e-3, clip=1.0, warm_up=1))
     result = sft.run(lower)
@@ -169,10 +170,10 @@ def test_nothing_that_is_not_finite_is_kept_and_the_advice_can_be_followed(steps
 def test_the_last_good_state_stays(toy, tmp_path, monkeypatch):
     """A rate that goes wild in the middle: the run goes on from the checkpoint before, with another optimiser only."""
     config = at(toy, tmp_path, steps=6, checkpoint_every=1)
-    calm = sft.optimizer.schedule
+    calm = optimizer.schedule
     leap = lambda options, steps: lambda step: jnp.where(step == 3, 1e30, calm(options, steps)(step))
     with monkeypatch.context() as patched:
-        patched.setattr(sft.optimizer, "schedule", leap)
+        patched.setattr(optimizer, "schedule", leap)
         with pytest.raises(FloatingPointError, match="and the run goes on from step 3, the last good state"):
             sft.run(config)
     assert checkpoints_of(tmp_path)[-1] == 3
@@ -199,7 +200,7 @@ def test_a_finished_run_of_numbers_that_are_not_finite_is_not_exported(toy, tmp_
     sft.run(dataclasses.replace(config, export=""))
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         saved, cursor = (
-            checkpoints.restore(jax.eval_shape(lambda: sft.initial_state(config))).state,
+            checkpoints.restore(jax.eval_shape(lambda: initial_state(config))).state,
             checkpoints.cursor(),
         )
         checkpoints.delete(2)

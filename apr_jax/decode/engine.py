@@ -108,7 +108,8 @@ class Engine:
         """Use these parameters from now on; nothing is compiled anew, and the caller may donate his arrays afterwards.
 
         Args:
-            params: of the model that the engine was made with, in any dtype.
+            params: of the model that the engine was made with, in any dtype and layout: they are cast to the dtypes of that model
+                and moved to where the engine needs them, from a training mesh over the same devices too.
 
         Raises:
             RuntimeError: problems are in flight, whose threads would go on with keys and values of other parameters.
@@ -129,7 +130,14 @@ class Engine:
             )
         # Copied even if nothing is cast: a training step may donate the arrays.
         copied = jax.tree.map(lambda new, old: jnp.array(new, old.dtype), params, given.params)
-        self.model = self._prepared(Model(given.graph, copied))
+        made = self._prepared(Model(given.graph, copied))
+        layout = lambda model: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), model.params)
+        if layout(made) != layout(self.model):
+            raise RuntimeError(
+                "update: the new parameters lie otherwise than those that the program was compiled for, and it would be compiled "
+                "anew; this is a fault of the engine, report it with the mesh and the versions"
+            )
+        self.model = made
 
     def set_scorer(self, weights: scorers.Weights | None) -> None:
         """Use these weights of the scorer from now on; nothing is compiled anew.

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+import jax
 import numpy as np
 
 from apr_jax.decode import Engine, Problem, Progress, Sizes, Transcript
@@ -129,18 +130,21 @@ def load(config: RolloutConfig, codec: TextCodec) -> tuple[Model, TextCodec]:
     return model, codec
 
 
-def make_engine(config: RolloutConfig, codec: TextCodec, model: Model | None = None) -> tuple[Engine, TextCodec]:
+def make_engine(
+    config: RolloutConfig, codec: TextCodec, model: Model | None = None, mesh: jax.sharding.Mesh | None = None
+) -> tuple[Engine, TextCodec]:
     """The engine of a rollout, and the tokenizer with the control words that the method adds.
 
     Args:
         model: what `load` gave, with `codec`; None: load it here.
+        mesh: see `Engine`.
 
     Raises:
         FileNotFoundError, ValueError: see `load`.
     """
     model, codec = load(config, codec) if model is None else (model, codec)
     weights, method = scorer.load(config.scorer) if config.scorer else None, config.method
-    return Engine(model, method.protocol(codec), config.sizes, host=method.host(codec), scorer=weights), codec
+    return Engine(model, method.protocol(codec), config.sizes, mesh, host=method.host(codec), scorer=weights), codec
 
 
 def put(task: Task, config: RolloutConfig) -> Task:

@@ -13,7 +13,7 @@ from apr_jax.record import Transcript
 from apr_jax.tokenizer import TextCodec
 
 ROLES = ("spawn", "wait", "result", "join", "go")
-CHOICES = ("max_depth", "context", "returns", "together", "most", "question")
+CHOICES = ("max_depth", "context", "returns", "together", "most", "width", "question")
 NUMBER = "{number}"
 
 
@@ -61,7 +61,7 @@ class SpawnJoin(Method):
     """See `apr_jax.protocols.spawn_join`.
 
     Attributes:
-        max_depth, context, returns, together, most, question: the choices of the protocol.
+        max_depth, context, returns, together, most, width, question: the choices of the protocol.
         allowance: budgets that are handed down; None: there are none.
         spawn, wait, result, join, go: the control words; each must be one id.
     """
@@ -71,6 +71,7 @@ class SpawnJoin(Method):
     returns: Returns = "message"
     together: int = 0
     most: int = 0
+    width: int = -1
     question: bool = False
     allowance: Budgets | None = None
     spawn: str = "<spawn>"
@@ -81,10 +82,11 @@ class SpawnJoin(Method):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least in (("max_depth", 1), ("together", 0), ("most", 0)):
+        for name, least in (("max_depth", 1), ("together", 0), ("most", 0), ("width", -1)):
             whole(f"{self.name}.{name}", getattr(self, name), least)
         # The protocol checks the combination of choices; any ids will do here.
-        self._protocol({role: number for number, role in enumerate((*ROLES, "end"))})
+        any_ids = {role: number for number, role in enumerate((*ROLES, "end"))}
+        self._protocol(any_ids, Allowance() if self.allowance else None)
 
     @property
     def words(self) -> tuple[str, ...]:

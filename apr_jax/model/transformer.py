@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from apr_jax import sharding
 from apr_jax.model.config import ModelConfig
 from apr_jax.model.int8 import SUMMED, factors, logical_axes_in_int8, look_up
 from apr_jax.model.int8 import quantise as rounded
@@ -25,6 +26,8 @@ from apr_jax.model.products import LowRank, product
 from apr_jax.model.rotation import rope_angles, rotate
 
 Params = Mapping[str, Any]
+KEEP_ALL = "everything_saveable"
+"""The policy of `jax.checkpoint_policies` under which the backward pass recomputes nothing."""
 # attend(q [*B, H, h], k [*B, K, h], v [*B, K, h], cache of the layer) -> (out [*B, H, h], cache of the layer).
 # q and k are normed and rotated; q is not scaled.
 Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
@@ -125,6 +128,14 @@ def init_params(config: ModelConfig, key: Key[Array, ""]) -> Params:
     return _quantised(params) if config.int8_weights else params
 
 
+def as_computed(config: ModelConfig, params: Params) -> Params:
+    """The parameters with f32 matrices, tables and head biases in bfloat16 if activations are, to which every use casts them: the
+    same results from half the bytes, for decoding with f32 master weights. Vectors stay: norms compute with them in f32.
+    """
+    narrow = lambda leaf: leaf.astype(config.dtype) if leaf.ndim > 1 and leaf.dtype == jnp.float32 else leaf
+    return jax.tree.map(narrow, params) if config.dtype == "bfloat16" else params
+
+
 def logical_axes(config: ModelConfig, fused: bool = False) -> Mapping[str, Any]:
     """The parameter tree with the names of its axes, None for axes that are never cut; see `apr_jax.sharding`."""
     if fused:  # a cut would not follow the parts of a fused weight
@@ -170,7 +181,7 @@ def hidden(
     positions: Int[Array, "*B"],
     attend: Attend,
     cache: tuple,
-    remat: bool = False,
+    remat: str = KEEP_ALL,
     branches: Int[Array, "*B"] | None = None,
 ) -> tuple[Float[Array, "*B D"], tuple]:
     """Runs all layers and the final norm.
@@ -183,7 +194,8 @@ def hidden(
       positions: positions of the tokens in their threads, of the same shape.
       attend: attention, see `Attend`; called once per layer, in order.
       cache: one item per layer, passed to `attend` and replaced by its result; `(None,) * L` for attention without a cache.
-      remat: recompute each block in the backward pass instead of keeping its activations.
+      remat: the policy of `jax.checkpoint_policies` that says which activations of a block the backward pass keeps; it recomputes
+        the others.
       branches: branches that the tokens belong to, for models that tell them apart (`apr_jax.model.branches`); None: 0 for all.
 
     Returns:
@@ -322,7 +334,7 @@ class Transformer(nnx.Module):
         positions: Int[Array, "*B"],
         attend: Attend,
         cache: tuple,
-        remat: bool,
+        remat: str,
         branches: Int[Array, "*B"] | None,
     ) -> tuple[Float[Array, "*B D"], tuple]:
         dtype = jnp.float64 if self.norm.scale[...].dtype == jnp.float64 else self.config.dtype
@@ -334,10 +346,12 @@ class Transformer(nnx.Module):
         new = []
         for i in range(self.config.layers):
             block = self.layers[str(i)]
-            step = jax.checkpoint(lambda x, m, block=block: block(x, rope, attend, m, branches)) if remat else None
-            x, item = step(x, cache[i]) if remat else block(x, rope, attend, cache[i], branches)
+            step = lambda x, m, block=block: block(x, rope, attend, m, branches)
+            if remat != KEEP_ALL:
+                step = jax.checkpoint(step, policy=getattr(jax.checkpoint_policies, remat))
+            x, item = step(sharding.spread(x), cache[i])
             new.append(item)
-        return self.norm(x), tuple(new)
+        return self.norm(sharding.spread(x)), tuple(new)
 
     def logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         wide = jnp.promote_types(x.dtype, jnp.float32)

@@ -25,7 +25,7 @@ import dataclasses
 from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from apr_jax.decode import book as books
 from apr_jax.decode import ends, lines
@@ -72,6 +72,17 @@ class Allowed(Spans):
     granted: Int[Array, ""]
 
 
+@pytree
+class Counted(Spans):
+    """What a thread keeps where the width of forks is limited.
+
+    Attributes:
+        open: children that it has opened since its last `<wait>`.
+    """
+
+    open: Int[Array, ""]
+
+
 @dataclasses.dataclass(frozen=True)
 class SpawnJoin(Protocol):
     """Token ids of the control words, and the choices of a method.
@@ -83,7 +94,9 @@ class SpawnJoin(Protocol):
         together: largest number of live siblings, which then also see each other's tokens of the same clock, as in Hogwild!
             (Rodionov et al. 2025, arXiv 2504.06261); a larger fork ends the problem with LANES_FULL. 0: live siblings see
             tokens of smaller clocks only, as in Group Think.
-        most: children of one fork at most; 0: any number.
+        most: children of one fork at most, a further one is malformed; 0: any number.
+        width: children of one fork; a further `<spawn>` is rewritten to `<wait>`. 0: `<spawn>` is banned, so that the model writes
+            what is likeliest beside it; -1: any number.
         question: isolated children are fed the prompt before their message.
         allowance: budgets that are handed down; None: there are none.
     """
@@ -99,12 +112,19 @@ class SpawnJoin(Protocol):
     returns: Returns = "message"
     together: int = 0
     most: int = 0
+    width: int = -1
     question: bool = False
     allowance: Allowance | None = None
 
     def __post_init__(self):
-        for name, allowed in (("context", get_args(Context)), ("returns", get_args(Returns))):
-            one_of(f"spawn_join.{name}", getattr(self, name), allowed)
+        for name, known in (("context", get_args(Context)), ("returns", get_args(Returns))):
+            one_of(f"spawn_join.{name}", getattr(self, name), known)
+        if self.width < -1:
+            raise ValueError(f"spawn_join.width is {self.width}; at least 0 is needed, or -1, which is any number")
+        if self.width >= 0 and self.allowance:
+            raise ValueError(
+                f"spawn_join.width is {self.width}; with an allowance it must be -1, limit allowance.threads"
+            )
         if self.live and self.max_depth != 1:
             raise ValueError(
                 f"spawn_join.max_depth is {self.max_depth}; live children do not fork, so only 1 is allowed"
@@ -130,7 +150,9 @@ class SpawnJoin(Protocol):
     @property
     def needs(self) -> Needs:
         told = len(self.allowance.phrases.names) if self.allowance else 0
-        return Needs(threads=2, live=self.live, together=self.together, pieces=6 + self.question + told)
+        return Needs(
+            threads=2, live=self.live, together=self.together, pieces=6 + self.question + told, adjusts=self.width >= 0
+        )
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
@@ -138,6 +160,8 @@ class SpawnJoin(Protocol):
 
     def own_state(self) -> Spans:
         none = [jnp.int32(-1)] * 4
+        if self.width > 0:
+            return Counted(*none, jnp.int32(0))
         return Allowed(*none, jnp.int32(self.allowance.threads), jnp.int32(0)) if self.allowance else Spans(*none)
 
     def begin(self, book: Book) -> Book:
@@ -153,7 +177,14 @@ class SpawnJoin(Protocol):
         return [(_GO + 1 + start, length) for start, length in (self.allowance.told(book) if self.allowance else ())]
 
     def observe(self, shared: Any, own: Spans, drawn: Drawn) -> tuple[Spans, Int[Array, ""], Int[Array, ""]]:
-        return own, drawn.token, is_one_of(drawn.token, (self.end, self.spawn, self.wait, self.join))
+        token = drawn.token
+        if self.width > 0:
+            token = jnp.where((token == self.spawn) & (own.open >= self.width), self.wait, token)
+            own = dataclasses.replace(own, open=jnp.where(token == self.wait, 0, own.open + (token == self.spawn)))
+        return own, token, is_one_of(token, (self.end, self.spawn, self.wait, self.join))
+
+    def adjust(self, shared: Any, own: Any, bulk: Any, logits: Float[Array, "V"]) -> Float[Array, "V"]:
+        return logits if self.width else logits.at[self.spawn].set(-jnp.inf)
 
     @property
     def live(self) -> bool:

@@ -10,6 +10,7 @@ from apr_jax.rl.estimators import NAMED, Estimator
 from apr_jax.rl.groups import GroupConfig
 from apr_jax.rl.rewards import Correctness, Part
 from apr_jax.tasks.task import Task
+from apr_jax.train.layout import MeshConfig, Remat
 from apr_jax.train.optimizer import OptimizerConfig
 
 
@@ -35,7 +36,8 @@ class RlConfig:
         micro_rows: rows of a micro-batch; it must divide `groups.rows`.
         seed: seed of questions, of their order and, with the number of the step, of all draws.
         chunk: queries per block of attention.
-        remat: recompute layers in the backward pass: less memory, more time.
+        remat: what each layer keeps for the backward pass, see `apr_jax.train.layout.Remat`.
+        mesh: the devices, of rollouts as of updates; a run may go on on others (free).
         held_out_temperature: at which they are answered; 0 is greedy.
         evaluate_every: steps between evaluations; 0: none are made (free).
         checkpoint_every: steps between checkpoints (free).
@@ -64,7 +66,8 @@ class RlConfig:
     micro_rows: int = 16
     seed: int = 0
     chunk: int = 128
-    remat: bool = False
+    remat: Remat = "everything_saveable"
+    mesh: MeshConfig = dataclasses.field(default=MeshConfig(), metadata=settings.FREE)
     held_out_temperature: float = 0.0
     evaluate_every: int = dataclasses.field(default=25, metadata=settings.FREE)
     checkpoint_every: int = dataclasses.field(default=10, metadata=settings.FREE)
@@ -91,6 +94,7 @@ class RlConfig:
                 f"micro_rows is {self.micro_rows}; it must divide groups.rows = {self.groups.rows}, so that all micro-batches "
                 "have one shape"
             )
+        self.mesh.check_rows("micro_rows", self.micro_rows)
         if not self.rewards:
             raise ValueError(
                 "rewards is empty; without a reward every advantage is 0, give a term such as Part(Correctness())"

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from apr_jax import files, record, settings
@@ -29,10 +28,11 @@ from apr_jax.rl import batches, estimators, gate, groups, measures
 from apr_jax.rl.batches import Batch
 from apr_jax.rl.config import RlConfig
 from apr_jax.rl.samples import Sampler, Samples
-from apr_jax.rl.update import Learner, RlState, initial_state
+from apr_jax.rl.update import Learner, RlState, abstract_state, born
 from apr_jax.tokenizer import TextCodec
 from apr_jax.train import weights
 from apr_jax.train.checkpoints import Checkpoints
+from apr_jax.train.layout import Layout
 from apr_jax.train.metrics import WANDB, Metrics, ProgressReport, require_wandb
 
 DIVERGED = "diverged.jsonl"
@@ -91,11 +91,12 @@ def run(config: RlConfig) -> Result:
     questions = config.task.questions(config.seed)
     held_out = config.held_out.questions(config.seed) if config.evaluate_every else ()
     settings.sign(config, config.workdir)
+    learner = Learner(config, model.graph, tuple(codec.id(word) for word in config.control))
     with Checkpoints(Path(config.workdir) / "checkpoints") as checkpoints, Interrupt() as interrupt:
-        state, position = _restore_or_init(config, checkpoints, model)
+        state, position = _restore_or_init(config, learner.layout, checkpoints, model)
         settings.save(config, config.workdir)
-        engine, _ = methods.make_engine(config.rollout, codec, model)
-        learner = Learner(config, model.graph, tuple(codec.id(word) for word in config.control))
+        computed = transformer.Model(model.graph, transformer.as_computed(model.config, model.params))
+        engine, _ = methods.make_engine(config.rollout, codec, computed, learner.layout.mesh)
         sampler = Sampler(config, engine, codec, questions)
         first = 0 if checkpoints.latest is None else checkpoints.latest
         with (
@@ -105,7 +106,7 @@ def run(config: RlConfig) -> Result:
         ):
             if first:
                 progress.note(f"resumed at step {first} from {config.workdir}")
-            reference = model.params if config.estimator.kl else None
+            reference = learner.layout.put(model.params) if config.estimator.kl else None
             loop = _Loop(config, engine, sampler, learner, reference, checkpoints, interrupt, metrics, progress)
             state, step, numbers = loop.run(state, first, position, held_out)
         if step == config.steps:
@@ -130,11 +131,12 @@ def _made_from(config: RlConfig) -> dict[str, str]:
     return found
 
 
-def _restore_or_init(config: RlConfig, checkpoints: Checkpoints, model: transformer.Model) -> tuple[RlState, int]:
+def _restore_or_init(
+    config: RlConfig, layout: Layout, checkpoints: Checkpoints, model: transformer.Model
+) -> tuple[RlState, int]:
     """The state to continue from, and the position in the questions."""
     if checkpoints.latest is None:
-        # A copy: updates donate the state, and the model's own arrays are those of the reference.
-        return _placed(initial_state(config, jax.tree.map(jnp.copy, model.params))), 0
+        return born(config, layout, model.params), 0
     cursor = checkpoints.cursor()
     changed = settings.differences(config, cursor["config"]) + files.replaced(cursor["made_from"], _made_from(config))
     if changed:
@@ -142,7 +144,7 @@ def _restore_or_init(config: RlConfig, checkpoints: Checkpoints, model: transfor
             f"{config.workdir} holds a run with another configuration or made from other files ({'; '.join(changed)}); "
             "give these their old values to go on with it, or choose another --workdir"
         )
-    restored = checkpoints.restore(jax.eval_shape(lambda params: initial_state(config, params), model.params))
+    restored = checkpoints.restore(abstract_state(config, layout, model.params))
     return restored.state, restored.cursor["position"]
 
 

@@ -37,7 +37,7 @@ def score(
     temperature: Float[Array, "B S"],
     control: tuple[int, ...] = (),
     chunk: int = 128,
-    remat: bool = False,
+    remat: str = transformer.KEEP_ALL,
 ) -> Scores:
     """Scores the labels of packed rows under the visibility of decoding; logits exist for one chunk of a row's entries at a time.
 
@@ -46,7 +46,7 @@ def score(
         temperature: at which each label was drawn.
         control: the ids by which the model spawns, waits and ends.
         chunk: queries per block of attention, and entries per block of logits.
-        remat: recompute each layer in the backward pass.
+        remat: see `transformer.hidden`.
     """
     attend = packed_attend(rows.owner, rows.clock, rows.sees, chunk)
     cache = (None,) * graph.config.layers

@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,14 @@ import optax
 from jaxtyping import Array, Int
 
 from apr_jax.model import transformer
+from apr_jax.model.config import ModelConfig
 from apr_jax.rl import estimators
 from apr_jax.rl.batches import Batch
 from apr_jax.rl.config import RlConfig
 from apr_jax.rl.estimators import Labels, Sums
 from apr_jax.rl.scoring import Scores, score
 from apr_jax.train import optimizer
+from apr_jax.train.layout import Layout
 from apr_jax.train.packing import Rows
 
 
@@ -46,6 +49,26 @@ def initial_state(config: RlConfig, params: transformer.Params) -> RlState:
     return RlState(params, tx.init(params), jnp.zeros((), jnp.int32))
 
 
+def layout_of(config: RlConfig, model: ModelConfig) -> Layout:
+    """Where the run's arrays lie on the devices that there are."""
+    return config.mesh.layout(transformer.logical_axes(model))
+
+
+def abstract_state(config: RlConfig, layout: Layout, params: transformer.Params) -> RlState:
+    """Shapes, dtypes and, on a mesh, shardings of the state."""
+    return layout.placed(jax.eval_shape(lambda params: initial_state(config, params), params), params)
+
+
+def born(config: RlConfig, layout: Layout, params: transformer.Params) -> RlState:
+    """The state before the first update, in its place; its parameters are a copy, because updates donate the state."""
+    if layout.mesh is None:
+        # Committed to the device as restored arrays are: otherwise programs are compiled for both kinds.
+        return jax.device_put(initial_state(config, jax.tree.map(jnp.copy, params)), jax.local_devices()[0])
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, layout, params))
+    copied = lambda params: initial_state(config, jax.tree.map(jnp.copy, params))
+    return layout.jit(copied, places)(layout.put(params))
+
+
 @dataclasses.dataclass(frozen=True)
 class Learner:
     """The compiled programs of updates.
@@ -62,22 +85,32 @@ class Learner:
     control: tuple[int, ...]
     traces: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
-    def _compiled(self, name: str, function: Callable, **options) -> Callable:
-        """`jax.jit` that counts its traces."""
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """Where parameters and rows lie."""
+        return layout_of(self.config, self.graph.config)
+
+    @functools.cached_property
+    def _places(self) -> transformer.Params | None:
+        """The shardings of parameters and gradients; None without a mesh."""
+        return self.layout.params(transformer.abstract_params(self.graph.config))
+
+    def _compiled(self, name: str, function: Callable, places: Any = None, **options) -> Callable:
+        """`Layout.jit` that counts its traces."""
 
         @functools.wraps(function)
         def counted(*given):
             self.traces[name] += 1
             return function(*given)
 
-        return jax.jit(counted, **options)
+        return self.layout.jit(counted, places, **options)
 
     def score(self, params: transformer.Params, batch: Batch) -> Scores:
         """The labels of a batch by these parameters, as NumPy arrays [B, S]."""
         blank = np.zeros(batch.rows.label.shape, np.float32)
         found = Scores(blank, blank.copy(), blank.astype(bool))
         for cut in self._micro(batch):
-            part = self._score(params, batch.rows[cut], batch.labels.temperature[cut])
+            part = self._score(params, *self.layout.rows((batch.rows[cut], batch.labels.temperature[cut])))
             for field in dataclasses.fields(Scores):
                 getattr(found, field.name)[cut] = getattr(part, field.name)
         return found
@@ -99,8 +132,8 @@ class Learner:
         total, denominator = None, np.float32(batch.denominator)
         for cut in self._micro(batch):
             seen = None if reference is None else reference.logprob[cut]
-            rows, labels = batch.rows[cut], batch.labels[cut]
-            part = self._gradient(state.params, rows, labels, denominator, old.logprob[cut], seen, ratios)
+            given = self.layout.rows((batch.rows[cut], batch.labels[cut], old.logprob[cut], seen))
+            part = self._gradient(state.params, *given, denominator, ratios)
             total = part if total is None else self._add(total, part)
         gradient, (loss, sums) = total
         state, norm = self._apply(state, gradient)
@@ -116,23 +149,22 @@ class Learner:
     @functools.cached_property
     def _score(self) -> Callable[..., Scores]:
         given = dict(control=self.control, chunk=self.config.chunk)
-        return self._compiled(
-            "score", lambda params, rows, temperature: score(self.graph, params, rows, temperature, **given)
-        )
+        scored = lambda params, rows, temperature: score(self.graph, params, rows, temperature, **given)
+        return self._compiled("score", scored, self.layout.everywhere)
 
     @functools.cached_property
     def _gradient(self) -> Callable:
         """The gradient of a micro-batch, and its loss and sums."""
         config = self.config
 
-        def loss(params, rows: Rows, labels: Labels, denominator, old, reference, ratios):
+        def loss(params, rows: Rows, labels: Labels, old, reference, denominator, ratios):
             given = (labels.temperature, self.control, config.chunk, config.remat)
             scores = score(self.graph, params, rows, *given)
             parts = scores.logprob, scores.entropy, labels, denominator, old, reference, ratios, scores.forks
             value, sums = estimators.loss(config.estimator, *parts)
             return value, (value, sums)
 
-        return self._compiled("gradient", jax.grad(loss, has_aux=True))
+        return self._compiled("gradient", jax.grad(loss, has_aux=True), (self._places, self.layout.everywhere))
 
     @functools.cached_property
     def _ratios(self) -> Callable:
@@ -143,7 +175,8 @@ class Learner:
 
     @functools.cached_property
     def _add(self) -> Callable:
-        return self._compiled("add", lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
+        places = self._places, self.layout.everywhere
+        return self._compiled("add", lambda a, b: jax.tree.map(jnp.add, a, b), places, donate_argnums=0)
 
     @functools.cached_property
     def _apply(self) -> Callable[[RlState, transformer.Params], tuple[RlState, Array]]:
@@ -154,4 +187,6 @@ class Learner:
             params = optax.apply_updates(state.params, change)
             return RlState(params, inner, state.updates + 1), optax.tree.norm(gradient)
 
-        return self._compiled("apply", apply, donate_argnums=0)
+        state = abstract_state(self.config, self.layout, transformer.abstract_params(self.graph.config))
+        places = jax.tree.map(lambda leaf: leaf.sharding, state), self.layout.everywhere
+        return self._compiled("apply", apply, places, donate_argnums=0)

@@ -60,19 +60,28 @@ def _groups(line: str) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", listed[1]))
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
     if iota:
-        numbers = lambda text: [int(n) for n in text.split(",")]
-        devices = np.arange(np.prod(numbers(iota[2]))).reshape(numbers(iota[2]))
-        devices = devices.transpose(numbers(iota[3])) if iota[3] else devices
-        return tuple(map(tuple, devices.reshape(numbers(iota[1])).tolist()))
-    named = re.search(r"replica_groups=\w*\[([^\]]*)\] ?\{([^}]*)\}", line)  # mesh['data'=2,'model'=4] {'model'}
+        devices = np.arange(np.prod(_numbers(iota[2]))).reshape(_numbers(iota[2]))
+        devices = devices.transpose(_numbers(iota[3])) if iota[3] else devices
+        return tuple(map(tuple, devices.reshape(_numbers(iota[1])).tolist()))
+    # mesh['data'=2,'model'=4] {'model'}; mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'} if devices have another order
+    named = re.search(
+        r"replica_groups=\w*\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?\{([^}]*)\}", line
+    )
     if named:
         axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        within = re.findall(r"'(\w+)'", named[2])
+        within = re.findall(r"'(\w+)'", named[4])
         outside = [name for name in axes if name not in within]
-        devices = np.arange(np.prod(list(axes.values()))).reshape(tuple(axes.values()))
+        devices = np.arange(np.prod(list(axes.values())))
+        devices = devices.reshape(_numbers(named[2])) if named[2] else devices
+        devices = devices.transpose(_numbers(named[3])) if named[3] else devices
+        devices = devices.reshape(tuple(axes.values()))
         devices = devices.transpose([list(axes).index(name) for name in (*outside, *within)])
         return tuple(map(tuple, devices.reshape(-1, np.prod([axes[name] for name in within])).tolist()))
     raise ValueError(f"unknown form of the groups of a collective: {line.strip()[:400]}")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def crosses(collective: Collective, model: int) -> bool:

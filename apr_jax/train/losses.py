@@ -75,7 +75,7 @@ def rows_loss(
     classes: Int[Array | np.ndarray, " V"],
     count: int,
     chunk: int = 128,
-    remat: bool = False,
+    remat: str = transformer.KEEP_ALL,
 ) -> tuple[Float[Array, ""], Sums]:
     """Mean cross-entropy of a batch of packed rows under the visibility of decoding.
 
@@ -84,7 +84,7 @@ def rows_loss(
         rows: the batch.
         classes, count: see `cross_entropy`.
         chunk: queries per block of attention.
-        remat: recompute each layer in the backward pass.
+        remat: see `transformer.hidden`.
     """
     attend = packed_attend(rows.owner, rows.clock, rows.sees, chunk)
     cache = (None,) * graph.config.layers

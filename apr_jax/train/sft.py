@@ -12,108 +12,28 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Int, Key
 
 from apr_jax import files, settings
 from apr_jax.interrupt import Interrupt
 from apr_jax.model import transformer
-from apr_jax.model.config import PRESETS, ModelConfig
 from apr_jax.pretrained.tokenizer import load as load_tokenizer
-from apr_jax.train import lora, optimizer, weights
+from apr_jax.train import lora, weights
 from apr_jax.train.checkpoints import Checkpoints
-from apr_jax.train.data import Data, Dataset
-from apr_jax.train.lora import Lora
-from apr_jax.train.losses import rows_loss, summarise
+from apr_jax.train.config import SftConfig
+from apr_jax.train.data import Dataset
+from apr_jax.train.layout import Layout
+from apr_jax.train.losses import summarise
 from apr_jax.train.metrics import Metrics, ProgressReport
-from apr_jax.train.optimizer import OptimizerConfig
-from apr_jax.train.packing import Rows
-from apr_jax.train.rows import RowStore, order
+from apr_jax.train.rows import order
+from apr_jax.train.step import TrainState, abstract_state, born, label_weights, layout_of, make_evaluation, make_step
 
 DIVERGED = "diverged.json"
 """In the working folder of a run whose numbers were not finite any more, the newest checkpoint that was left by then."""
 WRITTEN = ("metrics.jsonl", "checkpoints/*", DIVERGED, weights.NOTE)
 """Files that a run writes into its working folder, beside its settings, its export and TensorBoard's files."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SftConfig:
-    """Configuration of one supervised run. Fields that may change when the run is resumed are marked (free).
-
-    Attributes:
-        data: the demonstrations or rollouts.
-        model: configuration of the model.
-        optimizer: settings of the optimiser.
-        rows_per_batch: B, rows of a batch.
-        steps: number of updates of the run.
-        seed: seed of the initial parameters and of the order of rows after the first epoch.
-        start: parameters to start from: a file exported by another run, or a pretrained model (a Hugging Face folder or a
-            GGUF file); empty: drawn from the seed.
-        lora: train adapters and freeze the parameters of `start`; None: train the parameters.
-        emphasis: a class of labels (of the data, see `Dataset.members`) and its weight in the loss; other labels have weight 1.
-        chunk: queries per block of attention.
-        remat: recompute layers in the backward pass: less memory, more time.
-        log_every, evaluate_every, checkpoint_every: steps between reports, held-out evaluations, checkpoints (free).
-        workdir: folder for checkpoints, metrics and the resolved configuration (free).
-        export: path of the trained parameters, adapters merged: a `.safetensors` file of ours, or a folder that `transformers`
-            can read, tokenizer included; `{workdir}` stands for the working folder; empty: no export (free).
-        tensorboard: write TensorBoard event files beside `metrics.jsonl` (free).
-    """
-
-    data: Data
-    model: ModelConfig = PRESETS["tiny"]
-    optimizer: OptimizerConfig = OptimizerConfig()
-    rows_per_batch: int = 8
-    steps: int = 1000
-    seed: int = 0
-    start: str = ""
-    lora: Lora | None = None
-    emphasis: tuple[str, float] = ("", 1.0)
-    chunk: int = 128
-    remat: bool = False
-    log_every: int = dataclasses.field(default=20, metadata=settings.FREE)
-    evaluate_every: int = dataclasses.field(default=250, metadata=settings.FREE)
-    checkpoint_every: int = dataclasses.field(default=250, metadata=settings.FREE)
-    workdir: str = dataclasses.field(default="work/sft", metadata=settings.FREE)
-    export: str = dataclasses.field(default="{workdir}/model.safetensors", metadata=settings.FREE)
-    tensorboard: bool = dataclasses.field(default=True, metadata=settings.FREE)
-
-    def __post_init__(self):
-        for name in ("rows_per_batch", "steps", "chunk", "log_every", "evaluate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.model.int8_weights:
-            raise ValueError("model.int8_weights is True; int8 is for decoding and has no gradients, train with False")
-        if self.lora and not self.start:
-            raise ValueError("start is empty; adapters (lora) are trained beside the parameters of a model, name it")
-
-    @property
-    def exported(self) -> Path | None:
-        """The path of the trained parameters, None without export."""
-        return files.local(self.export.replace("{workdir}", self.workdir), "export") if self.export else None
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """The state that a training step updates.
-
-    Attributes:
-        params: the trained arrays: parameters of the model, or adapters.
-        optimizer: state of the optimiser.
-        step: updates done.
-        key: random key of the run, for random draws of steps (at present there are none).
-    """
-
-    params: transformer.Params
-    optimizer: optax.OptState
-    step: Int[Array, ""]
-    key: Key[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,95 +51,6 @@ class Result:
     finished: bool
     held_out: dict[str, float]
     state: TrainState
-
-
-def initial_state(config: SftConfig) -> TrainState:
-    """The state before the first step; traceable."""
-    key, used = jax.random.split(jax.random.key(config.seed))
-    params = lora.init(config.lora, config.model, used) if config.lora else transformer.init_params(config.model, used)
-    tx = optimizer.make(config.optimizer, config.steps)
-    return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32), key)
-
-
-def label_weights(config: SftConfig, classes: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-    """Weight of every token id as a label, Float [V].
-
-    Raises:
-        ValueError: the emphasised class is not one of `names`.
-    """
-    name, weight = config.emphasis
-    if name and name not in names:
-        raise ValueError(f"emphasis: {name!r} is not a class of labels; these are {', '.join(names)}")
-    return np.where(classes == (names.index(name) if name else -1), weight, 1.0).astype(np.float32)
-
-
-def whole(config: SftConfig, params: transformer.Params, base: transformer.Params | None) -> transformer.Params:
-    """The parameters that the model runs with: the trained parameters, or the base with the trained adapters."""
-    return params if base is None else lora.apply(config.lora, base, params)
-
-
-def make_step(
-    config: SftConfig,
-    classes: np.ndarray,
-    count: int,
-    label_weight: np.ndarray | None = None,
-    base: transformer.Params | None = None,
-) -> Callable[[TrainState, Rows], tuple[TrainState, dict]]:
-    """The compiled training step, which donates its input state.
-
-    Args:
-        config: configuration of the run.
-        classes: class of every token id, Int [V].
-        count: number of classes.
-        label_weight: weight of every token id as a label, Float [V]; None: all 1.
-        base: frozen parameters under the adapters; None without adapters.
-
-    Returns:
-        Function from a state and a batch to the next state and a dict of arrays: sums, gradient_norm, learning_rate.
-    """
-    graph = transformer.graph_of(config.model)
-    tx = optimizer.make(config.optimizer, config.steps)
-    rate = optimizer.schedule(config.optimizer, config.steps)
-
-    def step(state: TrainState, rows: Rows, base) -> tuple[TrainState, dict[str, Any]]:
-        if label_weight is not None:
-            rows = dataclasses.replace(rows, weight=rows.weight * jnp.asarray(label_weight)[rows.label])
-
-        def loss(params):
-            return rows_loss(graph, whole(config, params, base), rows, classes, count, config.chunk, config.remat)
-
-        (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-        update, inner = tx.update(gradient, state.optimizer, state.params)
-        metrics = dict(sums=sums, gradient_norm=optax.tree.norm(gradient), learning_rate=rate(state.step))
-        return TrainState(optax.apply_updates(state.params, update), inner, state.step + 1, state.key), metrics
-
-    compiled = jax.jit(step, donate_argnums=0)
-    return lambda state, rows: compiled(state, rows, base)
-
-
-def make_evaluation(
-    config: SftConfig,
-    store: RowStore,
-    classes: np.ndarray,
-    names: tuple[str, ...],
-    base: transformer.Params | None = None,
-) -> Callable:
-    """A function from the trained arrays to held-out numbers: loss, accuracy, accuracy by class of token."""
-    graph = transformer.graph_of(config.model)
-
-    @jax.jit
-    def sums_of(params, rows, base):
-        return rows_loss(graph, whole(config, params, base), rows, classes, len(names), config.chunk)[1]
-
-    batch = config.rows_per_batch
-    numbers = np.arange(-(-len(store) // batch) * batch)
-    numbers = np.where(numbers < len(store), numbers, -1)  # the last batch is filled up with padding
-
-    def evaluate(params: transformer.Params) -> dict[str, float]:
-        parts = [sums_of(params, store.read(part), base) for part in numbers.reshape(-1, batch)]
-        return summarise(jax.tree.map(lambda *xs: np.sum(np.asarray(xs, np.float64), axis=0), *parts), names)
-
-    return evaluate
 
 
 def check_places(config: SftConfig) -> None:
@@ -241,6 +72,8 @@ def run(config: SftConfig) -> Result:
         FloatingPointError: the loss, the gradient or a parameter is not finite; the last good state is kept.
     """
     check_places(config)
+    if jax.process_count() > 1:
+        raise ValueError(f"{jax.process_count()} processes; a run trains in one process, start one")
     data = Dataset.open(config.data)
     if data.vocabulary > config.model.vocabulary:
         raise ValueError(
@@ -249,15 +82,16 @@ def run(config: SftConfig) -> Result:
         )
     classes, names = data.classes(config.model.vocabulary)
     settings.sign(config, config.workdir)
+    layout = layout_of(config)
     with Checkpoints(Path(config.workdir) / "checkpoints") as checkpoints, Interrupt() as interrupt:
         # A resumed run reads these files again: the data, and the frozen parameters under adapters.
         made_from = data.made_from | (weights.made_from(config.start) if config.lora else {})
-        state, position = _restore_or_init(config, checkpoints, made_from)
-        base = weights.load(config.start, config.model, config.data) if config.lora else None
+        state, position = _restore_or_init(config, layout, checkpoints, made_from)
+        base = _start(config, layout) if config.lora else None
         settings.save(config, config.workdir)
-        step = make_step(config, classes, len(names), label_weights(config, classes, names), base)
+        step = make_step(config, layout, classes, len(names), label_weights(config, classes, names), base)
         loop = _Loop(config, data, made_from, step, names, checkpoints, interrupt)
-        evaluate = make_evaluation(config, data.held_out, classes, names, base)
+        evaluate = make_evaluation(config, layout, data.held_out, classes, names, base)
         first = int(state.step)
         with (
             Metrics(config.workdir, first, config.tensorboard) as metrics,
@@ -275,12 +109,21 @@ def run(config: SftConfig) -> Result:
     return Result(step, step == config.steps, held_out, state)
 
 
-def _restore_or_init(config: SftConfig, checkpoints: Checkpoints, made_from: dict[str, str]) -> tuple[TrainState, int]:
+def _start(config: SftConfig, layout: Layout) -> transformer.Params:
+    """The parameters to start from, in their places; on a mesh the host reads them, for a device may not hold all."""
+    with layout.on_host():
+        found = weights.load(config.start, config.model, config.data)
+    return layout.put(found, transformer.logical_axes(config.model))
+
+
+def _restore_or_init(
+    config: SftConfig, layout: Layout, checkpoints: Checkpoints, made_from: dict[str, str]
+) -> tuple[TrainState, int]:
     """The state to continue from, and the position in the data."""
     if checkpoints.latest is None:
-        state = jax.jit(initial_state, static_argnums=0)(config)
+        state = born(config, layout)
         if config.start and not config.lora:
-            state = dataclasses.replace(state, params=weights.load(config.start, config.model, config.data))
+            state = dataclasses.replace(state, params=_start(config, layout))
         return state, 0
     cursor = checkpoints.cursor()
     changed = settings.differences(config, cursor["config"])
@@ -295,7 +138,7 @@ def _restore_or_init(config: SftConfig, checkpoints: Checkpoints, made_from: dic
             f"{config.workdir} holds a run with another configuration or made from other files ({'; '.join(changed)}); "
             "give these their old values to go on with it, or choose another --workdir"
         )
-    restored = checkpoints.restore(jax.eval_shape(lambda: initial_state(config)))
+    restored = checkpoints.restore(abstract_state(config, layout))
     return restored.state, restored.cursor["position"]
 
 
