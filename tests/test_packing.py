@@ -1,5 +1,6 @@
 """Packed rows against brute force: what is visible, what is predicted, and that nothing is lost."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -8,9 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apr_jax.model import transformer
 from apr_jax.model.attention import packed_blocks
+from apr_jax.model.blockwise import reached, skipped
+from apr_jax.model.config import PRESETS
 from apr_jax.record import Log, Source, Stop, ThreadRecord, Transcript
-from apr_jax.train.packing import groups, pack
+from apr_jax.train.losses import rows_loss
+from apr_jax.train.packing import Rows, groups, pack
 
 
 def transcript(lengths, sees, sources, clocks, number=0) -> Transcript:
@@ -136,6 +141,76 @@ def test_first_fit_by_hand():
     assert rows.owner.tolist() == [[0] * 5 + [1] * 3, [0] * 4 + [1] * 2 + [-1] * 2, [0] * 3 + [-1] * 5]
     assert origin.transcript[1].tolist() == [1] * 6 + [-1] * 2
     assert count.components == 5 and count.padding == pytest.approx(7 / 24)
+
+
+def family(sees, clocks, paths=None) -> Transcript:
+    """Threads that see each other as `sees` says, with entries at these clocks."""
+    record = transcript([len(each) for each in clocks], sees, [[True] * len(each) for each in clocks], clocks)
+    if paths is None:
+        return record
+    threads = tuple(dataclasses.replace(t, path=path) for t, path in zip(record.threads, paths, strict=True))
+    return dataclasses.replace(record, threads=threads)
+
+
+def order_of(record: Transcript, length: int = 64) -> list[tuple[int, int]]:
+    """The entries of the only row as (thread, clock)."""
+    rows, origin, _ = pack([record], length, len(record.threads))
+    filled = rows.owner[0] >= 0
+    return list(zip(record.log.thread[origin.entry[0][filled]].tolist(), rows.clock[0][filled].tolist(), strict=True))
+
+
+def test_a_thread_stands_whole_where_it_can():
+    """The root forks two children and sees them after they end; the first child has a child of its own, thread 3."""
+    sees = np.array([[1, 1, 1, 1], [1, 1, 0, 1], [1, 0, 1, 0], [1, 1, 0, 1]], bool)
+    clocks = [[0, 1, 10, 11], [2, 3, 6, 7], [2, 3, 4, 5], [4, 5]]
+    found = order_of(family(sees, clocks, [(), (0,), (1,), (0, 0)]))
+    whole = [(0, [0, 1]), (1, [2, 3]), (3, [4, 5]), (1, [6, 7]), (2, [2, 3, 4, 5]), (0, [10, 11])]
+    assert found == [(thread, clock) for thread, clocks in whole for clock in clocks]
+
+
+def test_live_siblings_that_see_each_other_stand_by_clock():
+    sees = np.array([[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 0, 0, 1]], bool)
+    found = order_of(family(sees, [[0, 1], [2, 4, 6], [2, 3, 6], [2, 3, 4]]))
+    assert found[:2] == [(0, 0), (0, 1)] and found[-3:] == [(3, 2), (3, 3), (3, 4)]
+    assert [clock for _, clock in found[2:-3]] == [2, 2, 3, 4, 6, 6]
+
+
+def test_siblings_leave_blocks_that_nobody_sees():
+    """A root of 32 entries and six children of 32 that see it alone, blocks of 16."""
+    sees = np.eye(7, dtype=bool)
+    sees[:, 0] = True
+    rows, _, _ = pack([family(sees, [list(range(32)), *[list(range(32, 64))] * 6])], 224, 7)
+    by_clock = np.lexsort((rows.owner[0], rows.clock[0]))
+    live = jax.jit(lambda *of: (reached(*of, 16).sum(), skipped(*of, 16)))
+    # The root's two blocks: 1 and 2; each child's two: the root's 2 and 1 or 2 of its own. By clock a block has entries of all.
+    assert live(rows.owner, rows.clock, rows.sees) == (3 + 6 * 7, pytest.approx(1 - 45 / 105))
+    assert live(rows.owner[:, by_clock], rows.clock[:, by_clock], rows.sees) == (14 * 15 / 2, 0)
+
+
+def test_the_loss_does_not_depend_on_the_order():
+    rng = np.random.default_rng(0)
+    sees = np.eye(4, dtype=bool)
+    sees[:, 0] = sees[0] = True
+    clocks = [
+        [0, 1, 2, 12, 13, 14],
+        *[np.sort(rng.choice(np.arange(3, 12), 8, replace=False)).tolist() for _ in range(3)],
+    ]
+    rows, _, _ = pack([family(sees, clocks)], 36, 4)
+    by_clock = np.lexsort((rows.owner[0], rows.clock[0], rows.owner[0] < 0))
+    assert (by_clock != np.arange(36)).any()
+    moved = Rows(**{
+        field.name: getattr(rows, field.name) if field.name == "sees" else getattr(rows, field.name)[:, by_clock]
+        for field in dataclasses.fields(Rows)
+    })  # fmt: skip
+    config = dataclasses.replace(PRESETS["tiny"], layers=2, width=32, ffn=32, heads=2, kv_heads=1, head_dim=16)
+    model = transformer.init(config, jax.random.key(0))
+    loss = jax.jit(lambda rows: rows_loss(model.graph, model.params, rows, np.zeros(256, np.int32), 1)[1].nll)
+    np.testing.assert_allclose(loss(moved), loss(rows), rtol=1e-6)
+
+
+def test_clocks_that_do_not_ascend_are_refused():
+    with pytest.raises(ValueError, match="transcript 0.0: entry 2 has clock 1, .* clocks of a thread ascend"):
+        pack([family(np.eye(1, dtype=bool), [[0, 1, 1]])], 8, 2)
 
 
 def test_rows_are_full_when_their_threads_are():

@@ -11,7 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-WORD = 32  # visibility of 32 threads is one uint32
+from apr_jax.model.blockwise import HIDDEN, LOWEST, blockwise_attention, live_blocks
+from apr_jax.model.visibility import entries, visible
+
+LONG = 4096
+"""Attention over packed rows of more entries than this is blockwise: masks of shorter rows are built once for all layers."""
 
 
 def masked_attention(
@@ -30,9 +34,9 @@ def masked_attention(
     q = q.reshape(*q.shape[:-3], group * queries, head_dim)
     scores = jnp.matmul(q, jnp.moveaxis(k, -3, -1), preferred_element_type=_wide(q.dtype))
     scores = scores.reshape(*scores.shape[:-2], group, queries, scores.shape[-1])
-    scores = jnp.where(mask[..., None, None, :, :], scores, -1e30)
+    scores = jnp.where(mask[..., None, None, :, :], scores, HIDDEN)
     # For a row that sees nothing, `top` stays above all masked scores, so that exp gives 0 for each.
-    top = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), -1e29))
+    top = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), LOWEST))
     weights = jnp.exp(scores - top)
     # Dividing after the product with v touches h numbers per query, not N. The total is 0, or at least 1 for rows that see a key.
     total = jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 0.5)
@@ -47,9 +51,8 @@ def packed_blocks(
 ) -> tuple[Bool[Array, "B _ _"], ...]:
     """The visibility masks of packed rows, in blocks: query chunk i against keys 0 .. (i + 1) * chunk.
 
-    A key is visible if `sees[owner of query, owner of key]` and its clock is below the query's clock, or equal within one
-    thread. Threads of a row are stored in causal order: every visible key stands before its query, so the blocks leave out
-    only invisible keys.
+    The rule is that of `apr_jax.model.visibility`. Rows are causal: every visible key stands before its query, so the blocks
+    leave out only invisible keys.
 
     Args:
       owner: thread of each token; -1 for padding, which sees nothing and is not seen.
@@ -60,21 +63,8 @@ def packed_blocks(
     Returns:
       One mask [B, chunk, (i + 1) * chunk] per query chunk; the last chunk may be shorter.
     """
-    length, threads = owner.shape[1], sees.shape[1]
-    words = -(-threads // WORD)
-    sees = jnp.pad(sees, ((0, 0), (0, 0), (0, words * WORD - threads))).reshape(*sees.shape[:2], words, WORD)
-    bits = jnp.sum(sees.astype(jnp.uint32) << jnp.arange(WORD, dtype=jnp.uint32), axis=-1, dtype=jnp.uint32)
-    seen = jax.vmap(lambda table, row: table[row])(bits, jnp.maximum(owner, 0))  # [B, S, words]
-    seen = jnp.where((owner >= 0)[..., None], seen, 0)
-    in_word = (owner[..., None] >= 0) & (owner[..., None] // WORD == jnp.arange(words, dtype=owner.dtype))
-    bit = jnp.where(in_word, jnp.uint32(1) << (owner[..., None] % WORD).astype(jnp.uint32), 0)
-
-    def block(start: int, stop: int) -> Bool[Array, "B Q N"]:
-        own = owner[:, start:stop, None] == owner[:, None, :stop]
-        before = clock[:, None, :stop] < clock[:, start:stop, None] + own.astype(clock.dtype)
-        related = [(seen[:, start:stop, None, w] & bit[:, None, :stop, w]) != 0 for w in range(words)]
-        return jax.tree.reduce(jnp.logical_or, related) & before
-
+    rows, length = entries(owner, clock, sees), owner.shape[1]
+    block = lambda start, stop: visible(rows[start:stop], rows[:stop])
     return tuple(block(start, min(start + chunk, length)) for start in range(0, length, chunk))
 
 
@@ -98,10 +88,14 @@ def packed_attend(
 ) -> Callable[[Array, Array, Array, Any], tuple[Array, Any]]:
     """The `attend` function (see `transformer.Attend`) for packed rows [B, S]; the layers' cache passes through unchanged.
 
-    The masks are built once and shared by all layers. Arguments: see `packed_blocks`.
+    Up to `LONG` entries the masks are built once and shared by all layers; longer rows share the list of live blocks, and each
+    layer makes the masks on the fly. Arguments: see `packed_blocks`.
     """
-    blocks = packed_blocks(owner, clock, sees, chunk)
-    return lambda q, k, v, cache: (causal_attention(q, k, v, blocks), cache)
+    if owner.shape[1] <= LONG:
+        blocks = packed_blocks(owner, clock, sees, chunk)
+        return lambda q, k, v, cache: (causal_attention(q, k, v, blocks), cache)
+    live = live_blocks(owner, clock, sees, chunk)
+    return lambda q, k, v, cache: (blockwise_attention(q, k, v, live), cache)
 
 
 def _wide(dtype: Any) -> Any:

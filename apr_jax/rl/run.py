@@ -22,6 +22,7 @@ from apr_jax.evaluate import methods
 from apr_jax.evaluate.show import timeline
 from apr_jax.interrupt import Interrupt
 from apr_jax.model import transformer
+from apr_jax.model.attention import LONG
 from apr_jax.pretrained import is_pretrained
 from apr_jax.pretrained.tokenizer import load as load_tokenizer
 from apr_jax.rl import batches, estimators, gate, groups, measures
@@ -249,6 +250,8 @@ class _Loop:
             for name in ("samples", "groups", "silent_groups", "labels", "silent_labels")
         }
         values |= {"labels_left_out": counts.packed.left_out, "rows_used": _rows(batch), "skipped_updates": 0.0}
+        if batch.rows.owner.shape[1] > LONG:
+            values["skipped_blocks"] = float(self.learner.skipped(batch.rows))
         if not (batch.rows.label >= 0).any():
             return state, values | {"skipped_updates": 1.0}, time.perf_counter() - start
         old = self.learner.score(state.params, batch)

@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Int
 
 from apr_jax.model import transformer
+from apr_jax.model.blockwise import skipped
 from apr_jax.model.config import ModelConfig
 from apr_jax.rl import estimators
 from apr_jax.rl.batches import Batch
@@ -151,6 +152,11 @@ class Learner:
         given = dict(control=self.control, chunk=self.config.chunk)
         scored = lambda params, rows, temperature: score(self.graph, params, rows, temperature, **given)
         return self._compiled("score", scored, self.layout.everywhere)
+
+    @functools.cached_property
+    def skipped(self) -> Callable[[Rows], Array]:
+        """The share of the blocks of attention that a batch skips, see `apr_jax.model.blockwise.skipped`."""
+        return self._compiled("skipped", lambda rows: skipped(rows.owner, rows.clock, rows.sees, self.config.chunk))
 
     @functools.cached_property
     def _gradient(self) -> Callable:

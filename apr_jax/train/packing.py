@@ -1,14 +1,16 @@
 """Packs transcripts into training rows of one length: many problems in a row, with the visibility of decoding.
 
 A *component* is a set of threads connected by `sees`; an isolated thread is a component of its own. Components are
-packed whole, first-fit, and sorted inside by (clock, thread, index), so every visible entry stands earlier in the row:
-rows are causal. A sampled token is the *label* of its predictor, the entry whose logits it was drawn from. Sampled tokens
+packed whole, first-fit. Inside, every visible entry stands earlier in the row, so that rows are causal; of the orders that allow
+this, a row goes on with one thread as long as it can, so that long rows have blocks of attention that nobody sees (`_order`). A
+sampled token is the *label* of its predictor, the entry whose logits it was drawn from. Sampled tokens
 that were never fed (`<end>`, `<wait>`) are therefore trained on too.
 
 Axes: B rows, S entries of a row, U threads of a row, E log entries, M threads of a transcript.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -135,15 +137,50 @@ def _components(transcript: Transcript, number: int) -> Iterable[_Component]:
         raise ValueError(f"transcript {number}: its threads saw tokens of the same clock, which packed rows cannot say")
     log = transcript.log
     label_entry = _labels(transcript)
-    group = groups(transcript.sees)
     fed = np.flatnonzero(log.index >= 0)
-    order = fed[np.lexsort((log.index[fed], log.thread[fed], log.clock[fed], group[log.thread[fed]]))]
-    starts = np.flatnonzero(np.diff(group[log.thread[order]], prepend=-1))
-    for entries in np.split(order, starts[1:]):
-        if len(entries):
-            threads, owner = np.unique(log.thread[entries], return_inverse=True)
-            sees = transcript.sees[np.ix_(threads, threads)]
-            yield _Component(number, entries, owner, sees, label_entry[entries])
+    fed = fed[np.lexsort((log.index[fed], log.thread[fed]))]
+    late = (np.diff(log.thread[fed]) == 0) & (np.diff(log.clock[fed]) <= 0)
+    if late.any():
+        entry = fed[1:][late][0]
+        raise ValueError(
+            f"transcript {transcript.problem}.{transcript.sample}: entry {entry} has clock {log.clock[entry]}, not above that of "
+            "the entry before it in its thread; clocks of a thread ascend"
+        )
+    group = groups(transcript.sees)[log.thread[fed]]
+    for name in np.unique(group):
+        entries = fed[group == name]
+        threads, owner = np.unique(log.thread[entries], return_inverse=True)
+        sees = transcript.sees[np.ix_(threads, threads)]
+        order = _order(owner, log.clock[entries], sees, [transcript.threads[thread].path for thread in threads])
+        yield _Component(number, entries[order], owner[order], sees, label_entry[entries[order]])
+
+
+def _order(owner: np.ndarray, clock: np.ndarray, sees: np.ndarray, paths: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """The order of the entries of a component, Int [E].
+
+    A thread goes on until its next entry would see one that has not been placed; then the first thread by path goes on that can.
+    So threads stand whole where nobody sees them before they end, and by clock where live siblings see each other. The thread with
+    the least clock can always go on.
+
+    Args:
+        owner: thread of each entry, ascending, and within a thread by index.
+        clock: of each entry.
+        sees: Bool [threads, threads].
+        paths: of the threads; children come after their parent, and before its next child.
+    """
+    never = np.iinfo(np.int64).max
+    first = np.searchsorted(owner, np.arange(len(sees) + 1))
+    clocks = [np.append(clock[a:b].astype(np.int64), never) for a, b in itertools.pairwise(first)]
+    by_path = np.array(sorted(range(len(sees)), key=lambda thread: (paths[thread], thread)))
+    others = sees & ~np.eye(len(sees), dtype=bool)
+    done, coming, order = np.zeros(len(sees), int), np.array([each[0] for each in clocks]), []
+    while len(order) < len(owner):
+        bound = np.where(others, coming, never).min(axis=1)  # entries up to this clock see only what has been placed
+        thread = by_path[np.argmax(((coming <= bound) & (coming < never))[by_path])]
+        stop = np.searchsorted(clocks[thread][:-1], bound[thread], "right")
+        order.extend(range(first[thread] + done[thread], first[thread] + stop))
+        done[thread], coming[thread] = stop, clocks[thread][stop]
+    return np.array(order)
 
 
 def pack(

@@ -209,6 +209,8 @@ class _Loop:
         now = time.monotonic()
         values["gradient_norm"] = float(np.mean([o["gradient_norm"] for o in outputs], dtype=np.float64))
         values["learning_rate"] = float(outputs[-1]["learning_rate"])
+        if "skipped_blocks" in outputs[-1]:  # long rows
+            values["skipped_blocks"] = float(np.mean([o["skipped_blocks"] for o in outputs], dtype=np.float64))
         values["tokens_per_second"] = sum(tokens for _, tokens in pending) / max(now - clock, 1e-9)
         metrics.write(step, values)
         shown = ("loss", "accuracy", "gradient_norm", "tokens_per_second")

@@ -11,6 +11,8 @@ import optax
 from jaxtyping import Array, Int, Key
 
 from apr_jax.model import transformer
+from apr_jax.model.attention import LONG
+from apr_jax.model.blockwise import skipped
 from apr_jax.train import lora, optimizer
 from apr_jax.train.config import SftConfig
 from apr_jax.train.layout import Layout
@@ -96,7 +98,8 @@ def make_step(
     Other arguments: see `step_program`.
 
     Returns:
-        Function from a state and a batch to the next state and a dict of arrays: sums, gradient_norm, learning_rate.
+        Function from a state and a batch to the next state and a dict of arrays: sums, gradient_norm, learning_rate, and for long
+        rows skipped_blocks, see `apr_jax.model.blockwise.skipped`.
     """
     program = step_program(config, layout, classes, count, label_weight)
     return lambda state, rows: program(state, layout.rows(rows), base)
@@ -123,6 +126,8 @@ def step_program(
         gradient, sums = _gradient(config, layout, classes, count, state.params, rows, base)
         update, inner = tx.update(gradient, state.optimizer, state.params)
         metrics = dict(sums=sums, gradient_norm=optax.tree.norm(gradient), learning_rate=rate(state.step))
+        if rows.owner.shape[1] > LONG:
+            metrics["skipped_blocks"] = skipped(rows.owner, rows.clock, rows.sees, config.chunk)
         return TrainState(optax.apply_updates(state.params, update), inner, state.step + 1, state.key), metrics
 
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, layout)), layout.everywhere
