@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 RUN := $(VENV)/bin/python
+# Each worker begins with a half of the tests and takes from another one at its end: few files are divided, and set up twice.
 WORKERS ?= 2
 # Speed is judged on the newest jax, which wants Python 3.12 or later: `make benchmark` takes the newest it finds, or PYTHON.
 NEWER := python3.14 python3.13 python3.12 $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python3)
@@ -24,7 +25,7 @@ compare: $(VENV)/ready $(PEERS)/ready
 
 test: $(VENV)/ready
 	@echo "All tests, $(WORKERS) at a time, about 20 minutes on two cores. Those that need more packages are skipped and counted at the end"
-	$(RUN) -m pytest -n $(WORKERS) $(ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 # Every test, with what some of them compare with. TORCH: a release whose wheel is small where the default one brings CUDA.
 TORCH ?= torch
@@ -34,7 +35,7 @@ complete: $(VENV)/ready
 	@$(RUN) -m pip install --quiet -r requirements-peers.txt -r requirements-tpu.txt -r requirements-docs.txt \
 		-r requirements-sweeps.txt
 	test -f work/smollm2.gguf || $(RUN) -m experiments.fetch_smollm2
-	$(RUN) -m pytest -n $(WORKERS) --complete $(ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal --complete $(ARGS)
 
 # Random programs of threads for MINUTES; one case again: ARGS="--first CASE --cases 1" with minutes enough to compile.
 fuzz: $(VENV)/ready

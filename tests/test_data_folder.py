@@ -72,6 +72,25 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
         data.make(at(DRAWN, tmp_path / "d"), quiet)
 
 
+def test_what_no_row_holds_is_reported_and_an_error_above_a_share(tmp_path):
+    short, told = dataclasses.replace(at(DRAWN, tmp_path / "d"), length=24, left_out=1.0), []
+    counts = data.make(short, told.append)
+    train = counts["train"]
+    assert train.too_long > 0 and train.labels > 0
+    assert any(f"{train.too_long} of {train.components} components of threads too long" in line for line in told)
+    assert any(f"left out with {train.left_out:,} labels" in line for line in told)
+    whole = data.make(at(DRAWN, tmp_path / "whole"), quiet)["train"]
+    assert whole.left_out == 0 and whole.labels == train.labels + train.left_out
+    share = max(count.left_out / (count.labels + count.left_out) for count in counts.values())
+    assert data.make(dataclasses.replace(at(short, tmp_path / "just"), left_out=share), quiet) == counts
+    message = r"data.left_out is .*; [\d,]+ of [\d,]+ labels of .* raise data.length or data.threads, or allow more"
+    with pytest.raises(ValueError, match=message):
+        data.make(dataclasses.replace(at(short, tmp_path / "none"), left_out=share - 1e-6), quiet)
+    assert not (tmp_path / "none").exists() and sorted(p.name for p in tmp_path.iterdir()) == ["d", "just", "whole"]
+    with pytest.raises(ValueError, match="left_out is 1.5; it is a share, 0 to 1"):
+        dataclasses.replace(short, left_out=1.5)
+
+
 def test_data_that_are_there_are_taken_and_others_refused(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "d").symlink_to("real")  # an empty folder, by way of a link
@@ -133,7 +152,8 @@ def logs(folder: Path, *names: str, held_out: int = 4) -> LogData:
         transcripts=tuple(str(folder / name) for name in names),
         tokenizer=str(folder / "model"),
         held_out=held_out,
-        length=256,
+        length=1024,
+        threads=256,
     )
 
 

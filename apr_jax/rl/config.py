@@ -35,7 +35,7 @@ class RlConfig:
         inner_steps: updates on the samples of a step.
         micro_rows: rows of a micro-batch; it must divide `groups.rows`.
         seed: seed of questions, of their order and, with the number of the step, of all draws.
-        chunk: queries per block of attention.
+        chunk: queries per block of attention, and entries per block of logits where those are many.
         remat: what each layer keeps for the backward pass, see `apr_jax.train.layout.Remat`.
         mesh: the devices, of rollouts as of updates; a run may go on on others (free).
         held_out_temperature: at which they are answered; 0 is greedy.

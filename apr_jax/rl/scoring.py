@@ -1,6 +1,8 @@
-"""Log-probabilities of packed labels by the training forward pass. Axes: B rows, S entries of a row, V vocabulary, D width."""
+"""Log-probabilities of packed labels by the training forward pass. Axes: B rows, S entries of a row,
+C entries of a chunk, V vocabulary."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from apr_jax.model import transformer
 from apr_jax.model.attention import packed_attend
+from apr_jax.train import chunked
 from apr_jax.train.packing import Rows
 
 FORK = 0.01
@@ -39,26 +42,21 @@ def score(
     chunk: int = 128,
     remat: str = transformer.KEEP_ALL,
 ) -> Scores:
-    """Scores the labels of packed rows under the visibility of decoding; logits exist for one chunk of a row's entries at a time.
+    """Scores the labels of packed rows under the visibility of decoding.
 
     Args:
         graph, params: the model.
         temperature: at which each label was drawn.
         control: the ids by which the model spawns, waits and ends.
-        chunk: queries per block of attention, and entries per block of logits.
+        chunk: queries per block of attention, and entries per block of logits where those are many, see `chunked.chunk_size`.
         remat: see `transformer.hidden`.
     """
     attend = packed_attend(rows.owner, rows.clock, rows.sees, chunk)
     cache = (None,) * graph.config.layers
     x, _ = transformer.hidden(graph, params, rows.token, rows.position, attend, cache, remat)
-
-    @jax.checkpoint  # else the logits of all chunks are kept for the backward pass
-    def part(x: Float[Array, "B C D"], label: Int[Array, "B C"], temperature: Float[Array, "B C"]):
-        return _score(transformer.logits(graph, params, x), label, temperature, control)
-
-    cuts = range(0, rows.label.shape[1], chunk)
-    parts = [part(*(each[:, i : i + chunk] for each in (x, rows.label, temperature))) for i in cuts]
-    return jax.tree.map(lambda *pieces: jnp.concatenate(pieces, axis=1), *parts)
+    size = chunked.chunk_size(rows.label.shape, graph.config.vocabulary, chunk)
+    part = functools.partial(_score, control=control)
+    return chunked.at_labels(part, graph, params, x, rows.label, temperature, size=size)
 
 
 def _score(

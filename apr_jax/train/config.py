@@ -27,7 +27,7 @@ class SftConfig:
         lora: train adapters and freeze the parameters of `start`; None: train the parameters.
         emphasis: a class of labels (of the data, see `Dataset.members`) and its weight in the loss; other labels have weight 1.
         micro_rows: rows of a micro-batch, whose gradients are added up; it divides `rows_per_batch`. 0: all rows at once.
-        chunk: queries per block of attention.
+        chunk: queries per block of attention, and entries per block of logits where those are many.
         remat: what each layer keeps for the backward pass, see `apr_jax.train.layout.Remat`.
         mesh: the devices; a run may go on on others (free).
         log_every, evaluate_every, checkpoint_every: steps between reports, held-out evaluations, checkpoints (free).

@@ -24,9 +24,15 @@ FACTS = "data.json"
 
 
 class Data(abc.ABC):
-    """The interface of a configuration of training data; implementations are frozen dataclasses with a `folder`."""
+    """The interface of a configuration of training data; implementations are frozen dataclasses with these fields.
+
+    Attributes:
+        folder: path of the folder.
+        left_out: largest share of the labels of a split that may be left out because no row can hold their threads.
+    """
 
     folder: str
+    left_out: float
 
     @abc.abstractmethod
     def made_from(self) -> dict[str, str]:
@@ -114,7 +120,8 @@ def make(config: Data, report: Callable[[str], None] = print) -> dict[str, Count
     programs can make the same data at the same time.
 
     Raises:
-        ValueError: the folder holds something else, see `is_made`; or the configuration's `write` raises it.
+        ValueError: the folder holds something else, see `is_made`; the configuration's `write` raises it; or more is left out
+            than `left_out` allows, and nothing is kept.
     """
     if is_made(config):
         report(f"{config.folder} holds these data already")
@@ -126,12 +133,29 @@ def make(config: Data, report: Callable[[str], None] = print) -> dict[str, Count
         folder = Path(parent) / target.name
         folder.mkdir()
         counts = config.write(folder, report)
+        for name, count in counts.items():
+            _refuse_left_out(config, name, count)
         try:
             folder.rename(target)  # replaces an empty folder, nothing else
         except OSError:
             if not is_made(config):  # another program was faster
                 raise
     return counts
+
+
+def check_left_out(share: float) -> None:
+    """Raises ValueError if `left_out` of a configuration is no share."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"left_out is {share}; it is a share, 0 to 1")
+
+
+def _refuse_left_out(config: Data, name: str, count: Count) -> None:
+    labels = count.labels + count.left_out
+    if count.left_out > config.left_out * labels:
+        raise ValueError(
+            f"data.left_out is {config.left_out:g}; {count.left_out:,} of {labels:,} labels of {name} stand in threads that no row "
+            f"can hold ({count.too_long:,} of {count.components:,} components): raise data.length or data.threads, or allow more"
+        )
 
 
 def write_facts(
@@ -153,5 +177,5 @@ def sentence(count: Count) -> str:
     return (
         f"{count.transcripts:,} demonstrations or rollouts, {count.entries:,} tokens ({count.labels:,} trained on) in "
         f"{count.rows:,} rows, {count.padding:.1%} padding; "
-        f"{count.too_long:,} of {count.components:,} threads too long, left out"
+        f"{count.too_long:,} of {count.components:,} components of threads too long, left out with {count.left_out:,} labels"
     )

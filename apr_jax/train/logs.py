@@ -37,6 +37,7 @@ class LogData(data.Data):
         length: S, entries of a row.
         threads: U, threads of a row.
         too_long: "drop" leaves out threads that are longer than a row, and counts them; "error" stops.
+        left_out: largest share of the labels of a split that "drop" may leave out; more is an error, and nothing is kept.
     """
 
     folder: str = dataclasses.field(default="data/logs", metadata=settings.FREE)
@@ -49,6 +50,7 @@ class LogData(data.Data):
     length: int = 1024
     threads: int = 64
     too_long: Literal["drop", "error"] = "drop"
+    left_out: float = 0.01
 
     def __post_init__(self):
         if not self.transcripts or not self.tokenizer:
@@ -58,6 +60,7 @@ class LogData(data.Data):
         for name, least in (("held_out", 2), ("length", 1), ("threads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        data.check_left_out(self.left_out)
 
     def fit(self, model: Model) -> Model:
         """The pretrained model with rows for the control words of these data."""

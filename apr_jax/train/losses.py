@@ -5,10 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Real
+from jaxtyping import Array, Bool, Float, Int, Real
 
 from apr_jax.model import transformer
 from apr_jax.model.attention import packed_attend
+from apr_jax.train import chunked
 from apr_jax.train.packing import Rows
 
 
@@ -36,32 +37,45 @@ class Sums:
 
 
 def cross_entropy(
-    logits: Float[Array, "*B V"],
-    label: Int[Array, "*B"],
-    weight: Float[Array, "*B"],
-    classes: Int[Array | np.ndarray, " V"],
-    count: int,
-) -> Sums:
-    """Cross-entropy of labels, computed in f32 (f64 for f64).
+    logits: Float[Array, "*B V"], label: Int[Array, "*B"]
+) -> tuple[Float[Array, "*B"], Bool[Array, "*B"]]:
+    """Negative log-likelihood of each label, nats, computed in f32 (f64 for f64), and whether it is the most likely token.
 
     Args:
         logits: logits from which the label was sampled.
-        label: token id, -1 for no label.
-        weight: weight in the mean; ignored without a label.
-        classes: class of every token id, 0 to `count` - 1.
-        count: number of classes.
+        label: token id, -1 for no label: 0 and False.
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     real = label >= 0
     target = jnp.maximum(label, 0)
     picked = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-    nll = jax.nn.logsumexp(logits, axis=-1) - picked
+    nll = jnp.where(real, jax.nn.logsumexp(logits, axis=-1) - picked, 0)
+    return nll, real & (jnp.argmax(logits, axis=-1) == target)
+
+
+def add_up(
+    nll: Float[Array, "*B"],
+    correct: Bool[Array, "*B"],
+    label: Int[Array, "*B"],
+    weight: Float[Array, "*B"],
+    classes: Int[Array | np.ndarray, " V"],
+    count: int,
+) -> Sums:
+    """Sums over labels.
+
+    Args:
+        nll, correct: see `cross_entropy`.
+        label: token id, -1 for no label.
+        weight: weight in the mean; ignored without a label.
+        classes: class of every token id, 0 to `count` - 1.
+        count: number of classes.
+    """
+    real = label >= 0
     weight = jnp.where(real, weight, 0)
-    correct = real & (jnp.argmax(logits, axis=-1) == target)
-    member = (jnp.asarray(classes)[target][..., None] == jnp.arange(count)) & real[..., None]
+    member = (jnp.asarray(classes)[jnp.maximum(label, 0)][..., None] == jnp.arange(count)) & real[..., None]
     axes = tuple(range(label.ndim))
     return Sums(
-        nll=jnp.sum(jnp.where(real, nll, 0) * weight),
+        nll=jnp.sum(nll * weight),
         weight=jnp.sum(weight),
         labels=jnp.sum(member, axis=axes, dtype=jnp.int32),
         correct=jnp.sum(member & correct[..., None], axis=axes, dtype=jnp.int32),
@@ -82,14 +96,16 @@ def rows_loss(
     Args:
         graph, params: the model.
         rows: the batch.
-        classes, count: see `cross_entropy`.
-        chunk: queries per block of attention.
+        classes, count: see `add_up`.
+        chunk: queries per block of attention, and entries per block of logits where those are many, see `chunked.chunk_size`.
         remat: see `transformer.hidden`.
     """
     attend = packed_attend(rows.owner, rows.clock, rows.sees, chunk)
     cache = (None,) * graph.config.layers
     x, _ = transformer.hidden(graph, params, rows.token, rows.position, attend, cache, remat, rows.branch)
-    sums = cross_entropy(transformer.logits(graph, params, x), rows.label, rows.weight, classes, count)
+    size = chunked.chunk_size(rows.label.shape, graph.config.vocabulary, chunk)
+    found = chunked.at_labels(cross_entropy, graph, params, x, rows.label, size=size)
+    sums = add_up(*found, rows.label, rows.weight, classes, count)
     return sums.loss, sums
 
 

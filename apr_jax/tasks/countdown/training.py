@@ -16,7 +16,7 @@ from apr_jax.model.transformer import Model
 from apr_jax.tasks.countdown import compact, demonstrations, problems
 from apr_jax.tasks.countdown.demonstrations import DemonstrationConfig, Method
 from apr_jax.train import packing, rows
-from apr_jax.train.data import Data, sentence, write_facts
+from apr_jax.train.data import Data, check_left_out, sentence, write_facts
 from apr_jax.train.packing import Count, Rows
 
 BLOCK = 500  # demonstrations that are packed together
@@ -57,6 +57,7 @@ class DataConfig(Data):
         length: S, entries of a row.
         threads: U, threads of a row.
         too_long: "drop" leaves out threads that are longer than a row, and counts them; "error" stops.
+        left_out: largest share of the labels of a split that "drop" may leave out; more is an error, and nothing is kept.
         whole: numbers up to this one are one token, see `apr_jax.tokenizer.compact`.
         seed: seed of the demonstrations.
         processes: number of processes that draw demonstrations in parallel (free).
@@ -70,6 +71,7 @@ class DataConfig(Data):
     length: int = 1024
     threads: int = 64
     too_long: Literal["drop", "error"] = "drop"
+    left_out: float = 0.01
     whole: int = 199
     seed: int = 0
     processes: int = dataclasses.field(default=1, metadata=settings.FREE)
@@ -80,6 +82,7 @@ class DataConfig(Data):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not self.mixture:
             raise ValueError("mixture is empty; give at least one Part")
+        check_left_out(self.left_out)
 
     def made_from(self) -> dict[str, str]:
         """The source files of the data: none, because demonstrations are drawn."""
