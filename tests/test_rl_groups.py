@@ -188,7 +188,7 @@ def test_kept_groups_give_the_same_batch(tmp_path):
             version=number,
             sampling={
                 name: ones(len(each.threads), value)
-                for name, value in {"temperature": 1, "top_k": 0, "top_p": 1, "budget": 9}.items()
+                for name, value in {"temperature": 1, "top_k": 0, "top_p": 1, "budget": 9 + number}.items()
             },
         )
         for number, each in enumerate([answers(7), beams(3), answers(8, 2, stop=Stop.POOL_FULL)])
@@ -202,6 +202,7 @@ def test_kept_groups_give_the_same_batch(tmp_path):
     assert names == [f"step_00000{step}.{end}" for step in (3, 6, 7) for end in ("jsonl", "npz")]
     again, values = kept.read(config, 6)
     np.testing.assert_array_equal(values, rewards + 6)
+    assert [(t.version, *np.unique(t.sampling["budget"])) for t in again.transcripts] == [(1, 10), (0, 9), (2, 11)]
     one, other = kept.batch(config, found, rewards + 6), kept.batch(config, again, values)
     assert one.labels.advantage.any() and (one.denominator, one.counts) == (other.denominator, other.counts)
     for x, y in zip(jax.tree.leaves((one.rows, one.labels)), jax.tree.leaves((other.rows, other.labels)), strict=True):
