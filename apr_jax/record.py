@@ -9,6 +9,7 @@ import enum
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,12 @@ class Source(enum.IntEnum):
 
 
 DRAWN = (Source.SAMPLED, Source.REWRITTEN)  # the sources of generated tokens
+SAMPLING = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "budget",
+)  # in 32 bits, as the engine computes; the budget is that of a thread's line
 
 
 class Stop(enum.IntEnum):
@@ -132,6 +139,10 @@ class Transcript:
         together: live siblings also saw each other's entries of the same clock (Hogwild! Inference).
         own: the protocol's state of each thread, if the protocol's needs say `recorded`: arrays [M, ...] by name.
         shared: the protocol's state of the problem, in the same case, by name.
+        version: of the parameters that drew the tokens, see `Engine.update`. An engine takes no others while a problem is in
+            flight, so that all tokens have one. None: not known, as in files of earlier versions and in demonstrations.
+        sampling: what each thread drew with, arrays [M] by the names in SAMPLING; empty: not known.
+        adjusts: if the protocol changes logits (`Needs.adjusts`), its class and its plain settings, such as a penalty; else empty.
     """
 
     problem: int
@@ -144,6 +155,9 @@ class Transcript:
     together: bool = False
     own: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     shared: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    version: int | None = None
+    sampling: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    adjusts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def lines(self) -> np.ndarray:
@@ -203,6 +217,9 @@ def write(path: Path, transcripts: Sequence[Transcript], text, extra: Iterable[d
             ]
             line = {"schema": SCHEMA, "problem": transcript.problem, "sample": transcript.sample, **more}
             line |= {"together": True} if transcript.together else {}
+            line |= {"version": transcript.version} if transcript.version is not None else {}
+            line |= {"adjusts": dict(transcript.adjusts)} if transcript.adjusts else {}
+            line |= {"sampling": True} if transcript.sampling else {}
             line |= {"stop": transcript.stop.name.lower(), "peak_context": transcript.peak_context, "threads": threads}
             file.write(json.dumps(line) + "\n")
     arrays = (
@@ -210,6 +227,8 @@ def write(path: Path, transcripts: Sequence[Transcript], text, extra: Iterable[d
     )
     arrays["entries"] = np.array([len(t.log) for t in transcripts], np.int64)
     arrays["sees"] = np.concatenate([t.sees.reshape(-1) for t in transcripts]) if transcripts else np.zeros(0, bool)
+    told = [t.sampling for t in transcripts if t.sampling]
+    arrays |= {f"sampling/{name}": np.concatenate([each[name] for each in told]) for name in SAMPLING if told}
     for number, transcript in enumerate(transcripts):
         for kind in ("own", "shared"):
             arrays |= {f"{kind}/{number}/{name}": value for name, value in getattr(transcript, kind).items()}
@@ -225,7 +244,7 @@ def read(path: Path) -> Iterator[tuple[Transcript, dict]]:
     path = files.local(path, "path")
     with np.load(path.with_suffix(".npz")) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    entry = seen = 0
+    entry = seen = told = 0
     for number, raw in enumerate(path.read_text().splitlines()):
         line = json.loads(raw)
         if line["schema"] != SCHEMA:
@@ -245,9 +264,13 @@ def read(path: Path) -> Iterator[tuple[Transcript, dict]]:
             )
             for t in line["threads"]
         )
-        stop = Stop[line["stop"].upper()]
+        stop, sampling = Stop[line["stop"].upper()], {}
         peak, together = line["peak_context"], line.get("together", False)
-        yield Transcript(line["problem"], line["sample"], stop, records, sees, log, peak, together, own, shared), line
+        if line.get("sampling"):
+            sampling = {name: arrays[f"sampling/{name}"][told : told + threads] for name in SAMPLING}
+            told += threads
+        given = own, shared, line.get("version"), sampling, line.get("adjusts", {})
+        yield Transcript(line["problem"], line["sample"], stop, records, sees, log, peak, together, *given), line
         entry, seen = entry + count, seen + threads**2
 
 

@@ -1,6 +1,7 @@
 """New parameters for a compiled engine: the same tokens as a fresh engine's, and nothing compiled anew."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,8 @@ import numpy as np
 import pytest
 
 import forking
-from apr_jax import sharding
-from apr_jax.decode import Engine, Problem, Sizes
+from apr_jax import record, sharding
+from apr_jax.decode import Engine, Problem, Sizes, assemble
 from apr_jax.model import transformer
 from apr_jax.model.attention import masked_attention
 from apr_jax.model.config import ModelConfig
@@ -55,6 +56,7 @@ def test_an_updated_engine_equals_a_fresh_one(engine):
     assert tokens(engine) == wanted
     engine.update(model(0).params)
     assert tokens(engine) == before
+    assert engine.version == 2
     assert engine.traces == engine._run._cache_size() == 1
 
 
@@ -65,6 +67,36 @@ def test_an_update_waits_for_the_problems_in_flight(engine):
         engine.update(model(1).params)
     running.close()
     engine.update(model(1).params)
+
+
+def test_transcripts_tell_what_they_were_drawn_with(engine, tmp_path):
+    engine.update(model(0).params, version=7)
+    asked = [
+        Problem(i, np.array(WORDS.plain[:4]), 0, 0.7 + i, i, 1 - i / 4, max_tokens=20 - i, child_max_tokens=5 * i)
+        for i in range(2)
+    ]
+    found = sorted(engine.decode(asked), key=lambda each: each.problem)
+    record.write(tmp_path / "done.jsonl", [dataclasses.replace(found[0], sampling={}, version=None), *found], str)
+    unknown, *again = [each for each, _ in record.read(tmp_path / "done.jsonl")]
+    assert unknown.version is None and not unknown.sampling and len(found[1].threads) > 1
+    for given, *both in zip(asked, found, again, strict=True):
+        for each in both:
+            count = len(each.threads)
+            expected = {name: np.full(count, getattr(given, name)) for name in ("temperature", "top_k", "top_p")}
+            budgets = [
+                given.max_tokens if not t.path else given.child_max_tokens or given.max_tokens for t in each.threads
+            ]
+            assert each.version == 7 and not each.adjusts and tuple(each.sampling) == record.SAMPLING
+            for name, value in {**expected, "budget": budgets}.items():
+                np.testing.assert_allclose(each.sampling[name], value, rtol=1e-7)
+    with pytest.raises(ValueError, match="version is -1"):
+        engine.update(model(0).params, version=-1)
+
+
+def test_a_protocol_that_changes_logits_tells_how():
+    found = assemble.adjusts(dataclasses.replace(PROTOCOL, width=2))
+    assert found["protocol"] == "SpawnJoin" and found["width"] == 2 and found["spawn"] == WORDS.spawn
+    assert json.loads(json.dumps(found)) == found and not assemble.adjusts(PROTOCOL)
 
 
 def test_parameters_of_another_model_are_refused(engine):

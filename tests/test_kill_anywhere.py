@@ -2,8 +2,11 @@
 
 import collections
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +58,23 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(loop, tmp_path, monkeypa
     if loop == "rl":
         assert {f"step_{number:06d}.jsonl" for number in (1, 2, 3, 4)} < expected.keys()
         what_was_drawn_again(whole.folder / "run")
+        learnt_again(killed)
         assert "<h1>Samples of step 4" in (killed.folder / "run/pages/step_000004.html").read_text()
+
+
+def learnt_again(run: Run) -> None:
+    """A kept step and the state before it give the loss and the gradient that were written, bit for bit."""
+    command = [sys.executable, "-m", "experiments.replay_rl"]
+    replay = lambda *given: subprocess.run(
+        [*command, *given, "--config", run.folder / "config.py"],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+    )
+    done = replay("3")
+    assert done.returncode == 0 and re.findall("^[a-z_]+", done.stdout, re.M) == ["loss", "gradient_norm"], done
+    done = replay("4")
+    assert done.returncode == 2 and "has checkpoints after 2, 4" in done.stderr
 
 
 def what_was_drawn_again(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,7 +11,7 @@ from apr_jax.decode import Engine, Problem, Sizes
 from apr_jax.methods import Sampling, SpawnJoin
 from apr_jax.model import io
 from apr_jax.record import Source
-from apr_jax.rl import batches, estimators, gate, groups, rewards
+from apr_jax.rl import batches, estimators, gate, groups, rewards, samples, scoring
 from apr_jax.rl.scoring import score
 from apr_jax.tasks.countdown import SHIPPED
 from apr_jax.tasks.countdown.task import Countdown
@@ -45,6 +46,24 @@ def test_bounds(dtype, gap, passes):
         what = "mean" if dtype == "bfloat16" else "largest"
         with pytest.raises(ValueError, match=f"gate: the {what} difference .* allowed in {dtype} .* at row 0, place 1"):
             gate.require(found, dtype)
+
+
+def test_forks_are_where_control_words_have_mass_whatever_was_drawn():
+    """At the temperature of the label: 0.9 % and 1.1 % of the mass in two words, and what cooling makes of 1.1 %."""
+    mass = np.array([0.009, 0.011, 0.011])
+    logits = np.log(np.stack([mass / 2, mass / 2, (1 - mass) / 2, (1 - mass) / 2], axis=-1))[None]
+    drawn = np.array([[0, 2, 3]], np.int32)  # a control word where no fork is decided, others where one is
+    temperature = np.array([[1, 1, 0.5]])
+    found = scoring._score(jnp.asarray(logits), jnp.asarray(drawn), jnp.asarray(temperature), (0, 1))
+    np.testing.assert_array_equal(found.forks, [[False, True, False]])
+    cold = logits[0, 2] / 0.5 - np.logaddexp.reduce(logits[0, 2] / 0.5)
+    np.testing.assert_allclose(found.logprob, [[*logits[0, [0, 1], [0, 2]], cold[3]]], rtol=1e-5)
+
+
+def test_draws_depend_on_the_run_and_the_step():
+    found = [samples.seed_of(seed, step) for seed in range(20) for step in range(20)]
+    assert len(set(found)) == 400 and all(0 <= seed < 2**32 for seed in found)
+    assert found[:20] == [samples.seed_of(0, step) for step in range(20)]
 
 
 def test_nothing_to_compare_is_refused():

@@ -1,6 +1,7 @@
 """From transcripts to labels: what carries loss, with which advantage, what is shared, repeated, masked and counted."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,11 @@ from apr_jax.model import transformer
 from apr_jax.model.attention import masked_attention
 from apr_jax.model.config import ModelConfig
 from apr_jax.record import Log, Source, Stop, ThreadRecord, Transcript
-from apr_jax.rl import batches, groups
+from apr_jax.rl import batches, groups, kept
 from apr_jax.rl.estimators import NAMED, Estimator, advantages, loss
 from apr_jax.rl.groups import GroupConfig, gather
 from apr_jax.rl.scoring import score
+from small_runs import rl
 
 DRAWN = Sampling(temperature=1.0)
 SMALL = GroupConfig(length=24, threads=12, rows=6, masked=0.5)
@@ -57,15 +59,18 @@ def record(problem, sample, threads, sees=(), stop=Stop.END, seed=0) -> Transcri
     for viewer, writer in sees:
         matrix[viewer, writer] = True
     records = tuple(ThreadRecord(path, parent, stop, 0, follows) for path, parent, follows, stop, _ in threads)
-    return Transcript(problem, sample, stop, records, matrix, log, 0)
+    return Transcript(problem, sample, stop, records, matrix, log, 0, version=4)
 
 
 def forking(problem, sample, stop=Stop.END, children=(Stop.END, Stop.KILLED)) -> Transcript:
     """A root that samples, with isolated children; its last token is never fed, and one of them was rewritten."""
+    return record(problem, sample, forking_threads(stop, children), stop=stop)
+
+
+def forking_threads(stop=Stop.END, children=(Stop.END, Stop.KILLED)) -> list[tuple]:
     threads = [((), -1, -1, stop, [F, F, S, S, F, F, R, S])]
-    threads += [((i,), 0, -1, end, [F, F, H, *[S] * (i + 1), S]) for i, end in enumerate(children)]
     # A handed token stands where the parent's last token was copied; the next is drawn from it.
-    return record(problem, sample, threads, stop=stop)
+    return [*threads, *(((i,), 0, -1, end, [F, F, H, *[S] * (i + 1), S]) for i, end in enumerate(children))]
 
 
 def answers(problem=7, count=3, prompt=4, said=3, ends=None, stop=Stop.END) -> Transcript:
@@ -91,8 +96,8 @@ def beams(problem=3) -> Transcript:
     return record(problem, 0, threads, sees)
 
 
-def whole(estimator, transcripts, rewards, config=SMALL, **options):
-    found = gather(transcripts, DRAWN, config, **options)
+def whole(estimator, transcripts, rewards, config=SMALL):
+    found = gather(transcripts, DRAWN, config)
     tree = found.tree() if estimator.tree != "none" else ()
     credit = advantages(estimator, np.array(rewards, float), found.group, *tree)
     return found, batches.pack(found, credit, estimator, config)
@@ -154,10 +159,10 @@ def test_rows_have_one_shape():
 
 def test_the_order_of_arrival_does_not_matter():
     made = [forking(problem, sample) for problem in (2, 0, 1) for sample in (1, 0)]
-    one = gather(made, DRAWN, SMALL, versions=range(6))
-    other = gather(made[::-1], DRAWN, SMALL, versions=list(range(6))[::-1])
+    made = [dataclasses.replace(each, version=number) for number, each in enumerate(made)]
+    one, other = gather(made, DRAWN, SMALL), gather(made[::-1], DRAWN, SMALL)
     assert [(t.problem, t.sample) for t in one.transcripts] == [(p, s) for p in range(3) for s in range(2)]
-    assert one.versions.tolist() == other.versions.tolist() == [3, 2, 5, 4, 1, 0]
+    assert [t.version for t in one.transcripts] == [t.version for t in other.transcripts] == [3, 2, 5, 4, 1, 0]
     rewards = np.array([1.0, 0, 0.5, 0, 0, 2])
     a, b = (
         batches.pack(each, advantages(NAMED["p_grpo"], rewards, each.group), NAMED["p_grpo"], SMALL)
@@ -169,6 +174,41 @@ def test_the_order_of_arrival_does_not_matter():
 
 
 ANSWER = dataclasses.replace(SMALL, each="answer")
+
+
+def test_kept_groups_give_the_same_batch(tmp_path):
+    config = dataclasses.replace(
+        rl(tmp_path), keep_every=3, keep_last=2, micro_rows=3, groups=ANSWER, estimator=NAMED["treerl"]
+    )
+    Path(config.workdir).mkdir()
+    ones = lambda count, value: np.full(count, value, np.float32)
+    made = [
+        dataclasses.replace(
+            each,
+            version=number,
+            sampling={
+                name: ones(len(each.threads), value)
+                for name, value in {"temperature": 1, "top_k": 0, "top_p": 1, "budget": 9 + number}.items()
+            },
+        )
+        for number, each in enumerate([answers(7), beams(3), answers(8, 2, stop=Stop.POOL_FULL)])
+    ]
+    found = gather(made, config.rollout.sampling, config.groups)
+    rewards = np.random.default_rng(0).normal(size=len(found.trajectories))
+    assert len(rewards) == 3 + 4 + 2
+    for step in range(1, 8):
+        kept.write(config, step, found, rewards + step, str)
+    names = sorted(path.name for path in (tmp_path / "run/rollouts").iterdir())
+    assert names == [f"step_00000{step}.{end}" for step in (3, 6, 7) for end in ("jsonl", "npz")]
+    again, values = kept.read(config, 6)
+    np.testing.assert_array_equal(values, rewards + 6)
+    assert [(t.version, *np.unique(t.sampling["budget"])) for t in again.transcripts] == [(1, 10), (0, 9), (2, 11)]
+    one, other = kept.batch(config, found, rewards + 6), kept.batch(config, again, values)
+    assert one.labels.advantage.any() and (one.denominator, one.counts) == (other.denominator, other.counts)
+    for x, y in zip(jax.tree.leaves((one.rows, one.labels)), jax.tree.leaves((other.rows, other.labels)), strict=True):
+        assert x.dtype == y.dtype and x.tobytes() == y.tobytes()
+    with pytest.raises(ValueError, match="step 4 is not kept in .*; kept are 3, 6, 7"):
+        kept.read(config, 4)
 
 
 def test_a_short_prompt_is_repeated_and_a_long_one_shared():
@@ -328,7 +368,14 @@ def test_distributions_that_training_does_not_compute_are_refused(sampling, need
 def test_transcripts_that_cannot_be_trained_on_are_refused():
     fine = forking(1, 0)
     quieter = dataclasses.replace(fine.log, behaviour_logprob=fine.log.behaviour_logprob * 0.5)
+    # Thread 2 was drawn otherwise. What thread 3 would have been drawn with does not matter: it says nothing.
+    threads = [*forking_threads(), ((2,), 0, -1, Stop.DROPPED, [F])]
+    other = {"temperature": np.float32([1, 1, 0.5, 9]), "top_k": np.zeros(4, int), "top_p": np.ones(4, np.float32)}
+    mixed = dataclasses.replace(record(1, 0, threads), sampling=other)
     cases = {
+        r"thread \(1,\) was drawn with temperature 0.5, and sampling.temperature is 1": [mixed],
+        "the version of the parameters that drew it is not known": [dataclasses.replace(fine, version=None)],
+        "Outlined changed the logits": [dataclasses.replace(fine, adjusts={"protocol": "Outlined", "penalty": 1.02})],
         "two are sample 0 of problem 1": [fine, fine],
         "its threads ran together": [dataclasses.replace(fine, together=True)],
         "it was cut off while it ran": [dataclasses.replace(fine, stop=Stop.RUNNING)],
@@ -341,6 +388,8 @@ def test_transcripts_that_cannot_be_trained_on_are_refused():
         gather([dataclasses.replace(fine, stop=Stop.NOT_FINITE)], DRAWN, SMALL)
     with pytest.raises(ValueError, match="its root generates tokens"):
         gather([fine], DRAWN, ANSWER)
+    even = dataclasses.replace(mixed, sampling=other | {"temperature": np.float32([1, 1, 1, 9])})
+    assert len(gather([even], DRAWN, SMALL).trajectories) == 1
     assert gather([dataclasses.replace(fine, log=quieter)], Sampling(temperature=0.7), SMALL).temperature == 0.7
 
 

@@ -1,5 +1,7 @@
 """Makes transcripts from the arrays of finished problems, on the host."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -7,12 +9,15 @@ import numpy as np
 
 from apr_jax.decode import state as states
 from apr_jax.decode.program import Program
+from apr_jax.decode.protocol import Protocol
 from apr_jax.decode.sizes import Sizes
 from apr_jax.decode.threads import FINISHED, OPENED
-from apr_jax.record import DRAWN, Log, Stop, ThreadRecord, Transcript, peak_context
+from apr_jax.record import DRAWN, SAMPLING, Log, Stop, ThreadRecord, Transcript, peak_context
 
 
-def transcript(books: states.Kept, logs: states.LogArrays, place: tuple[int, int], program: Program) -> Transcript:
+def transcript(
+    books: states.Kept, logs: states.LogArrays, place: tuple[int, int], program: Program, version: int
+) -> Transcript:
     """The transcript of the problem at `place` (shard, row): threads in the order of their paths, entries thread by thread."""
     sizes, needs = program.sizes, program.protocol.needs
     book = jax.tree.map(lambda value: value[place], books)
@@ -58,7 +63,24 @@ def transcript(books: states.Kept, logs: states.LogArrays, place: tuple[int, int
     problem, sample, stop = int(book.problem), int(book.sample), Stop(int(book.stop))
     peak, together = peak_context(sees, log, needs.together > 0), needs.together > 0
     own, shared = (named(book.own, np.array(order)), named(book.shared)) if needs.recorded else ({}, {})
-    return Transcript(problem, sample, stop, records, sees, log, peak, together, own, shared)
+    sampling = {name: np.asarray(getattr(book.threads.sampling, name))[order] for name in SAMPLING}
+    given = own, shared, version, sampling, adjusts(program.protocol)
+    return Transcript(problem, sample, stop, records, sees, log, peak, together, *given)
+
+
+def adjusts(protocol: Protocol) -> Mapping[str, Any]:
+    """The class and the plain settings (numbers, words, lists of them) of a protocol that changes logits; else empty."""
+    if not protocol.needs.adjusts:
+        return {}
+    fields = dataclasses.fields(protocol) if dataclasses.is_dataclass(protocol) else ()
+    settings = {field.name: getattr(protocol, field.name) for field in fields}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    told = {name: value for name, value in plain.items() if _plain(value)}
+    return {"protocol": type(protocol).__name__, **told}
+
+
+def _plain(value: Any) -> bool:
+    return all(map(_plain, value)) if isinstance(value, list) else isinstance(value, bool | int | float | str)
 
 
 def named(tree: Any, rows: Any = ...) -> dict[str, np.ndarray]:

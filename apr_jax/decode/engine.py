@@ -19,7 +19,7 @@ from apr_jax.decode import assemble, host, loop, memory, native, replies, signal
 from apr_jax.decode import state as states
 from apr_jax.decode.book import RANDOM
 from apr_jax.decode.placement import Placement
-from apr_jax.decode.problem import Problem, check, check_seed
+from apr_jax.decode.problem import Problem, check, check_seed, whole
 from apr_jax.decode.program import Program, Weights
 from apr_jax.decode.progress import Progress
 from apr_jax.decode.protocol import Protocol
@@ -82,6 +82,7 @@ class Engine:
         self._given = Model(model.graph, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params))
         self._decoding = 0
         self.model = self._prepared(model)
+        self.version = 0
         self.scorer: Any = ()
         self.set_scorer(scorer)
         self.traces = 0
@@ -104,12 +105,15 @@ class Engine:
         model = Model(graph, params)
         return native.prepare(model, dtype) if self.program.kernel else model
 
-    def update(self, params: transformer.Params) -> None:
+    def update(self, params: transformer.Params, version: int | None = None) -> None:
         """Use these parameters from now on; nothing is compiled anew, and the caller may donate his arrays afterwards.
 
         Args:
             params: of the model that the engine was made with, in any dtype and layout: they are cast to the dtypes of that model
                 and moved to where the engine needs them, from a training mesh over the same devices too.
+            version: the number of these parameters, which transcripts keep (`Transcript.version`), such as the number of updates
+                before; by default one more than that of the last ones. An engine begins with version 0. A state that is stepped
+                by hand must be drained before.
 
         Raises:
             RuntimeError: problems are in flight, whose threads would go on with keys and values of other parameters.
@@ -138,6 +142,7 @@ class Engine:
                 "anew; this is a fault of the engine, report it with the mesh and the versions"
             )
         self.model = made
+        self.version = self.version + 1 if version is None else whole("version", version, 0)
 
     def set_scorer(self, weights: scorers.Weights | None) -> None:
         """Use these weights of the scorer from now on; nothing is compiled anew.
@@ -220,7 +225,7 @@ class Engine:
             return state, []
         host = jax.tree.map(sharding.local, outbox)
         places = [(shard, i) for shard, count in enumerate(counts) for i in range(count)]
-        found = [assemble.transcript(host.book, host.log, place, self.program) for place in places]
+        found = [assemble.transcript(host.book, host.log, place, self.program, self.version) for place in places]
         empty = dataclasses.replace(outbox, count=self._put(np.zeros(self.shards, np.int32)))
         return dataclasses.replace(state, outbox=empty), found
 
@@ -229,7 +234,7 @@ class Engine:
         book = jax.tree.map(sharding.local, states.kept(state.books, self.program.protocol.needs.recorded))
         log = jax.tree.map(sharding.local, state.log)
         places = [(shard, row) for shard, row in np.argwhere(sharding.local(state.books.active)).tolist()]
-        return [assemble.transcript(book, log, place, self.program) for place in places]
+        return [assemble.transcript(book, log, place, self.program, self.version) for place in places]
 
     def decode(
         self,

@@ -20,7 +20,7 @@ from apr_jax.decode.pool import Slots, Stored, empty
 from apr_jax.decode.problem import Problem
 from apr_jax.decode.protocol import Protocol
 from apr_jax.decode.sizes import Sizes
-from apr_jax.decode.threads import Lineage
+from apr_jax.decode.threads import Lineage, Sampling
 from apr_jax.record import Stop
 
 
@@ -90,6 +90,7 @@ class KeptThreads:
     stop: Int[Array, "M"]
     line: Lineage
     length: Int[Array, "M"]
+    sampling: Sampling
 
 
 @pytree
@@ -165,7 +166,7 @@ class State:
 def kept(book: Book, recorded: bool) -> Kept:
     """The fields of a book that a transcript needs; `recorded`: the protocol's state too."""
     threads, (own, shared) = book.threads, (book.threads.own, book.shared) if recorded else ((), ())
-    table = KeptThreads(threads.status, threads.stop, threads.line, threads.cursor.length)
+    table = KeptThreads(threads.status, threads.stop, threads.line, threads.cursor.length, threads.sampling)
     return Kept(
         table, book.sees, book.used, book.log_owner, book.log_first, book.problem, book.sample, book.stop, own, shared
     )

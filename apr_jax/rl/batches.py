@@ -132,7 +132,7 @@ def _pieces(groups: Groups, advantages: np.ndarray, estimator: Estimator, config
         for threads in _shares(groups, number, config):
             chosen, entries = part(transcript, threads)
             at = start[number] + transcript.log.thread[entries]
-            version = np.full(len(at), groups.versions[number])
+            version = np.full(len(at), transcript.version)
             pieces.append(_Piece(chosen, np.where(trained(chosen), weight[at], 0), credit[at], version, holder[at]))
     return pieces
 

@@ -41,7 +41,8 @@ class RlConfig:
         held_out_temperature: at which they are answered; 0 is greedy.
         evaluate_every: steps between evaluations; 0: none are made (free).
         checkpoint_every: steps between checkpoints (free).
-        keep_every: steps between those whose transcripts are kept in `{workdir}/rollouts`; 0: none are (free).
+        keep_every: steps between those whose groups are kept for good, see `apr_jax.rl.kept`; 0: none (free).
+        keep_last: steps whose groups are kept until so many others have followed; 0: none (free).
         show_every: steps between pages with samples, `{workdir}/pages/step_N.html`; 0: none are written (free).
         workdir: folder for checkpoints, metrics and the resolved configuration (free).
         export: path of the trained parameters, see `apr_jax.train.sft.SftConfig.export`; empty: no export (free).
@@ -72,6 +73,7 @@ class RlConfig:
     evaluate_every: int = dataclasses.field(default=25, metadata=settings.FREE)
     checkpoint_every: int = dataclasses.field(default=10, metadata=settings.FREE)
     keep_every: int = dataclasses.field(default=25, metadata=settings.FREE)
+    keep_last: int = dataclasses.field(default=3, metadata=settings.FREE)
     show_every: int = dataclasses.field(default=25, metadata=settings.FREE)
     workdir: str = dataclasses.field(default="work/rl", metadata=settings.FREE)
     export: str = dataclasses.field(default="{workdir}/model.safetensors", metadata=settings.FREE)
@@ -83,10 +85,11 @@ class RlConfig:
             "samples": 2,
             "evaluate_every": 0,
             "keep_every": 0,
+            "keep_last": 0,
             "show_every": 0,
         }  # one sample has no group to be compared with
         names = ("prompts", "samples", "draws", "steps", "inner_steps", "micro_rows", "chunk")
-        for name in (*names, "evaluate_every", "checkpoint_every", "keep_every", "show_every"):
+        for name in (*names, "evaluate_every", "checkpoint_every", "keep_every", "keep_last", "show_every"):
             whole(name, getattr(self, name), least.get(name, 1))
         check_seed(self.seed)
         if self.groups.rows % self.micro_rows:

@@ -68,6 +68,11 @@ class GroupConfig:
     masked: float = 0.01
     left_out: float = 0.01
 
+    @property
+    def judged(self) -> "GroupConfig":
+        """The same for samples of which it is known that the machine did not stop too many."""
+        return dataclasses.replace(self, masked=1.0)
+
     def __post_init__(self):
         one_of("groups.each", self.each, ("transcript", "answer"))
         for name in ("length", "threads", "rows"):
@@ -100,14 +105,12 @@ class Groups:
 
     Attributes:
         transcripts: the transcripts.
-        versions: of each the version of the parameters that drew it, the number of updates before: Int [transcripts].
         temperature: at which tokens were drawn.
         trajectories: the samples that count.
         masked: number of samples that the machine stopped, by the name of the stop.
     """
 
     transcripts: tuple[Transcript, ...]
-    versions: np.ndarray
     temperature: float
     trajectories: tuple[Trajectory, ...]
     masked: Mapping[str, int]
@@ -186,24 +189,21 @@ def gather(
     transcripts: Sequence[Transcript],
     sampling: Sampling,
     config: GroupConfig,
-    versions: int | Sequence[int] = 0,
 ) -> Groups:
     """The samples of a step: sorted, so that nothing depends on the order in which they ended, and checked.
 
     Args:
         transcripts: all of the step, in any order; samples of one prompt have one `problem`.
         sampling: that they were drawn with, see `refuse`.
-        versions: of the parameters, one number for all or one for each transcript.
 
     Raises:
-        ValueError: two have one number, one was cut off, or drawn otherwise than `sampling` says; `together`; or the machine
-            stopped too many.
+        ValueError: two have one number, one was cut off, drawn otherwise than `sampling` says, or by parameters of an unknown
+            version; `together`; or the machine stopped too many.
         NotFinite: the model gave NaN or infinity.
     """
     refuse(sampling, Needs())
     require_finite(transcripts)
-    order = sorted(range(len(transcripts)), key=lambda i: (transcripts[i].problem, transcripts[i].sample))
-    ordered = tuple(transcripts[i] for i in order)
+    ordered = tuple(sorted(transcripts, key=lambda each: (each.problem, each.sample)))
     for a, b in zip(ordered, ordered[1:], strict=False):
         if (a.problem, a.sample) == (b.problem, b.sample):
             raise ValueError(f"transcripts: two are sample {a.sample} of problem {a.problem}; number them apart")
@@ -223,8 +223,7 @@ def gather(
             f"({', '.join(f'{count} {stop}' for stop, count in masked.items())}): raise sizes.slots, log or threads, lower "
             "sampling.max_tokens, or allow more"
         )
-    each = np.broadcast_to(np.asarray(versions, np.int32), len(transcripts))
-    return Groups(ordered, each[order], sampling.temperature, tuple(found), dict(masked))
+    return Groups(ordered, sampling.temperature, tuple(found), dict(masked))
 
 
 def _check(transcript: Transcript, sampling: Sampling) -> None:
@@ -234,7 +233,25 @@ def _check(transcript: Transcript, sampling: Sampling) -> None:
         raise ValueError(f"{name}: its threads ran together, which packed rows cannot say; take live threads")
     if transcript.stop == Stop.RUNNING:
         raise ValueError(f"{name}: it was cut off while it ran; give finished transcripts only")
+    if transcript.version is None:
+        raise ValueError(
+            f"{name}: the version of the parameters that drew it is not known; its file is of an earlier version, or it was "
+            "not drawn by an engine: draw it again"
+        )
+    if transcript.adjusts:
+        raise ValueError(
+            f"{name}: {transcript.adjusts['protocol']} changed the logits that it was drawn from; draw it without"
+        )
     log = transcript.log
+    speaks = np.unique(log.thread[log.sampled])
+    for field in ("temperature", "top_k", "top_p") if transcript.sampling else ():
+        drawn, given = transcript.sampling[field][speaks], getattr(sampling, field)
+        if (other := drawn != np.asarray(given, drawn.dtype)).any():
+            path = transcript.threads[speaks[np.argmax(other)]].path
+            raise ValueError(
+                f"{name}: thread {path} was drawn with {field} {drawn[other][0]:g}, and sampling.{field} is {given:g}; give that "
+                "which it was drawn with"
+            )
     gap = np.abs(log.logprob - log.behaviour_logprob)[log.sampled]
     if sampling.temperature == 1 and len(gap) and not gap.max() <= _ROUNDING:
         raise ValueError(

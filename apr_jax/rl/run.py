@@ -25,7 +25,7 @@ from apr_jax.model import transformer
 from apr_jax.model.attention import LONG
 from apr_jax.pretrained import is_pretrained
 from apr_jax.pretrained.tokenizer import load as load_tokenizer
-from apr_jax.rl import batches, estimators, gate, groups, measures
+from apr_jax.rl import estimators, gate, groups, kept, measures
 from apr_jax.rl.batches import Batch
 from apr_jax.rl.config import RlConfig
 from apr_jax.rl.samples import Sampler, Samples
@@ -133,9 +133,9 @@ def _made_from(config: RlConfig) -> dict[str, str]:
 
 
 def _restore_or_init(
-    config: RlConfig, layout: Layout, checkpoints: Checkpoints, model: transformer.Model
+    config: RlConfig, layout: Layout, checkpoints: Checkpoints, model: transformer.Model, step: int | None = None
 ) -> tuple[RlState, int]:
-    """The state to continue from, and the position in the questions."""
+    """The state after a step, by default the newest one, and the position in the questions."""
     if checkpoints.latest is None:
         return born(config, layout, model.params), 0
     cursor = checkpoints.cursor()
@@ -145,8 +145,50 @@ def _restore_or_init(
             f"{config.workdir} holds a run with another configuration or made from other files ({'; '.join(changed)}); "
             "give these their old values to go on with it, or choose another --workdir"
         )
-    restored = checkpoints.restore(abstract_state(config, layout, model.params))
+    if step == 0:
+        return born(config, layout, model.params), 0
+    restored = checkpoints.restore(abstract_state(config, layout, model.params), step)
     return restored.state, restored.cursor["position"]
+
+
+def replay(config: RlConfig, step: int) -> dict[str, float]:
+    """Learn once more from the groups of a kept step, from the state before it; nothing is written.
+
+    Args:
+        config: of a run, whose working folder has the groups of the step and, unless it is the first, the checkpoint before it.
+        step: counted from 1.
+
+    Returns:
+        `loss` and `gradient_norm`, the same bits as in `metrics.jsonl` on the same machine; nothing if the step made no update.
+
+    Raises:
+        ValueError: the groups or the state are not there, or belong to other parameters; or the configuration is another.
+    """
+    found, rewards = kept.read(config, step)
+    model, codec = methods.load(config.rollout, load_tokenizer(config.tokenizer))
+    model = transformer.Model(model.graph, _placed(model.params))
+    learner = Learner(config, model.graph, tuple(codec.id(word) for word in config.control))
+    with Checkpoints(Path(config.workdir) / "checkpoints") as checkpoints:
+        if step - 1 not in (0, *checkpoints.steps):
+            at = ", ".join(map(str, checkpoints.steps)) or "no step"
+            raise ValueError(
+                f"step {step}: the state before it is not there, {config.workdir} has checkpoints after {at}; replay a step "
+                "that follows one"
+            )
+        state, _ = _restore_or_init(config, learner.layout, checkpoints, model, step - 1)
+    versions = {each.version for each in found.transcripts}
+    if versions != {int(state.updates)}:
+        raise ValueError(
+            f"step {step} was drawn by parameters of version {versions}; the state before it has {int(state.updates)}"
+        )
+    batch = kept.batch(config, found, rewards)
+    if not (batch.rows.label >= 0).any():
+        return {}
+    old = learner.score(state.params, batch)
+    reference = learner.score(learner.layout.put(model.params), batch) if config.estimator.kl else None
+    for _ in range(config.inner_steps):
+        state, _, loss, norm = learner.update(state, batch, old, reference)
+    return {"loss": loss, "gradient_norm": norm}
 
 
 def _export(config: RlConfig, model: transformer.Model, codec: TextCodec) -> None:
@@ -179,17 +221,17 @@ class _Loop:
 
     def _run(self, state: RlState, first: int, position: int, held_out: Sequence) -> tuple[RlState, int, dict]:
         config, done, numbers = self.config, first, {}
-        self.engine.update(state.params)
+        self.engine.update(state.params, int(state.updates))
         if held_out and not done:
             self._evaluate(done, held_out)
         while done < config.steps and not self.interrupt.requested:
             start = time.perf_counter()
-            found = self.sampler.draw(done, int(state.updates), position, lambda: self.interrupt.requested)
+            found = self.sampler.draw(done, position, lambda: self.interrupt.requested)
             if found is None:
                 break  # the step begins anew when the run goes on
-            batch = self._pack(found)
+            batch = kept.batch(config, found.groups, found.rewards)
             state, values, seconds = self._learn(state, batch)
-            self.engine.update(state.params)
+            self.engine.update(state.params, int(state.updates))
             self._compiled_once()
             done, position = done + 1, found.position
             took = time.perf_counter() - start
@@ -197,10 +239,7 @@ class _Loop:
             values["host_share"] = max(took - found.seconds - seconds, 0.0) / took
             self.metrics.write(done, {**found.numbers, **values})
             self.progress.row(done, measures.row({**found.numbers, **values}))
-            if config.keep_every and done % config.keep_every == 0:
-                folder = Path(config.workdir) / "rollouts"
-                folder.mkdir(exist_ok=True)
-                self._write(folder / f"step_{done:06d}.jsonl", found.groups.transcripts)
+            kept.write(config, done, found.groups, found.rewards, self.sampler.codec.decode)
             if config.show_every and done % config.show_every == 0:
                 self._show(done, found)
             if held_out and (done % config.evaluate_every == 0 or done == config.steps):
@@ -234,13 +273,6 @@ class _Loop:
         path = Path(self.config.workdir) / "pages" / f"step_{done:06d}.html"
         path.parent.mkdir(exist_ok=True)
         timeline.write_page(path, items, lambda _, token: self.sampler.codec.decode([token]), f"Samples of step {done}")
-
-    def _pack(self, found: Samples) -> Batch:
-        """The rows of a step."""
-        estimator = self.config.estimator
-        tree = found.groups.tree() if estimator.tree != "none" else ()
-        credit = estimators.advantages(estimator, found.rewards, found.groups.group, *tree)
-        return batches.pack(found.groups, credit, estimator, self.config.groups)
 
     def _learn(self, state: RlState, batch: Batch) -> tuple[RlState, dict[str, float], float]:
         """The updates of a step, their numbers, and the seconds that they took; none if all advantages are 0."""
@@ -290,13 +322,10 @@ class _Loop:
             done, state, {"position": position, "config": config, "made_from": _made_from(self.config)}
         )
 
-    def _write(self, path: Path, transcripts: Sequence[record.Transcript]) -> None:
-        record.write(path, transcripts, self.sampler.codec.decode)
-
     def _diverged(self, transcripts: Sequence[record.Transcript], what: str) -> FloatingPointError:
         """The error of a run whose numbers are not finite; the transcripts of the step are saved."""
         path = Path(self.config.workdir) / DIVERGED
-        self._write(path, transcripts)
+        record.write(path, transcripts, self.sampler.codec.decode)
         last = self.checkpoints.latest
         good, rate = f"that of step {last}" if last else "the start", self.config.optimizer.learning_rate
         return FloatingPointError(

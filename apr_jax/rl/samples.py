@@ -78,12 +78,11 @@ class Sampler:
     codec: TextCodec
     questions: Sequence
 
-    def draw(self, step: int, version: int, position: int, stop: Callable[[], bool]) -> Samples | None:
+    def draw(self, step: int, position: int, stop: Callable[[], bool]) -> Samples | None:
         """The samples of a step; None if `stop` returned True before all were there.
 
         Args:
             step: number of the step.
-            version: of the engine's parameters, the number of updates before.
             position: in the sequence of questions.
             stop: called now and then.
 
@@ -95,7 +94,7 @@ class Sampler:
         wanted, begin = config.prompts, position
         for _ in range(config.draws if config.estimator.dynamic else 1):
             numbers = order(position, wanted, len(self.questions), config.seed)
-            draw = self._draw(numbers, position - begin, step, version, stop)
+            draw = self._draw(numbers, position - begin, step, stop)
             if draw is None:
                 return None
             drawn.append(draw)
@@ -106,11 +105,11 @@ class Sampler:
                 wanted -= len(np.unique(draw.groups.group[kept[-1]]))
             if not wanted:
                 break
-        found, values = self._kept(drawn, kept, version)
+        found, values = self._kept(drawn, kept)
         told = [one for draw, stays in zip(drawn, kept, strict=True) for one in itertools.compress(draw.told, stays)]
         return Samples(found, values, tuple(told), _means(drawn), position, sum(draw.seconds for draw in drawn))
 
-    def _kept(self, drawn: list[_Draw], kept: list[np.ndarray], version: int) -> tuple[Groups, np.ndarray]:
+    def _kept(self, drawn: list[_Draw], kept: list[np.ndarray]) -> tuple[Groups, np.ndarray]:
         """The groups that stay, of all draws; later draws have higher numbers, so that the order stays too."""
         values = np.concatenate([draw.rewards[stays] for draw, stays in zip(drawn, kept, strict=True)])
         if len(drawn) == 1 and kept[0].all():
@@ -120,10 +119,9 @@ class Sampler:
             numbers = set(draw.groups.group[stays].tolist())
             transcripts += [one for one in draw.groups.transcripts if one.problem in numbers]
         # What the machine may have stopped was judged draw by draw.
-        config = dataclasses.replace(self.config.groups, masked=1.0)
-        return groups.gather(transcripts, self.config.rollout.sampling, config, version), values
+        return groups.gather(transcripts, self.config.rollout.sampling, self.config.groups.judged), values
 
-    def _draw(self, numbers: np.ndarray, first: int, step: int, version: int, stop: Callable) -> _Draw | None:
+    def _draw(self, numbers: np.ndarray, first: int, step: int, stop: Callable) -> _Draw | None:
         """Answer questions, which are numbered from `first` on."""
         config = self.config
         questions = [self.questions[number] for number in numbers]
@@ -138,7 +136,7 @@ class Sampler:
         seconds = time.perf_counter() - start
         if len(transcripts) < len(problems):
             return None
-        found = groups.gather(transcripts, config.rollout.sampling, config.groups, version)
+        found = groups.gather(transcripts, config.rollout.sampling, config.groups)
         cases, told, failures = self._cases(found, questions, first)
         values, columns = np.zeros(len(cases)), collections.defaultdict(lambda: np.zeros(len(cases)))
         for group in np.unique(found.group):

@@ -57,6 +57,11 @@ class Checkpoints:
         """The step of the newest complete checkpoint, None if there is none."""
         return self._manager.latest_step()
 
+    @property
+    def steps(self) -> list[int]:
+        """The steps of all complete checkpoints, in order."""
+        return sorted(self._manager.all_steps())
+
     def save(self, step: int, state: Any, cursor: dict[str, Any]) -> None:
         """Starts to save; returns when the arrays are copied, so that the caller may donate them.
 
@@ -75,7 +80,7 @@ class Checkpoints:
     def delete(self, step: int) -> None:
         """Removes the checkpoint of a step, if there is one."""
         self.wait_until_finished()
-        if step in self._manager.all_steps():
+        if step in self.steps:
             self._manager.delete(step)
 
     def cursor(self, step: int | None = None) -> dict[str, Any]:

@@ -185,6 +185,7 @@ def only(transcript: Transcript, children: Sequence[int], name: str) -> Transcri
         sees=sees,
         log=log,
         own={name: values[stays] for name, values in transcript.own.items()},
+        sampling={name: values[stays] for name, values in transcript.sampling.items()},
         peak_context=peak_context(sees, log, transcript.together),
     )
 
