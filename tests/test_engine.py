@@ -100,7 +100,7 @@ def cases(protocol, count: int) -> tuple[tuple[Problem, ...], tuple[Transcript, 
     return tuple(problems), tuple(expected)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=12)  # a program takes up to 2,700 memory mappings, see `conftest.let_programs_go`
 def engine(dtype: str, protocol, sizes: Sizes, kernel: bool = False) -> Engine:
     return Engine(model(dtype), protocol, sizes, kernel=kernel)
 
