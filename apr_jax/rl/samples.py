@@ -220,4 +220,5 @@ def _means(drawn: list[_Draw]) -> dict[str, float]:
     rate = sampled / max(sum(draw.seconds for draw in drawn), 1e-9)
     long, right = (np.concatenate([draw.columns[name] for draw in drawn]) for name in ("critical_path", "accuracy"))
     means |= {"longest": float(long.max(initial=0)), **measures.by_length(long, right)}
+    means["width_entropy"] = metrics.entropy(width for draw in drawn for width in draw.columns["width"])
     return means | {"draws": len(drawn), "prompts": prompts, "masked": masked, "rollout_tokens_per_second": rate}
