@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ from apr_jax.model import io
 from apr_jax.rl import run
 from apr_jax.rl.estimators import NAMED
 from apr_jax.tasks.countdown import SHIPPED
+from experiments import measure_gradient
 
 SMALL = """
     import dataclasses
@@ -114,3 +116,14 @@ def test_what_cannot_be_learnt_from_is_refused(small, tmp_path):
         dataclasses.replace(config, micro_rows=7)
     with pytest.raises(ValueError, match="rewards is empty"):
         dataclasses.replace(config, rewards=())
+
+
+def test_what_a_gradient_is_worth(tmp_path):
+    """Cosines by hand, and all steps of the program."""
+    assert measure_gradient.cosines([np.array([1.0, 0]), np.array([1, 1]), np.array([0, -2])]) == pytest.approx(
+        [0.5**0.5, 0, -(0.5**0.5)]
+    )
+    config = small_runs.rl(tmp_path / "run")
+    lines = list(measure_gradient.measure(config, (1e-2,), 2))
+    assert re.fullmatch(r"cosines between gradients of 4 samples: -?0\.\d{3}", lines[0])
+    assert [line.partition(":")[0] for line in lines[1:]] == ["no step", "0.01 along", "0.01 against", "0.01 at random"]

@@ -128,17 +128,24 @@ class Learner:
         Returns:
             The next state, sums for reports, the loss, and the norm of the gradient.
         """
+        gradient, loss, sums = self.gradient(state.params, batch, old, reference)
+        state, norm = self._apply(state, gradient)
+        return state, jax.device_get(sums), float(loss), float(norm)
+
+    def gradient(
+        self, params: transformer.Params, batch: Batch, old: Scores, reference: Scores | None = None
+    ) -> tuple[transformer.Params, Array, Sums]:
+        """The gradient of a batch, its loss, and sums for reports; arguments: see `update`."""
         whole = self.config.estimator.ratio == "trajectory"
-        ratios = self._ratios(self.score(state.params, batch).logprob, old.logprob, batch.labels) if whole else None
+        ratios = self._ratios(self.score(params, batch).logprob, old.logprob, batch.labels) if whole else None
         total, denominator = None, np.float32(batch.denominator)
         for cut in self._micro(batch):
             seen = None if reference is None else reference.logprob[cut]
             given = self.layout.rows((batch.rows[cut], batch.labels[cut], old.logprob[cut], seen))
-            part = self._gradient(state.params, *given, denominator, ratios)
+            part = self._gradient(params, *given, denominator, ratios)
             total = part if total is None else self._add(total, part)
         gradient, (loss, sums) = total
-        state, norm = self._apply(state, gradient)
-        return state, jax.device_get(sums), float(loss), float(norm)
+        return gradient, loss, sums
 
     def _micro(self, batch: Batch) -> Iterator[slice]:
         """The micro-batches that have labels; rows without stand at the end."""
