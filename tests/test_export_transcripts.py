@@ -11,15 +11,13 @@ from experiments import export_transcripts
 
 
 def _transcript() -> Transcript:
-    """The root is fed two tokens and generates one; its child runs at clocks 3 and 4; the root is fed the join at 5."""
+    """The root is fed three tokens and forks; its child runs at clocks 3 and 4; the root is fed the join at 5."""
     clock = np.array([0, 1, 2, 5, -1, 3, 4, -1])
-    source = np.array(
-        [Source.FED, Source.FED, Source.SAMPLED, Source.FED, Source.SAMPLED] + [Source.FED] + [Source.SAMPLED] * 2
-    )
+    source = np.array([Source.FED] * 4 + [Source.SAMPLED, Source.FED] + [Source.SAMPLED] * 2)
     thread = np.array([0] * 5 + [1] * 3)
     index = np.array([0, 1, 2, 3, -1, 0, 1, -1])
-    predictor = np.array([-1, -1, 1, -1, 3, -1, 5, 6])
-    depth = np.array([0, 0, 1, 3, 4, 1, 2, 3])
+    predictor = np.array([-1, -1, -1, -1, 3, -1, 5, 6])
+    depth = np.array([0, 0, 0, 2, 3, 0, 1, 2])
     chance = np.where(source == Source.SAMPLED, -0.5, np.nan)
     log = Log(np.arange(10, 18), thread, index, clock.copy(), clock, source, chance, chance, predictor, depth)
     threads = ThreadRecord((), -1, Stop.END), ThreadRecord((0,), 0, Stop.LENGTH)
@@ -40,8 +38,7 @@ def test_perfetto(tmp_path):
     ]
     slices = [(e["tid"], e["name"], e["ts"], e["dur"], e["args"]["tokens"]) for e in events if e["ph"] == "X"]
     assert slices == [
-        (0, "fed", 0, 2, [10, 11]),
-        (0, "generated", 2, 1, [12]),
+        (0, "fed", 0, 3, [10, 11, 12]),
         (0, "fed", 5, 1, [13]),
         (1, "fed", 3, 1, [15]),
         (1, "generated", 4, 1, [16]),
