@@ -63,7 +63,7 @@ class Stop(enum.IntEnum):
 class Log:
     """The tokens of a problem, thread by thread; each thread's entries in the order in which they were queued.
 
-    Attributes (all of shape [E]):
+    Attributes (all of shape [E], but for the signals):
         token: token id.
         thread: number of the thread in `Transcript.threads`.
         index: index among the *fed* tokens of the thread, -1 for tokens that were never fed (end tokens, for example).
@@ -76,6 +76,8 @@ class Log:
         depth: critical-path count: generated tokens on the longest chain that ends with this token, itself included.
         drawn: the token that the model drew, -1 for tokens that were not sampled; differs from `token` if a rule of the protocol
             rewrote the token. By default the sampled tokens.
+        signals: Float [E, n]: the signals of the row that the token was sampled from, if the protocol's needs say `logged` (NaN for
+            tokens that were not sampled); else, and by default, n is 0.
     """
 
     token: np.ndarray
@@ -89,10 +91,13 @@ class Log:
     predictor: np.ndarray
     depth: np.ndarray
     drawn: np.ndarray | None = None
+    signals: np.ndarray | None = None
 
     def __post_init__(self):
         if self.drawn is None:
             object.__setattr__(self, "drawn", np.where(self.sampled, self.token, -1))
+        if self.signals is None:
+            object.__setattr__(self, "signals", np.zeros((len(self), 0), np.float32))
 
     def __len__(self) -> int:
         return len(self.token)
