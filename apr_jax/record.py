@@ -119,6 +119,8 @@ class ThreadRecord:
         segment: number of the thread within its line; all threads of a line have the same path.
         follows: number of the thread whose context this one continued if that is not the parent (in beams), else -1.
         branch: the branch in which all its tokens were written, see `apr_jax.model.branches`.
+        joined: the clock of the parent's line when it joined that of the thread: tokens that it was fed later follow the join; -1:
+            it never did. None: not known, as in files of earlier versions, and where children never run beside their parent.
     """
 
     path: tuple[int, ...]
@@ -127,6 +129,7 @@ class ThreadRecord:
     segment: int = 0
     follows: int = -1
     branch: int = 0
+    joined: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +220,7 @@ def write(path: Path, transcripts: Sequence[Transcript], text, extra: Iterable[d
                     **({"segment": t.segment} if t.segment else {}),
                     **({"follows": t.follows} if t.follows >= 0 else {}),
                     **({"branch": t.branch} if t.branch else {}),
+                    **({"joined": t.joined} if t.joined is not None else {}),
                 }
                 for i, t in enumerate(transcript.threads)
             ]
@@ -266,6 +270,7 @@ def read(path: Path) -> Iterator[tuple[Transcript, dict]]:
                 t.get("segment", 0),
                 t.get("follows", -1),
                 t.get("branch", 0),
+                t.get("joined"),
             )
             for t in line["threads"]
         )

@@ -43,6 +43,7 @@ def transcript(
             int(book.threads.line.segment[i]),
             renamed.get(int(book.threads.line.follows[i]), -1),
             int(book.threads.line.branch[i]) if needs.branches else 0,
+            int(book.threads.line.joined_at[i]) if needs.beside else None,
         )
         for i in order
     )
@@ -59,8 +60,8 @@ def transcript(
         predictor=number[queued[2]],
         depth=queued[3],
         drawn=queued[4],
-    )
         signals=numbers[2:].T,
+    )
     problem, sample, stop = int(book.problem), int(book.sample), Stop(int(book.stop))
     peak, together = peak_context(sees, log, needs.together > 0), needs.together > 0
     own, shared = (named(book.own, np.array(order)), named(book.shared)) if needs.recorded else ({}, {})
