@@ -6,9 +6,10 @@ import importlib.metadata
 import os
 
 # Nearly all of the tests' time is compiling: programs that run for a moment need not be fast. Programs that tests start follow.
-FLAGS = "--xla_backend_optimization_level=0"
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # others know no such flag, and end the process
-    FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+VERSION = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
+if VERSION <= (0, 10):  # later ones know no such flag, and end the process
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"  # half the memory mappings, see `let_programs_go`
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 
 import hypothesis  # noqa: E402

@@ -118,8 +118,10 @@ class World:
     def __init__(self, forward: Forward, problem: Any, choose: Choose):
         self.forward, self.problem, self.choose = forward, problem, choose
         self.running: list[tuple[Thread, Program, list[Thread]]] = []
+        self.answering = 0  # the depth of the threads that answer
 
     def begin(self, key: jax.Array, prompt: list[int], protocol: Any, program: Interpreter | None) -> Thread:
+        self.answering = int(getattr(protocol, "samples", 0) > 0)
         root = Thread((), None, key)
         self.start(root, (program or PROGRAMS[type(protocol).__name__])(self, root, prompt, protocol))
         return root
@@ -139,7 +141,8 @@ class World:
         return thread.entries[-1]
 
     def spent(self, thread: Thread) -> bool:
-        budget = (thread.path and self.problem.child_max_tokens) or self.problem.max_tokens
+        child = len(thread.path) > self.answering
+        budget = (child and self.problem.child_max_tokens) or self.problem.max_tokens
         return thread.generated >= budget
 
     def loop(self, rng: np.random.Generator | None) -> None:
@@ -177,12 +180,15 @@ def _until_end(world: World, thread: Thread, fed: Sequence[int], protocol: Any) 
             thread.feed(entry)
 
 
-def _samples(world: World, thread: Thread, fed: Sequence[int], protocol: Any) -> Program:
+def _samples(
+    world: World, thread: Thread, fed: Sequence[int], protocol: Any, count: int | None = None, each: Any = _until_end
+) -> Program:
+    """A root that reads, and `count` children that answer, each of which runs the program `each`."""
     yield from thread.feed_tokens(fed[:-1])
-    children = [thread.open() for _ in range(protocol.count)]
+    children = [thread.open() for _ in range(protocol.count if count is None else count)]
     for child in children:
         child.seen, child.next_position, child.floor = [thread, child], len(fed) - 1, thread.clock
-        world.start(child, _until_end(world, child, fed[-1:], protocol))
+        world.start(child, each(world, child, fed[-1:], protocol))
     yield from thread.await_children(children)
     thread.stop = Stop.END
 
@@ -211,11 +217,14 @@ def _spawn_join(world: World, thread: Thread, fed: Sequence[int], protocol: Any,
 
     `flushed`: its parent will see it, so its last token is fed as well.
     """
+    depth = len(thread.path) - (protocol.samples > 0)
+    if depth < 0:
+        yield from _samples(world, thread, fed, protocol, protocol.samples, _spawn_join)
+        return
     yield from thread.feed_tokens(fed)
     context, way = _modes(protocol)
     opened: list[tuple[Thread, list[int]]] = []
     returns: int | None = None
-    depth = len(thread.path)
     while True:
         entry = world.sample(thread)
         stop = None

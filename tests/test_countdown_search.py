@@ -1,5 +1,7 @@
 """Demonstrators of Countdown and their compact text: replays and an independent parser."""
 
+import collections
+import dataclasses
 import random
 import re
 
@@ -93,6 +95,24 @@ def test_orders_keep_the_same_successors():
         assert [places.index(name) for name in names] == sorted(places.index(name) for name in names)
 
 
+def test_waves_have_any_width_and_end_with_success():
+    one = SearchConfig(60, 60, 1.0, "canonical", 99)
+    config, widths = dataclasses.replace(one, width=(1, 5), waves=2), collections.Counter()
+    for index in range(60):
+        problem = problems.generate(PRESETS["three"], 0, "train", index)
+        every = [each.root for step in search.apr(problem, one, random.Random(0)).steps for each in step.searches]
+        trace = search.apr(problem, config, random.Random(index))
+        waves = [[each.root for each in step.searches] for step in trace.steps]
+        found = [any(each.goal for each in step.searches) for step in trace.steps]
+        tried = sum(waves, [])
+        assert tried == every[: len(tried)], "each wave goes on where the one before it ended"
+        assert not any(found[:-1]) and (trace.goal is not None) == found[-1]
+        assert found[-1] or len(waves) == 2 or tried == every
+        assert all(1 <= len(wave) <= 5 for wave in waves)
+        widths[len(waves[0])] += 1
+    assert sorted(widths) == [1, 2, 3, 4, 5]
+
+
 def test_demonstrators_are_seeded():
     config = SearchConfig(4, 6, 0.5)
     first, again, other = (search.sos(PROBLEM, config, random.Random(seed)) for seed in (1, 1, 2))
@@ -101,7 +121,13 @@ def test_demonstrators_are_seeded():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"beam": 0}, "beam: 0"), ({"promising": 1.5}, "promising: 1.5"), ({"order": "random"}, "order: 'random'")],
+    [
+        ({"beam": 0}, "beam: 0"),
+        ({"promising": 1.5}, "promising: 1.5"),
+        ({"order": "random"}, "order: 'random'"),
+        ({"width": (3, 2)}, "width: \\(3, 2\\) must satisfy"),
+        ({"waves": 2}, "waves: 2 must be at least 1, and 1 without width"),
+    ],
 )
 def test_search_config_is_validated(change, message):
     with pytest.raises(ValueError, match=message):

@@ -19,6 +19,7 @@ from apr_jax.model import transformer
 from apr_jax.model.attention import packed_attend
 from apr_jax.model.config import ModelConfig
 from apr_jax.protocols import Samples, Sequential, SpawnJoin
+from apr_jax.train.logs import only, rooted
 from apr_jax.train.packing import pack
 
 SEED = 3
@@ -35,6 +36,10 @@ VARIANTS = [
     for context in ("isolated", "shared", "live")
     for returns in ("message", "stitch", "reencode")
     if (context, returns) != ("isolated", "message")
+]
+GROUPED = [
+    SpawnJoin(**CONTROL, max_depth=2, samples=2),
+    SpawnJoin(**CONTROL, context="live", returns="stitch", samples=3),
 ]
 # No capacity stop can happen: every case is one that these sizes hold.
 HOLD = dict(threads=40, slots=1024, log=1024, prompt=6)
@@ -95,7 +100,7 @@ def cases(protocol, count: int) -> tuple[tuple[Problem, ...], tuple[Transcript, 
     return tuple(problems), tuple(expected)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=12)  # a program takes up to 2,700 memory mappings, see `conftest.let_programs_go`
 def engine(dtype: str, protocol, sizes: Sizes, kernel: bool = False) -> Engine:
     return Engine(model(dtype), protocol, sizes, kernel=kernel)
 
@@ -142,6 +147,29 @@ def test_contexts_and_joins_equal_the_oracle(protocol):
     assert sum(len(transcript.threads) > 2 for transcript in expected) > 15
     for transcript, right in zip(decoded("float64", protocol, sizes, problems), expected, strict=True):
         oracle.compare(transcript, right)
+
+
+@pytest.mark.parametrize("protocol", GROUPED, ids=named)
+def test_answers_of_one_problem_equal_the_oracle(protocol):
+    sizes = ["scarce rows", "plenty"][GROUPED.index(protocol)]
+    problems, expected = cases(protocol, 40)
+    assert sum(len(transcript.threads) > 2 + protocol.samples for transcript in expected) > 15
+    for transcript, right in zip(decoded("float64", protocol, SIZES[sizes], problems), expected, strict=True):
+        oracle.compare(transcript, right)
+
+
+def test_an_answer_is_what_it_is_alone():
+    """Without chance each answer of a problem, read as a root, equals the problem with one answer, clocks and counts too."""
+    rng, sizes = np.random.default_rng(11), SIZES["scarce rows"]
+    cases = [dataclasses.replace(forking.random_case(rng, n, max_tokens=16), temperature=0.0) for n in range(20)]
+    problems = [Problem(**{f.name: getattr(case, f.name) for f in dataclasses.fields(case)}) for case in cases]
+    plain = decoded("float64", SPAWN_JOIN[2], sizes, problems)
+    pairs = zip(decoded("float64", GROUPED[0], sizes, problems), plain, strict=True)
+    fit = [(found, right) for found, right in pairs if len(right.threads) < HOLD["threads"] / 2]
+    assert sum(len(right.threads) > 2 for _, right in fit) > 5
+    for found, right in fit:
+        for answer in [number for number, thread in enumerate(found.threads) if len(thread.path) == 1]:
+            oracle.compare(rooted(only(found, [answer], "one")), right)
 
 
 @pytest.mark.parametrize("protocol", [VARIANTS[0], VARIANTS[3], VARIANTS[-1]], ids=named)

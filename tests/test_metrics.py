@@ -18,6 +18,7 @@ from apr_jax.evaluate.select import Candidate, Likeliest, Majority, Only, Verifi
 from apr_jax.protocols.samples import Samples
 from apr_jax.protocols.spawn_join import SpawnJoin
 from apr_jax.record import Source, Stop
+from experiments import measure_width
 from synthetic import Thread, build, random_tree
 
 # Root: 2 fed, generates ab (2), forks two threads: one generates 3 tokens, one 1; two results fed; generates 2 more.
@@ -36,6 +37,22 @@ def test_counts_by_hand():
     assert metrics.parallel_ratio(transcript) == pytest.approx(4 / 8)
     # root: s p a | b result result g, "h" was never fed
     assert transcript.peak_context == 7
+
+
+def test_widths_and_entropy_by_hand():
+    """Two forks of the root, of two threads and one; what a child forks is not the root's."""
+    child = lambda: Thread(("x",), (("c",), [Thread(("y",), (("d",),))], ("e",)))
+    transcript, _ = build(Thread(("s",), (("a",), [child(), child()], ("b",), [Thread(("x",), (("c",),))], ("e",))))
+    assert metrics.widths(transcript) == [2, 1]
+    assert metrics.widths(build(Thread(("s",), (("a",),)))[0]) == []
+    assert metrics.entropy([3, 3, 5, 3]) == pytest.approx(0.75 * math.log(4 / 3) + 0.25 * math.log(4))
+    assert metrics.entropy([7, 7]) == metrics.entropy([]) == 0
+    printed = measure_width.table([1, 1, 4, 4], [True, False, True, True], [3, 3, 4, 4]).splitlines()
+    assert printed[1:] == [
+        "    1        2  50.0%",
+        "    4        2  100.0%",
+        "mean width 2.50, entropy 0.693 nats over 2 widths (by size 0.693); right 75.0% of 4",
+    ]
 
 
 def test_clocks_by_hand():

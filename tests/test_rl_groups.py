@@ -292,14 +292,18 @@ def test_trees_come_from_the_threads():
 
 
 def test_a_sample_alone_numbers_its_threads_anew():
-    """Thread 3 goes on from thread 2; thread 1 is another sample."""
+    """Thread 3 goes on from thread 2; thread 1 is another sample, which alone becomes the root."""
     threads = [((), -1, -1, Stop.END, [F, F])]
     threads += [((i,), 0, 2 * (i == 2) or -1, Stop.END, [F, S, S]) for i in range(3)]
     made = record(3, 0, threads, {(1, 0), (2, 0), (3, 0), (3, 2)})
     found = gather([dataclasses.replace(made, own={"mark": np.arange(4)})], DRAWN, ANSWER)
     alone = [found.alone(number) for number in range(2)]
-    assert [[thread.follows for thread in each.threads] for each in alone] == [[-1, -1], [-1, -1, 1]]
-    assert [each.own["mark"].tolist() for each in alone] == [[0, 1], [0, 2, 3]]
+    assert [[thread.follows for thread in each.threads] for each in alone] == [[-1], [-1, -1, 1]]
+    assert [each.own["mark"].tolist() for each in alone] == [[1], [0, 2, 3]]
+    (root,), log = alone[0].threads, alone[0].log
+    assert (root.path, root.parent, alone[0].sees.tolist(), alone[0].peak_context) == ((), -1, [[True]], 4)
+    assert (log.thread.tolist(), log.index.tolist()) == ([0] * 5, [0, 1, 2, 3, -1])
+    assert log.predictor.tolist() == [-1, -1, -1, 2, 3]
 
 
 def test_what_the_machine_stopped_is_masked_and_counted():

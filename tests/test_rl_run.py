@@ -9,9 +9,11 @@ import textwrap
 import numpy as np
 import pytest
 
-from apr_jax import settings
+import small_runs
+from apr_jax import record, settings
 from apr_jax.model import io
 from apr_jax.rl import run
+from apr_jax.rl.estimators import NAMED
 from apr_jax.tasks.countdown import SHIPPED
 
 SMALL = """
@@ -66,6 +68,29 @@ def test_it_learns_from_what_it_drew(small, tmp_path):
     with pytest.raises(ValueError, match="holds a run with another configuration .*steps: was 3, is now 4"):
         run.run(dataclasses.replace(settings.load(small), steps=4, workdir=str(tmp_path / "run")))
     assert read(tmp_path / "run") == lines
+
+
+def test_samples_of_a_question_are_one_problem(tmp_path):
+    """The prompt is fed once for all of them, training gives their log-probabilities, and rewards see each as if it were alone."""
+    each, sizes = (
+        small_runs.rl(tmp_path / "each"),
+        dataclasses.replace(small_runs.SIZES, threads=64, slots=512, log=512),
+    )
+    each = dataclasses.replace(each, estimator=NAMED["p_grpo"], samples=4, steps=1, evaluate_every=0)
+    rollout = dataclasses.replace(each.rollout, sizes=sizes)
+    answers = dataclasses.replace(each.groups, each="answer")
+    together = dataclasses.replace(
+        each, rollout=rollout, groups=answers, grouped=True, workdir=str(tmp_path / "together"), keep_every=1
+    )
+    assert run.run(together).traces == {"rollout": 1, "evaluation": 1, "score": 1, "gradient": 1, "apply": 1}
+    (line,) = read(tmp_path / "together")
+    assert (line["prompts"], line["samples"]) == (2, 8) and line["gate/largest"] < 1e-4
+    kept = [transcript for transcript, _ in record.read(tmp_path / "together/rollouts/step_000001.jsonl")]
+    assert [len({t.path[:1] for t in transcript.threads}) for transcript in kept] == [5, 5]
+    fed = [int((transcript.log.thread == 0).sum()) for transcript in kept]
+    assert all(0 < count < 16 for count in fed), "the prompt once, without its last token"
+    with pytest.raises(ValueError, match="groups.each is 'transcript' and grouped is True"):
+        dataclasses.replace(each, grouped=True)
 
 
 def test_task_and_size_are_options(small):

@@ -5,9 +5,10 @@ The *critical path* is the longest chain of generated tokens under fork and join
 count, and a join takes the maximum over the awaited children. Definitions: ThreadWeaver and APR, unified.
 """
 
+import collections
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
@@ -115,6 +116,23 @@ def forked(transcript: Transcript) -> bool:
     line = transcript.lines
     active = set(line[transcript.log.thread[transcript.log.sampled]].tolist())
     return any(line[transcript.threads[thread].parent] in active for thread in active if thread)
+
+
+def widths(transcript: Transcript) -> list[int]:
+    """The widths of the root's forks, in order: how many children started at the same clock."""
+    log, started = transcript.log, collections.Counter()
+    for number, thread in enumerate(transcript.threads):
+        clocks = log.clock[(log.thread == number) & (log.index == 0)]
+        if len(thread.path) == 1 and not thread.segment and len(clocks):
+            started[int(clocks[0])] += 1
+    return [started[clock] for clock in sorted(started)]
+
+
+def entropy(values: Iterable[Hashable]) -> float:
+    """The entropy of the distribution of some values, nats; 0 without any."""
+    counts = np.array(list(collections.Counter(values).values()), np.float64)
+    share = counts / counts.sum() if len(counts) else counts
+    return float(-(share * np.log(share)).sum()) + 0.0
 
 
 def mean_logprob(transcript: Transcript, threads: int | Sequence[int] | None = None) -> float:

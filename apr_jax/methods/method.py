@@ -106,6 +106,16 @@ class Method(abc.ABC):
             ValueError: the tokenizer lacks one of the words.
         """
 
+    def grouped(self, count: int) -> "Method":
+        """The method whose problem holds `count` answers of this one to the same prompt, which is fed and stored once.
+
+        Raises:
+            ValueError: there is none.
+        """
+        raise ValueError(
+            f"{self.name}: there is no form of it that holds {count} answers in one problem; let each answer be a problem"
+        )
+
     def format_errors(self, transcript: Transcript) -> Mapping[str, int]:
         """How often the model broke the method's format, by kind; kinds that did not occur are left out."""
         return {}

@@ -4,6 +4,7 @@ import dataclasses
 
 from apr_jax import protocols
 from apr_jax.methods.method import Method
+from apr_jax.methods.samples import Samples
 from apr_jax.tokenizer import TextCodec
 
 
@@ -13,3 +14,6 @@ class Sequential(Method):
 
     def protocol(self, codec: TextCodec) -> protocols.Sequential:
         return protocols.Sequential(self.end_id(codec))
+
+    def grouped(self, count: int) -> Samples:
+        return Samples(count=count, end=self.end, add=self.add, gain=self.gain)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from apr_jax import protocols
 from apr_jax.decode.problem import whole
-from apr_jax.methods.method import Method, outside
+from apr_jax.methods.method import Method, Sampling, outside
 from apr_jax.protocols.allowance import Allowance
 from apr_jax.protocols.phrases import Phrases
 from apr_jax.protocols.spawn_join import Context, Returns
@@ -13,7 +13,7 @@ from apr_jax.record import Transcript
 from apr_jax.tokenizer import TextCodec
 
 ROLES = ("spawn", "wait", "result", "join", "go")
-CHOICES = ("max_depth", "context", "returns", "together", "most", "width", "question")
+CHOICES = ("max_depth", "context", "returns", "together", "most", "width", "question", "samples")
 NUMBER = "{number}"
 
 
@@ -61,7 +61,7 @@ class SpawnJoin(Method):
     """See `apr_jax.protocols.spawn_join`.
 
     Attributes:
-        max_depth, context, returns, together, most, width, question: the choices of the protocol.
+        max_depth, context, returns, together, most, width, question, samples: the choices of the protocol.
         allowance: budgets that are handed down; None: there are none.
         spawn, wait, result, join, go: the control words; each must be one id.
     """
@@ -73,6 +73,7 @@ class SpawnJoin(Method):
     most: int = 0
     width: int = -1
     question: bool = False
+    samples: int = 0
     allowance: Budgets | None = None
     spawn: str = "<spawn>"
     wait: str = "<wait>"
@@ -82,11 +83,23 @@ class SpawnJoin(Method):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least in (("max_depth", 1), ("together", 0), ("most", 0), ("width", -1)):
+        for name, least in (("max_depth", 1), ("together", 0), ("most", 0), ("width", -1), ("samples", 0)):
             whole(f"{self.name}.{name}", getattr(self, name), least)
         # The protocol checks the combination of choices; any ids will do here.
         any_ids = {role: number for number, role in enumerate((*ROLES, "end"))}
         self._protocol(any_ids, Allowance() if self.allowance else None)
+
+    def check(self, sampling: Sampling) -> Sampling:
+        if self.samples > 1:
+            sampling.require_chance(f"the {self.samples} samples of each question would be copies of one answer", 0.7)
+        return sampling
+
+    def grouped(self, count: int) -> "SpawnJoin":
+        if self.samples:
+            raise ValueError(
+                f"{self.name}.samples is {self.samples}; to hold {count} answers for learning it must be 0"
+            )
+        return dataclasses.replace(self, samples=count)
 
     @property
     def words(self) -> tuple[str, ...]:

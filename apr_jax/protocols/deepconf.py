@@ -107,7 +107,7 @@ class DeepConf(Samples):
         return own, token, jnp.where((event == 0) & unsure, 2, event)
 
     def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
-        return self.launch(book, thread, self.warmup)
+        return verbs.launch(book, thread, self.warmup)
 
     def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
         """All of the warm-up have ended, or all others."""
@@ -115,7 +115,7 @@ class DeepConf(Samples):
         warm, set_bar = book.shared.bar == -jnp.inf, book.replace(shared=Bar(self._bar(book, thread)))
         if self.warmup == self.count:
             return super().joined(set_bar, thread)
-        return books.choose(warm, self.launch(set_bar, thread, self.count - self.warmup), closed)
+        return books.choose(warm, verbs.launch(set_bar, thread, self.count - self.warmup), closed)
 
     def _bar(self, book: Book, thread: Int[Array, ""]) -> Float[Array, ""]:
         """The percentile of the samples that have ended."""

@@ -9,10 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from apr_jax.decode import book as books
 from apr_jax.decode import ends
 from apr_jax.decode.book import Book
-from apr_jax.decode.forks import fork
 from apr_jax.decode.needs import Needs
 from apr_jax.decode.protocol import Drawn, ForAll, Protocol, is_one_of
 from apr_jax.protocols import verbs
@@ -46,14 +44,7 @@ class Samples(Protocol):
         return own, drawn.token, is_one_of(drawn.token, (self.end,))
 
     def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
-        return self.launch(book, thread, self.count)
-
-    def launch(self, book: Book, thread: Int[Array, ""], count: int) -> Book:
-        """Fork so many samples from the root, which has read the prompt."""
-        book = books.open_children(book, thread, count)
-        born = books.opened(book, thread)
-        book = verbs.last_of_prompt(book, born)
-        return fork(book, thread, born, context=thread)
+        return verbs.launch(book, thread, self.count)
 
     def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
         return ends.close(book, thread, jnp.int32(Stop.END))

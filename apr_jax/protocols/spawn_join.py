@@ -19,6 +19,8 @@ Calls and returns (recursive models, Yang, Srebro and Li 2026) are the case of o
 writes a sub-problem and is suspended; the frame of the callee holds the `question`, if wanted, and the sub-problem; only its result
 returns. Their depth is bounded by the thread table alone, a full one ends the problem with THREADS_FULL: the slots of a frame that
 has returned serve again, its record stays. With an `allowance` threads read what they may still use, and may not use more.
+
+With `samples` a problem holds several answers to one prompt: the root reads the prompt, which is stored once, and forks them.
 """
 
 import dataclasses
@@ -99,6 +101,8 @@ class SpawnJoin(Protocol):
             what is likeliest beside it; -1: any number.
         question: isolated children are fed the prompt before their message.
         allowance: budgets that are handed down; None: there are none.
+        samples: answers, children of a root that only reads the prompt; they have the budget of a root, and fork as a root does.
+            0: the root answers.
     """
 
     spawn: int
@@ -115,6 +119,7 @@ class SpawnJoin(Protocol):
     width: int = -1
     question: bool = False
     allowance: Allowance | None = None
+    samples: int = 0
 
     def __post_init__(self):
         for name, known in (("context", get_args(Context)), ("returns", get_args(Returns))):
@@ -137,6 +142,10 @@ class SpawnJoin(Protocol):
             raise ValueError(
                 f"spawn_join.question is True; children see the prompt when context is {self.context}, leave it out"
             )
+        if self.samples < 0 or (self.samples and self.allowance):
+            raise ValueError(
+                f"spawn_join.samples is {self.samples}; at least 0 is needed, and 0 with an allowance, which a root hands down"
+            )
         if self.most < 0:
             raise ValueError(f"spawn_join.most is {self.most}; at least 0 is needed, which is any number")
         words = [self.spawn, self.wait, self.result, self.join, self.end, self.go]
@@ -151,7 +160,11 @@ class SpawnJoin(Protocol):
     def needs(self) -> Needs:
         told = len(self.allowance.phrases.names) if self.allowance else 0
         return Needs(
-            threads=2, live=self.live, together=self.together, pieces=6 + self.question + told, adjusts=self.width >= 0
+            threads=2 + self.samples,
+            live=self.live,
+            together=self.together,
+            pieces=6 + self.question + told,
+            adjusts=self.width >= 0,
         )
 
     @property
@@ -165,6 +178,8 @@ class SpawnJoin(Protocol):
         return Allowed(*none, jnp.int32(self.allowance.threads), jnp.int32(0)) if self.allowance else Spans(*none)
 
     def begin(self, book: Book) -> Book:
+        if self.samples:
+            return verbs.open_reader(book, self.drained)
         if not self.allowance:
             return verbs.open_sampler(book)
         book, number = books.open_root(book, samples=True), books.numbers(book)
@@ -191,8 +206,16 @@ class SpawnJoin(Protocol):
         return self.context == "live"
 
     def drained(self, book: Book, thread: Int[Array, ""]) -> Book:
-        """The parent's `<wait>` is fed: children that see their parent's tokens may start."""
-        return fork(book, thread, books.opened(book, thread), context=thread, live=self.live)
+        """The parent's `<wait>` is fed: children that see their parent's tokens may start. Or the root has read the prompt."""
+        forked = fork(book, thread, books.opened(book, thread), context=thread, live=self.live)
+        if not self.samples:
+            return forked
+        launched = verbs.launch(book, thread, self.samples, budget=book.request.max_tokens)
+        return books.choose(book.threads.line.nesting[thread] == 0, launched, forked)
+
+    def _depth(self, book: Book, thread: Int[Array, ""]) -> Int[Array, ""]:
+        """The nesting of a thread below the one that answers."""
+        return book.threads.line.nesting[thread] - int(self.samples > 0)
 
     def _close_message(self, book: Book, thread: Int[Array, ""]) -> Book:
         """End the message of the child opened last, before the control word that was just sampled."""
@@ -205,7 +228,7 @@ class SpawnJoin(Protocol):
         return ends.close(book, thread, jnp.where(malformed, int(Stop.MALFORMED), int(Stop.END)))
 
     def _spawn(self, book: Book, thread: Int[Array, ""]) -> Book:
-        deep = book.threads.line.nesting[thread] >= self.max_depth
+        deep = self._depth(book, thread) >= self.max_depth
         if self.most:
             deep |= jnp.sum(books.opened(book, thread)) >= self.most
         book = self._close_message(book, thread)
@@ -246,12 +269,19 @@ class SpawnJoin(Protocol):
         return verbs.say(book, to=number, kind=kind, thread=thread, start=start, length=length, valid=born)
 
     def _join(self, book: Book, thread: Int[Array, ""]) -> Book:
-        """A child's result begins after the first `<join>` that the child samples; the root has no result."""
+        """A child's result begins after the first `<join>` that the child samples; a thread that answers has no result."""
         threads = book.threads
-        first = (threads.line.nesting[thread] > 0) & (threads.own.joined[thread] < 0)
+        first = (self._depth(book, thread) > 0) & (threads.own.joined[thread] < 0)
         return book.update_own((books.numbers(book) == thread) & first, joined=threads.cursor.length[thread])
 
     def joined(self, book: Book, thread: Int[Array, ""]) -> Book:
+        if not self.samples:
+            return self._told_results(book, thread)
+        ended = ends.close(book, thread, jnp.int32(Stop.END))
+        return books.choose(self._depth(book, thread) < 0, ended, self._told_results(book, thread))
+
+    def _told_results(self, book: Book, thread: Int[Array, ""]) -> Book:
+        """Children have ended: their results come to the thread that waited, in the form of `returns`."""
         number, born = books.numbers(book), books.awaited(book, thread)
         book = book.update(thread, samples=True)
         if self.allowance:

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from apr_jax.decode import book as books
 from apr_jax.decode import ends, messages
 from apr_jax.decode.book import Book
+from apr_jax.decode.forks import fork
 from apr_jax.record import Stop
 
 # Scores and log-probabilities are summed in whole units of 1 / UNITS: what is equal ties, in whatever rows it was computed.
@@ -48,6 +49,13 @@ def last_of_prompt(book: Book, to: Bool[Array, "M"]) -> Book:
     """Give children of a reader the last token of the prompt."""
     number = books.numbers(book)
     return say(book, number, (books.PROMPT,), number, (number * 0 + book.prompt_length - 1,), (1,), to)
+
+
+def launch(book: Book, thread: Int[Array, ""], count: Int[Array, ""] | int, **columns: Int[Array, ""]) -> Book:
+    """Fork so many samples from a reader; `columns`: see `fork`."""
+    book = books.open_children(book, thread, count)
+    born = books.opened(book, thread)
+    return fork(last_of_prompt(book, born), thread, born, context=thread, **columns)
 
 
 def say(

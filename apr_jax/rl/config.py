@@ -29,7 +29,9 @@ class RlConfig:
         optimizer: settings of the optimiser; its steps are updates, `inner_steps` in each step.
         control: the words by which the model spawns, waits and ends; where they have mass together, a fork is being decided.
         prompts: questions of a step.
-        samples: samples of each question. They are problems of their own, so that the prompt is fed once for each.
+        samples: samples of each question.
+        grouped: the samples of a question are one problem, so that its prompt is fed and stored once; `rollout.sizes` must hold
+            threads, slots and log of them all, and `groups.each` must be "answer". False: each is a problem of its own.
         draws: if `estimator.dynamic`, most draws of a step: groups whose rewards are all equal are replaced by new questions.
         steps: steps of the run.
         inner_steps: updates on the samples of a step.
@@ -61,6 +63,7 @@ class RlConfig:
     control: tuple[str, ...] = ()
     prompts: int = 16
     samples: int = 8
+    grouped: bool = False
     draws: int = 3
     steps: int = 150
     inner_steps: int = 1
@@ -102,7 +105,17 @@ class RlConfig:
             raise ValueError(
                 "rewards is empty; without a reward every advantage is 0, give a term such as Part(Correctness())"
             )
+        if self.grouped and self.groups.each != "answer":
+            raise ValueError(
+                f"groups.each is {self.groups.each!r} and grouped is True: samples are answers of one problem, set it to 'answer'"
+            )
+        self.drawn()  # raises ValueError if the method has no form that holds several answers
         self.evaluated()  # raises ValueError if the method cannot work at that temperature
+
+    def drawn(self) -> RolloutConfig:
+        """The rollout of a step."""
+        grouped = self.rollout.method.grouped(self.samples) if self.grouped else self.rollout.method
+        return dataclasses.replace(self.rollout, method=grouped)
 
     def evaluated(self) -> RolloutConfig:
         """The rollout of an evaluation."""

@@ -19,7 +19,7 @@ from apr_jax.decode.problem import one_of, whole
 from apr_jax.decode.sampling import COLDEST
 from apr_jax.methods import Sampling
 from apr_jax.record import Source, Stop, Transcript
-from apr_jax.train.logs import only
+from apr_jax.train.logs import only, rooted
 
 MACHINE = (Stop.POOL_FULL, Stop.LOG_FULL, Stop.THREADS_FULL, Stop.MESSAGES_FULL, Stop.LANES_FULL)
 """Stops that say something of the machine and nothing of the model. LENGTH and SHARED are budgets that the model knows."""
@@ -121,9 +121,9 @@ class Groups:
         return np.array([each.group for each in self.trajectories], np.int64)
 
     def alone(self, number: int) -> Transcript:
-        """A trajectory as a transcript of its own, for rewards."""
+        """A trajectory as a transcript of its own, for rewards; see `rooted`."""
         each = self.trajectories[number]
-        return part(self.transcripts[each.transcript], each.threads)[0]
+        return rooted(part(self.transcripts[each.transcript], each.threads)[0])
 
     def tree(self) -> tuple[Bool[np.ndarray, "K n"], Int[np.ndarray, " K"]]:
         """The threads that sampled, as nodes of a tree with trajectories as leaves: which trajectories hold each, and the node

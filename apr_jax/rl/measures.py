@@ -39,6 +39,8 @@ def columns(cases: Sequence[Case], method: Method) -> dict[str, Float[np.ndarray
         "critical_path": of(metrics.critical_path),
         "threads": of(metrics.threads),
         "forked": of(metrics.forked),
+        "width": of(lambda transcript: next(iter(metrics.widths(transcript)), 0)),
+        "waves": of(lambda transcript: len(metrics.widths(transcript))),
         "tokens": of(metrics.generated_tokens),
         "malformed": np.array([not case.well_formed for case in cases], np.float64),
         **{f"format_errors/{kind}": of_kind for kind, of_kind in _by_kind(errors).items()},

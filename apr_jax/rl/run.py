@@ -17,7 +17,6 @@ import jax
 import numpy as np
 
 from apr_jax import files, record, settings
-from apr_jax.decode import Engine
 from apr_jax.evaluate import methods
 from apr_jax.evaluate.show import timeline
 from apr_jax.interrupt import Interrupt
@@ -97,8 +96,10 @@ def run(config: RlConfig) -> Result:
         state, position = _restore_or_init(config, learner.layout, checkpoints, model)
         settings.save(config, config.workdir)
         computed = transformer.Model(model.graph, transformer.as_computed(model.config, model.params))
-        engine, _ = methods.make_engine(config.rollout, codec, computed, learner.layout.mesh)
-        sampler = Sampler(config, engine, codec, questions)
+        make = lambda rollout: methods.make_engine(rollout, codec, computed, learner.layout.mesh)[0]
+        engine = make(config.drawn())
+        evaluating = make(config.evaluated()) if config.grouped and config.evaluate_every else engine
+        sampler = Sampler(config, engine, evaluating, codec, questions)
         first = 0 if checkpoints.latest is None else checkpoints.latest
         with (
             # The evaluation at step 0 is made again.
@@ -108,7 +109,7 @@ def run(config: RlConfig) -> Result:
             if first:
                 progress.note(f"resumed at step {first} from {config.workdir}")
             reference = learner.layout.put(model.params) if config.estimator.kl else None
-            loop = _Loop(config, engine, sampler, learner, reference, checkpoints, interrupt, metrics, progress)
+            loop = _Loop(config, sampler, learner, reference, checkpoints, interrupt, metrics, progress)
             state, step, numbers = loop.run(state, first, position, held_out)
         if step == config.steps:
             _export(config, transformer.Model(model.graph, state.params), codec)
@@ -202,7 +203,6 @@ def _export(config: RlConfig, model: transformer.Model, codec: TextCodec) -> Non
 @dataclasses.dataclass
 class _Loop:
     config: RlConfig
-    engine: Engine
     sampler: Sampler
     learner: Learner
     reference: transformer.Params | None
@@ -221,7 +221,7 @@ class _Loop:
 
     def _run(self, state: RlState, first: int, position: int, held_out: Sequence) -> tuple[RlState, int, dict]:
         config, done, numbers = self.config, first, {}
-        self.engine.update(state.params, int(state.updates))
+        self.sampler.update(state)
         if held_out and not done:
             self._evaluate(done, held_out)
         while done < config.steps and not self.interrupt.requested:
@@ -231,7 +231,7 @@ class _Loop:
                 break  # the step begins anew when the run goes on
             batch = kept.batch(config, found.groups, found.rewards)
             state, values, seconds = self._learn(state, batch)
-            self.engine.update(state.params, int(state.updates))
+            self.sampler.update(state)
             self._compiled_once()
             done, position = done + 1, found.position
             took = time.perf_counter() - start
@@ -251,7 +251,7 @@ class _Loop:
 
     @property
     def traces(self) -> dict[str, int]:
-        return {"rollout": self.engine.traces, **self.learner.traces}
+        return {**self.sampler.traces, **self.learner.traces}
 
     def _compiled_once(self) -> None:
         if more := {name: count for name, count in self.traces.items() if count > 1}:

@@ -19,6 +19,7 @@ from apr_jax.rl import estimators, groups, measures, rewards
 from apr_jax.rl.config import RlConfig
 from apr_jax.rl.groups import Groups
 from apr_jax.rl.rewards import Case
+from apr_jax.rl.update import RlState
 from apr_jax.tasks.task import grades
 from apr_jax.tasks.timed import Failure
 from apr_jax.tokenizer import TextCodec
@@ -64,19 +65,31 @@ def seed_of(seed: int, step: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """Draws samples with an engine, which must have the parameters already.
+    """Draws samples with engines, which must have the parameters already.
 
     Attributes:
         config: of the run.
-        engine: the engine.
+        engine: that of the rollouts.
+        evaluating: that of evaluations: the same, unless the rollouts hold several samples in a problem.
         codec: the tokenizer with the method's control words.
         questions: the questions to learn from.
     """
 
     config: RlConfig
     engine: Engine
+    evaluating: Engine
     codec: TextCodec
     questions: Sequence
+
+    def update(self, state: RlState) -> None:
+        """Draw and evaluate with these parameters from now on."""
+        for engine in {id(engine): engine for engine in (self.engine, self.evaluating)}.values():
+            engine.update(state.params, int(state.updates))
+
+    @property
+    def traces(self) -> dict[str, int]:
+        """How often the programs of the engines were traced."""
+        return {"rollout": self.engine.traces, "evaluation": self.evaluating.traces}
 
     def draw(self, step: int, position: int, stop: Callable[[], bool]) -> Samples | None:
         """The samples of a step; None if `stop` returned True before all were there.
@@ -125,11 +138,11 @@ class Sampler:
         """Answer questions, which are numbered from `first` on."""
         config = self.config
         questions = [self.questions[number] for number in numbers]
-        asked = methods.requests(config.task, questions, config.rollout, self.codec)
+        asked = methods.requests(config.task, questions, config.drawn(), self.codec)
         problems = [
             dataclasses.replace(problem, id=first + problem.id, sample=sample)
             for problem in asked
-            for sample in range(config.samples)
+            for sample in range(1 if config.grouped else config.samples)
         ]
         start = time.perf_counter()
         transcripts = list(self.engine.decode(problems, seed_of(config.seed, step), slice_steps=200, stop=stop))
@@ -182,7 +195,7 @@ class Sampler:
         config = self.config.evaluated()
         task = methods.put(self.config.held_out, config)
         asked = methods.requests(self.config.held_out, questions, config, self.codec)
-        found = sorted(self.engine.decode(asked, self.config.seed, slice_steps=200), key=lambda each: each.problem)
+        found = sorted(self.evaluating.decode(asked, self.config.seed, slice_steps=200), key=lambda each: each.problem)
         groups.require_finite(found)
         answers = methods.read(task, questions, found, self.codec, config)
         right = [np.mean([each.candidate.correct for each in given] or [0.0]) for given in answers]
@@ -207,4 +220,5 @@ def _means(drawn: list[_Draw]) -> dict[str, float]:
     rate = sampled / max(sum(draw.seconds for draw in drawn), 1e-9)
     long, right = (np.concatenate([draw.columns[name] for draw in drawn]) for name in ("critical_path", "accuracy"))
     means |= {"longest": float(long.max(initial=0)), **measures.by_length(long, right)}
+    means["width_entropy"] = metrics.entropy(width for draw in drawn for width in draw.columns["width"])
     return means | {"draws": len(drawn), "prompts": prompts, "masked": masked, "rollout_tokens_per_second": rate}

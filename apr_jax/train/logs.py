@@ -15,7 +15,7 @@ from apr_jax import files, record, settings
 from apr_jax.model.transformer import Model
 from apr_jax.pretrained import with_control_words
 from apr_jax.pretrained.tokenizer import load
-from apr_jax.record import Log, Transcript, peak_context
+from apr_jax.record import Log, Stop, Transcript, peak_context
 from apr_jax.train import data, packing, rows
 from apr_jax.train.packing import Count
 
@@ -186,6 +186,46 @@ def only(transcript: Transcript, children: Sequence[int], name: str) -> Transcri
         log=log,
         own={name: values[stays] for name, values in transcript.own.items()},
         sampling={name: values[stays] for name, values in transcript.sampling.items()},
+        peak_context=peak_context(sees, log, transcript.together),
+    )
+
+
+def rooted(transcript: Transcript) -> Transcript:
+    """The transcript of an answer whose root only reads the prompt, with the answer as its root.
+
+    The same tokens at the same clocks and positions as if the prompt had been fed to the thread that answers. A transcript that
+    has another form (a root that samples, several answers, one that goes on from another) is returned as it is.
+    """
+    log, threads = transcript.log, transcript.threads
+    answers = [number for number, thread in enumerate(threads) if len(thread.path) == 1]
+    reads = not (log.sampled & (log.thread == 0)).any()
+    if not reads or len(answers) != 1 or threads[answers[0]].follows >= 0:
+        return transcript
+    answer, others = answers[0], np.delete(transcript.sees, answers[0], axis=0)
+    if not np.array_equal(others[1:, 0], others[1:, answer]):
+        return transcript
+    kept = np.arange(len(threads)) != 0
+    fed = int(((log.thread == 0) & (log.index >= 0)).sum())
+    moved = (log.thread == answer) & (log.index >= 0)
+    log = dataclasses.replace(
+        log,
+        thread=np.maximum(log.thread - 1, 0).astype(log.thread.dtype),
+        index=np.where(moved, log.index + fed, log.index).astype(log.index.dtype),
+    )
+    records = [
+        dataclasses.replace(t, path=t.path[1:], parent=t.parent - 1, follows=t.follows - 1 if t.follows > 0 else -1)
+        for t in threads[1:]
+    ]
+    sees = transcript.sees[np.ix_(kept, kept)]
+    ended = threads[answer].stop
+    return dataclasses.replace(
+        transcript,
+        stop=transcript.stop if ended in (Stop.KILLED, Stop.RUNNING, Stop.DROPPED) else ended,
+        threads=tuple(records),
+        sees=sees,
+        log=log,
+        own={name: values[kept] for name, values in transcript.own.items()},
+        sampling={name: values[kept] for name, values in transcript.sampling.items()},
         peak_context=peak_context(sees, log, transcript.together),
     )
 

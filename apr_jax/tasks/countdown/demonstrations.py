@@ -24,7 +24,7 @@ class DemonstrationConfig:
         sub_beam: the same for inner searches, drawn at least as large as the beam (published for apr: up to 15);
             None: the beam of the outermost search (published for sos).
         promising: see `SearchConfig` (published: 0.9 for apr, 0.5 for sos).
-        order, largest: see `SearchConfig`.
+        order, largest, width, waves: see `SearchConfig`.
         solved_only: draw further problems of the same sample until the demonstrator succeeds.
     """
 
@@ -34,6 +34,8 @@ class DemonstrationConfig:
     promising: float = 0.9
     order: search.Order = "shuffled"
     largest: int = 0
+    width: tuple[int, int] | None = None
+    waves: int = 1
     solved_only: bool = False
 
     def __post_init__(self):
@@ -44,7 +46,11 @@ class DemonstrationConfig:
             raise ValueError(
                 f"sub_beam: its largest value {self.sub_beam[1]} is below that of beam, {self.beam[1]}; raise it"
             )
-        search.SearchConfig(self.beam[0], self.beam[0], self.promising, self.order, self.largest)  # checks the rest
+        self.searching(self.beam[0], self.beam[0])  # checks the rest
+
+    def searching(self, beam: int, sub_beam: int) -> search.SearchConfig:
+        """The settings of the demonstrator with these beams."""
+        return search.SearchConfig(beam, sub_beam, self.promising, self.order, self.largest, self.width, self.waves)
 
 
 def trace(problem: Problem, method: Method, config: DemonstrationConfig, rng: random.Random) -> search.Search:
@@ -57,8 +63,7 @@ def trace(problem: Problem, method: Method, config: DemonstrationConfig, rng: ra
         raise ValueError(f"method: {method!r} is not one of apr, sos")
     beam = rng.randint(*config.beam)
     sub_beam = beam if config.sub_beam is None else rng.randint(max(beam, config.sub_beam[0]), config.sub_beam[1])
-    searching = search.SearchConfig(beam, sub_beam, config.promising, config.order, config.largest)
-    return {"apr": search.apr, "sos": search.sos}[method](problem, searching, rng)
+    return {"apr": search.apr, "sos": search.sos}[method](problem, config.searching(beam, sub_beam), rng)
 
 
 def demonstration(

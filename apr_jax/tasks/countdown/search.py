@@ -71,6 +71,10 @@ class SearchConfig:
             `canonical`: successors keep the order of `solver.expand` and are searched in the order of discovery, so that the
             written text determines the next step: a small model can learn it to the letter.
         largest: successors with a larger number are dropped; 0 keeps all (published: an argument, never used).
+        width: the outermost search does not spawn all successors of a node at once, but in waves: their width is drawn uniformly
+            from this range, whatever the problem; after a wave without success another one follows, of the successors that were
+            not searched yet. None: all at once (published).
+        waves: most waves.
     """
 
     beam: int
@@ -78,6 +82,8 @@ class SearchConfig:
     promising: float
     order: Order = "shuffled"
     largest: int = 0
+    width: tuple[int, int] | None = None
+    waves: int = 1
 
     def __post_init__(self):
         for name in ("beam", "sub_beam"):
@@ -87,6 +93,12 @@ class SearchConfig:
             raise ValueError(f"promising: {self.promising} is a probability, allowed are 0..1")
         if self.order not in ("shuffled", "canonical"):
             raise ValueError(f"order: {self.order!r} is not one of shuffled, canonical")
+        if self.width is not None and not 1 <= self.width[0] <= self.width[1]:
+            raise ValueError(f"width: {self.width} must satisfy 1 <= least <= largest")
+        if self.waves < 1 or (self.waves > 1 and self.width is None):
+            raise ValueError(
+                f"waves: {self.waves} must be at least 1, and 1 without width: all successors are in one wave then"
+            )
 
 
 def mult_heuristic(target: int) -> Callable[[tuple[int, ...]], int]:
@@ -137,8 +149,8 @@ def _search(context: _Context, root: Node, level: int) -> Search:
     while queue:
         batch = [heapq.heappop(queue)[-1] for _ in range(min(beam, len(queue)))]
         for node in batch:
-            step, goal, waiting = _expand(context, node, beam, level)
-            steps.append(step)
+            more, goal, waiting = _expand(context, node, beam, level)
+            steps += more
             if goal is not None:
                 return Search(root, tuple(steps), goal)
             for child in waiting:
@@ -147,8 +159,8 @@ def _search(context: _Context, root: Node, level: int) -> Search:
     return Search(root, tuple(steps), None)
 
 
-def _expand(context: _Context, node: Node, beam: int, level: int) -> tuple[Step, Node | None, list[Node]]:
-    """Expand one node: returns the step, the goal if found, and the nodes for the queue."""
+def _expand(context: _Context, node: Node, beam: int, level: int) -> tuple[list[Step], Node | None, list[Node]]:
+    """Expand one node: returns its steps (one, or one for each wave), the goal if found, and the nodes for the queue."""
     listed, open_nodes = [], []
     for child in _kept(context, node, beam):
         child = child._replace(ordinals=(*node.ordinals, len(open_nodes)))
@@ -156,19 +168,34 @@ def _expand(context: _Context, node: Node, beam: int, level: int) -> tuple[Step,
         if len(child.nums) > 1:
             open_nodes.append(child)
         elif child.nums[0] == context.target:
-            return Step(node, tuple(listed)), child, []
+            return [Step(node, tuple(listed))], child, []
     if context.config.order == "shuffled":
         open_nodes.sort(key=lambda child: child.value)
     enough = (level == 0 and len(open_nodes) > 1) if context.parallel else bool(open_nodes)
     if not enough or context.rng.random() >= context.config.promising:
-        return Step(node, tuple(listed)), None, open_nodes
+        return [Step(node, tuple(listed))], None, open_nodes
+    if context.parallel and context.config.width:
+        return _waves(context, node, open_nodes, level)
     searches = []
     for child in open_nodes:
         searches.append(_search(context, child, level + 1))
         if searches[-1].goal is not None and not context.parallel:
             break
     goal = next((search.goal for search in searches if search.goal is not None), None)
-    return Step(node, tuple(listed), "spawn" if context.parallel else "sub", tuple(searches)), goal, []
+    return [Step(node, tuple(listed), "spawn" if context.parallel else "sub", tuple(searches))], goal, []
+
+
+def _waves(context: _Context, node: Node, open_nodes: list[Node], level: int) -> tuple[list[Step], Node | None, list]:
+    """Search successors in waves of random width, until one finds the goal, none is left, or the waves are used up."""
+    steps: list[Step] = []
+    while open_nodes and len(steps) < context.config.waves:
+        width = context.rng.randint(*context.config.width)
+        wave, open_nodes = open_nodes[:width], open_nodes[width:]
+        searches = tuple(_search(context, child, level + 1) for child in wave)
+        steps.append(Step(node, tuple(wave), "spawn", searches))
+        if goal := next((search.goal for search in searches if search.goal is not None), None):
+            return steps, goal, []
+    return steps, None, []
 
 
 def _kept(context: _Context, node: Node, beam: int) -> list[Node]:
