@@ -72,8 +72,9 @@ def test_a_step_compiles_for_v5e(program, tmp_path):
 def test_adapters_leave_the_base_alone(tmp_path):
     found, _ = compiled(tmp_path / "found.json", ["--program", "lora", "--topology", "v5e:2x4", *TINY])
     base = 2 * dataclasses.replace(PRESETS["tiny"], layers=1).parameters / 8
-    assert found["arguments"] > base  # in bfloat16
-    assert 0 < found["aliased"] < found["arguments"] - base  # only adapters and their moments are donated
+    # Only adapters and their moments are donated; the base and a row are not, and the base is in bfloat16.
+    assert found["aliased"] > 0
+    assert base < found["arguments"] - found["aliased"] < 1.5 * base
 
 
 @needs_cuda
