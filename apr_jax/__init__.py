@@ -17,7 +17,7 @@ The public names by module; `import apr_jax` imports none of these modules, so t
     apr_jax.evaluate.config: EvaluateConfig
     apr_jax.evaluate.methods: MethodConfig, RolloutConfig
     apr_jax.evaluate.runner: run
-    apr_jax.evaluate.select: Selector, Candidate, Only, Majority, Likeliest, Verifier
+    apr_jax.evaluate.select: Selector, Candidate, Only, Majority, Weighted, Confident, Likeliest, Verifier
     apr_jax.evaluate.show: tree
     apr_jax.rl.rewards: Reward, Measure, Part, Case, total
     apr_jax.rl.estimators: Estimator, NAMED, advantages, loss

@@ -63,7 +63,7 @@ class Stop(enum.IntEnum):
 class Log:
     """The tokens of a problem, thread by thread; each thread's entries in the order in which they were queued.
 
-    Attributes (all of shape [E]):
+    Attributes (all of shape [E], but for the signals):
         token: token id.
         thread: number of the thread in `Transcript.threads`.
         index: index among the *fed* tokens of the thread, -1 for tokens that were never fed (end tokens, for example).
@@ -76,6 +76,8 @@ class Log:
         depth: critical-path count: generated tokens on the longest chain that ends with this token, itself included.
         drawn: the token that the model drew, -1 for tokens that were not sampled; differs from `token` if a rule of the protocol
             rewrote the token. By default the sampled tokens.
+        signals: Float [E, n]: the signals of the row that the token was sampled from, if the protocol's needs say `logged` (NaN for
+            tokens that were not sampled); else, and by default, n is 0.
     """
 
     token: np.ndarray
@@ -89,10 +91,13 @@ class Log:
     predictor: np.ndarray
     depth: np.ndarray
     drawn: np.ndarray | None = None
+    signals: np.ndarray | None = None
 
     def __post_init__(self):
         if self.drawn is None:
             object.__setattr__(self, "drawn", np.where(self.sampled, self.token, -1))
+        if self.signals is None:
+            object.__setattr__(self, "signals", np.zeros((len(self), 0), np.float32))
 
     def __len__(self) -> int:
         return len(self.token)
@@ -114,6 +119,8 @@ class ThreadRecord:
         segment: number of the thread within its line; all threads of a line have the same path.
         follows: number of the thread whose context this one continued if that is not the parent (in beams), else -1.
         branch: the branch in which all its tokens were written, see `apr_jax.model.branches`.
+        joined: the clock of the parent's line when it joined that of the thread: tokens that it was fed later follow the join; -1:
+            it never did. None: not known, as in files of earlier versions, and where children never run beside their parent.
     """
 
     path: tuple[int, ...]
@@ -122,6 +129,7 @@ class ThreadRecord:
     segment: int = 0
     follows: int = -1
     branch: int = 0
+    joined: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +220,7 @@ def write(path: Path, transcripts: Sequence[Transcript], text, extra: Iterable[d
                     **({"segment": t.segment} if t.segment else {}),
                     **({"follows": t.follows} if t.follows >= 0 else {}),
                     **({"branch": t.branch} if t.branch else {}),
+                    **({"joined": t.joined} if t.joined is not None else {}),
                 }
                 for i, t in enumerate(transcript.threads)
             ]
@@ -261,6 +270,7 @@ def read(path: Path) -> Iterator[tuple[Transcript, dict]]:
                 t.get("segment", 0),
                 t.get("follows", -1),
                 t.get("branch", 0),
+                t.get("joined"),
             )
             for t in line["threads"]
         )

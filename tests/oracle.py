@@ -43,6 +43,9 @@ class Thread:
 
     segment = 0  # threads of its line before it
     branch = 0
+    joined: int | None = (
+        None  # where it stood in its parent's clocks when that joined it; None: its interpreter does not say
+    )
 
     def __init__(self, path: tuple[int, ...], parent: "Thread | None", key: jax.Array):
         self.path, self.parent, self.key = path, parent, key
@@ -345,7 +348,7 @@ def _record(root: Thread, problem: Any, together: bool = False) -> Transcript:
     )
     above = [(rank[id(t.parent)], rank[id(t.follows)]) for t in threads]
     records = tuple(
-        ThreadRecord(t.path, parent, t.stop, t.segment, follows, t.branch)
+        ThreadRecord(t.path, parent, t.stop, t.segment, follows, t.branch, t.joined)
         for t, (parent, follows) in zip(threads, above, strict=True)
     )
     for i, row in enumerate(visible(log, sees, together)):
@@ -373,7 +376,10 @@ def compare(transcript: Transcript, expected: Transcript, tolerance: float = 1e-
     assert (transcript.problem, transcript.sample) == (expected.problem, expected.sample), name
     texts = [f"{t.path}: {x.tokens(i)} {t.stop.name}" for x in (transcript, expected) for i, t in enumerate(x.threads)]
     story = f"{name}: the transcript, then what is right\n" + "\n".join(texts)
-    assert transcript.threads == expected.threads, story
+    # Interpreters that know nothing of joins by name leave the marks out.
+    told = any(thread.joined is not None for thread in expected.threads)
+    found = [t if told else dataclasses.replace(t, joined=None) for t in transcript.threads]
+    assert found == list(expected.threads), story
     assert transcript.stop == expected.stop, story
     np.testing.assert_array_equal(transcript.sees, expected.sees, err_msg=f"{name}: sees")
     got, log = transcript.log, expected.log

@@ -20,6 +20,8 @@ import reference_model
 from apr_jax.decode import Problem, Source, Stop
 from apr_jax.model import transformer
 from apr_jax.protocols import judges
+from apr_jax.protocols.phrases import Phrases
+from apr_jax.protocols.votes import Vote
 from phrase_matcher import Plain, Table
 from test_engine import CONFIG
 
@@ -152,6 +154,49 @@ def question(world: oracle.World, beam: Beam, thread: oracle.Thread, protocol) -
         thread.feed(entry)
 
 
+def votes(
+    world: oracle.World, root: oracle.Thread, prompt: Sequence[int], beams: Sequence[Beam], protocol
+) -> oracle.Program:
+    """Voters read the texts of all beams that stand, in the order of their paths; each beam is worth its votes."""
+    judge, choices = protocol.judge, sorted(beams, key=lambda beam: beam.thread.path)
+    headers, (ask,) = _members(judge.phrases, "header"), _members(judge.phrases, "ask")
+    texts = [[token for token in beam.whole("said") if token != protocol.end] for beam in choices]
+    read = [token for header, text in zip(headers, texts, strict=False) for token in (*header, *text)]
+    threads, found = [root.open() for _ in range(judge.threads)], []
+
+    def voter(thread: oracle.Thread) -> oracle.Program:
+        yield []
+        yield from thread.feed_tokens([prompt[-1], *read, *ask])
+        matcher = Plain(CODEC, judge.numbers.phrases)
+        while True:
+            entry = world.sample(thread)
+            if name := matcher.step(entry.token):
+                found.append([phrase.name for phrase in judge.numbers.phrases].index(name))
+            if name or entry.token == protocol.end:
+                thread.stop = Stop.END
+            elif thread.generated == judge.tokens:
+                thread.stop = Stop.LENGTH
+            if thread.stop is not None:
+                return
+            yield []
+            thread.feed(entry)
+
+    for thread in threads:
+        go_on(thread, root, root)
+        world.start(thread, voter(thread))
+    yield from root.await_children(threads)
+    for number, beam in enumerate(choices):
+        beam.value = 1024 * found.count(number)
+
+
+def _members(phrases: Phrases, name: str) -> list[tuple[int, ...]]:
+    place = phrases.names.index(name)
+    return [
+        phrases.tokens[start : start + length]
+        for start, length in zip(phrases.starts[place], phrases.lengths[place], strict=True)
+    ]
+
+
 def worth(beam: Beam, protocol) -> int:
     """What a beam is worth without a thread that asks."""
     if getattr(protocol.judge, "says", ()):
@@ -225,7 +270,9 @@ def searching(
             world.start(beam.thread, step(world, beam, prompt[-1:], place == protocol.steps - 1, protocol))
         yield from root.await_children([beam.thread for beam in beams])
         standing = distinct([*beams, *(beam for beam in last if beam.finished)], protocol)
-        if hasattr(protocol, "judge"):
+        if isinstance(getattr(protocol, "judge", None), Vote):
+            yield from votes(world, root, prompt, standing, protocol)
+        elif hasattr(protocol, "judge"):
             yield from judged(world, root, [beam for beam in standing if beam in beams], protocol)
         kept = chosen(standing, protocol)
         last[:] = kept

@@ -94,7 +94,7 @@ class Builder:
         return thread, clock, depth
 
     def transcript(self, problem: int = 0, sample: int = 0, stop: Stop = Stop.END) -> Transcript:
-        columns = {field.name: [] for field in dataclasses.fields(Log) if field.name != "drawn"}
+        columns = {field.name: [] for field in dataclasses.fields(Log) if field.name not in ("drawn", "signals")}
         start = np.cumsum([0] + [len(entries) for entries in self.entries])
         longest = 0
         for thread, entries in enumerate(self.entries):

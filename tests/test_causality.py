@@ -1,6 +1,7 @@
 """Who waited for whom where lines go on, are split, are killed: worked out by hand, and as the oracle counted."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 import racing
 from apr_jax.evaluate import metrics
 from apr_jax.evaluate.causality import causality, depths
-from apr_jax.record import Log, Source, Stop, ThreadRecord, Transcript
+from apr_jax.record import Log, Source, Stop, ThreadRecord, Transcript, read, write
 
 
 def record(threads, entries, sees=()):
@@ -96,6 +97,35 @@ def test_what_a_shared_budget_cuts_off_is_not_waited_for():
     )  # fmt: skip
     assert causality(transcript).waits_for[3] == (1, 5)
     assert metrics.critical_path(transcript) == metrics.recomputed_critical_path(transcript) == 3
+
+
+def test_a_join_by_name_follows_whom_it_names(tmp_path):
+    """The root forks two, waits for the first by name, which reads much and says little, then joins the other, which has ended."""
+    transcript = record(
+        [((), -1, Stop.END, 0, -1, 0, -1), ((0,), 0, Stop.END, 0, -1, 0, 5), ((1,), 0, Stop.END, 0, -1, 0, 6)],
+        [
+            (0, False, 1, -1), (0, True, 2, 0), (0, True, 6, 1), (0, True, 7, 2), (0, True, -1, 3),
+            (1, False, 2, -1), (1, False, 3, -1), (1, False, 4, -1), (1, False, 5, -1), (1, True, -1, 8),
+            (2, False, 2, -1), (2, True, 3, 10), (2, True, 4, 11), (2, True, -1, 12),
+        ],
+    )  # fmt: skip
+    order = causality(transcript)
+    assert order.waits_for[3] == (2, 9) and order.waits_for[4] == (3, 13), "the second join left no gap"
+    assert order.joins == ((1, 2), (2, 3)) and order.forks == ((1, 1), (1, 2))
+    assert transcript.log.depth[transcript.log.sampled].tolist() == [1, 2, 3, 5, 2, 2, 3, 4]
+    assert metrics.critical_path(transcript) == metrics.recomputed_critical_path(transcript) == 5
+
+    file = tmp_path / "beside.jsonl"
+    write(file, [transcript], lambda tokens: "")
+    ((again, _),) = read(file)
+    assert again.threads == transcript.threads and metrics.recomputed_critical_path(again) == 5
+    line = json.loads(file.read_text())
+    for thread in line["threads"]:
+        del thread["joined"]
+    file.write_text(json.dumps(line) + "\n")  # as earlier versions wrote it
+    ((earlier, _),) = read(file)
+    assert [thread.joined for thread in earlier.threads] == [None] * 3
+    assert metrics.recomputed_critical_path(earlier) == 6, "a bound: it takes all that have ended for joined"
 
 
 @pytest.mark.parametrize("fed", [True, False])

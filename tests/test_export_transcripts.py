@@ -1,11 +1,13 @@
 """Exports of a transcript made by hand, with one fork and one join; all expected values are written out."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from apr_jax import record
+from apr_jax.evaluate import exports
 from apr_jax.record import Log, Source, Stop, ThreadRecord, Transcript
 from experiments import export_transcripts
 
@@ -62,3 +64,31 @@ def test_refusals(tmp_path, capsys):
         assert message in capsys.readouterr().err
     assert taken.read_text() == "mine"
     assert not (tmp_path / "new").exists()
+
+
+def test_messages_and_rows(tmp_path):
+    about = {"question": "7?", "answer": "9", "correct": True}
+    record.write(tmp_path / "one.jsonl", [_transcript()], lambda tokens: " ".join(map(str, tokens)), [about])
+    paths, decode = [tmp_path / "one.jsonl"], lambda tokens: " ".join(map(str, tokens))
+    assert exports.write_messages(paths, tmp_path / "out.jsonl", decode) == 2
+    root, child = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert root == {
+        "problem": 7, "sample": 2, "thread": [], "stop": "end", **about,
+        "messages": [{"role": "user", "content": "10 11 12 13"}, {"role": "assistant", "content": "14"}],
+    }  # fmt: skip
+    assert (child["thread"], child["stop"]) == ([0], "length")
+    assert [message["content"] for message in child["messages"]] == ["15", "16 17"]
+    pyarrow = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    assert exports.write_parquet(paths, tmp_path / "out.parquet") == 1
+    (found,) = pyarrow.read_table(tmp_path / "out.parquet").to_pylist()
+    assert {name: found[name] for name in about} == about
+    assert (found["critical_path"], found["generated"], found["fed"], found["stop"]) == (3, 3, 5, "end")
+    assert found["log_token"] == list(range(10, 18)) and found["log_sampled"] == [False] * 4 + [True, False, True, True]
+    assert [thread["text"] for thread in found["threads"]] == ["10 11 12 13 14", "15 16 17"]
+
+
+def test_results_are_fed_by_a_tool():
+    transcript = _transcript()
+    log = dataclasses.replace(transcript.log, source=np.array([1, 0, 0, 1, 0, 1, 0, 0]))
+    said = exports.conversations(dataclasses.replace(transcript, log=log), {}, lambda tokens: str(len(tokens)))
+    assert [m["role"] for m in next(said)["messages"]] == ["user", "assistant", "tool", "assistant"]

@@ -16,7 +16,7 @@ from apr_jax.tasks.countdown import SHIPPED
 from test_engine import SIZES, check_packed
 from test_native import need_kernel
 
-CHOICES = dict(count=5, every=3, answer_tokens=5, warmup=1, share=0.3, patience=2, least=2, stable=3)
+CHOICES = dict(count=5, every=3, answer_tokens=5, warmup=1, share=0.3, patience=2, least=3, stable=3)
 RULE = protocols.ParallelProbe(end=allocating.END, answer=allocating.ANSWER, close=(2, allocating.ANSWER), **CHOICES)
 
 Vote = tuple[int, ...] | None

@@ -1,7 +1,9 @@
 """Tree of thoughts: against the interpreter of threads, against the published loop over full forwards, and its questions."""
 
 import collections
+import dataclasses
 import functools
+import re
 
 import jax
 import numpy as np
@@ -11,19 +13,30 @@ import oracle
 import reference_model
 import replaying
 from apr_jax.decode import Engine, Problem, Source, Transcript
+from apr_jax.decode.recogniser import Phrase, Recogniser
 from apr_jax.evaluate import metrics
 from apr_jax.methods import TreeOfThoughts as Method
-from apr_jax.protocols import TreeOfThoughts
-from apr_jax.protocols.judges import Asked
-from searching import STEP_ENDS, WORDS, Beam, best, forward, model, problems, searching
+from apr_jax.methods import judges as configured
+from apr_jax.pretrained.tokenizer import load
+from apr_jax.protocols import Proposals, TreeOfThoughts, TreeSearch
+from apr_jax.protocols.judges import Asked, Likelihood
+from apr_jax.protocols.phrases import Phrases
+from apr_jax.protocols.votes import Vote
+from apr_jax.tasks.countdown import SHIPPED
+from searching import CODEC, STEP_ENDS, WORDS, Beam, best, forward, model, problems, searching
 from test_engine import SIZES
 from test_native import need_kernel
 
 SEED = 5
+# Numbers of one, two and one letters; the fourth is of no candidate.
+NUMBERS = Recogniser.of(CODEC, [Phrase(str(i), text) for i, text in enumerate(("b", "cd", "e", "f"), start=1)])
+VOTE = Vote(NUMBERS, Phrases.of_ids(header=[(1,), (2, 2), (3,), (4,)], ask=[(5, 6)]), threads=3, tokens=6)
 CHOICES = dict(end=WORDS.end, step_ends=STEP_ENDS, beams=2, width=2, steps=4)
 TREES = {
     "yes": TreeOfThoughts(**CHOICES, judge=Asked((1, 7, 2), says=(4, 11)), distinct=True),
     "sure": TreeOfThoughts(**CHOICES, judge=Asked((12,), quotes=False)),
+    "propose": Proposals(**CHOICES, judge=Asked((1, 7, 2), says=(4, 11)), propose=(12, 3)),
+    "vote": TreeOfThoughts(**(CHOICES | dict(beams=3, width=1, steps=3)), judge=VOTE),
 }
 
 
@@ -64,6 +77,47 @@ def test_f64_equals_the_oracle(name, sizes):
         seen["kept one that likelihood would not"] += _differs(found)
     assert seen["not quoted"] > 30 and seen["rounds"] == 4 and seen["kept one that likelihood would not"] > 10, seen
     assert TREES[name].judge.quotes == (seen["quoted"] > 30)
+
+
+def test_votes_equal_the_oracle():
+    seen = collections.Counter()
+    for found in decoded("vote", "scarce rows"):
+        last: list[Beam] = []
+        oracle.compare(found, interpreted("vote", problems()[found.problem], last))
+        voices, own = Method().voices(found), found.own
+        kept = best(last, len(last), TREES["vote"])
+        assert [found.threads[voice].path for voice in voices] == [beam.thread.path for beam in kept]
+        assert own["value"][voices].tolist() == [beam.value for beam in kept]
+        assert metrics.critical_path(found) == metrics.recomputed_critical_path(found)
+        voters = own["judges"]
+        fed = (found.log.source == Source.FED) & voters[found.log.thread]
+        assert (np.bincount(found.log.thread[fed], minlength=len(voters))[voters] > 4).all()
+        silent, lost = voters & (own["note.label"] < 0), voters & (own["note.label"] == 3)
+        errors = Method(judge=configured.Vote()).format_errors(found)
+        assert errors.get("vote without a number", 0) == silent.sum()
+        assert errors.get("vote for no candidate", 0) >= lost.sum()
+        seen += collections.Counter(silent=silent.sum(), lost=lost.sum(), cast=(own["value"][voters] > 0).sum())
+        seen["several"] += len(set(own["value"][voices].tolist())) > 1
+        seen["whole"] += any(beam.finished and beam.value for beam in kept)
+    assert min(seen["silent"], seen["lost"], seen["cast"], seen["several"], seen["whole"]) > 10, seen
+
+
+def test_a_vote_can_be_configured():
+    words = load(str(SHIPPED / "compact.model"))
+    chosen = dict(header="<goal>{}", ask="<goal>", says="{}", choices=3, threads=2, tokens=5)
+    made = configured.Vote(**chosen).made(words)
+    assert [phrase.text for phrase in made.numbers.phrases] == ["1", "2", "3"]
+    assert made.phrases.names == ("header", "ask") and (made.threads, made.tokens, made.choices) == (2, 5, 3)
+    for refused, message in (
+        (lambda: configured.Vote(header="Choice"), "vote.header is 'Choice'; it must hold {}"),
+        (lambda: configured.Vote(choices=10), "of 10 choices 1 begins 10, so let the text go on after {}"),
+        (lambda: configured.Vote(threads=0), "vote.threads is 0"),
+        (lambda: TreeOfThoughts(**(CHOICES | dict(beams=5, width=1)), judge=VOTE), "has 4 numbers; its 5 candidates"),
+        (lambda: TreeSearch(end=1, step_ends=(2,), judge=VOTE), "tree_search.judge is a vote"),
+        (lambda: dataclasses.replace(VOTE, phrases=Phrases.of_ids(ask=[(1,)])), "vote.phrases lack header"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            refused()
 
 
 def _differs(found: Transcript) -> bool:
@@ -139,6 +193,85 @@ def test_the_published_loop_over_full_forwards_selects_the_same_texts():
         assert texts == right
         several += len({tuple(text) for text in texts}) > 1 and found.own["steps"].max() > 2
     assert several > 2, "the cases are worth it"
+
+
+def proposed(problem: Problem, protocol: Proposals) -> tuple[list[list[int]], collections.Counter]:
+    """`bfs.py` (propose, value, greedy) over full forwards: the texts selected last, the best first, and what happened.
+
+    Draws are those of the request with its number among all requests; a candidate takes a number, and draws nothing.
+    """
+    params, config = jax.tree.map(np.asarray, model("float64").params), model("float64").config
+    root = jax.random.fold_in(jax.random.fold_in(jax.random.key(SEED), problem.id), problem.sample)
+    prompt, requests, judge, events = [int(token) for token in problem.prompt], 0, protocol.judge, collections.Counter()
+
+    def logits(text):
+        tokens = np.array(prompt + text)
+        return reference_model.all_logits(params, config, tokens, np.arange(len(tokens)))[-1].astype(np.float64)
+
+    def lines(text, number):
+        uniforms = np.asarray(reference_model.uniforms(jax.random.fold_in(root, 1 + number)))
+        whole, line, asked = [], [], [*text, *protocol.propose]
+        for uniform in uniforms[: problem.child_max_tokens or problem.max_tokens]:
+            token = reference_model.draw(logits(asked), uniform, problem)[0]
+            asked.append(token)
+            if token != protocol.end:
+                line.append(token)
+            if token == protocol.end or token in protocol.step_ends:
+                empty = not set(line) - set(protocol.step_ends)
+                events["empty"] += empty
+                events["no separator"] += token == protocol.end and not empty
+                whole, line = whole + [line] * (not empty), []
+            if token == protocol.end or len(whole) == protocol.width:
+                break
+        events["cut"] += bool(line)
+        events["silent"] += not whole
+        return whole
+
+    frontier, done, standing, order = [[]], [], [], []
+    for depth in range(1, 1 + protocol.steps):
+        found = [lines(text, requests + i) for i, text in enumerate(frontier)]
+        requests += len(frontier)
+        thoughts = [text + line for text, whole in zip(frontier, found, strict=True) for line in whole]
+        standing = list(done)
+        for text in thoughts:
+            told = reference_model.log_softmax(logits([*text, *judge.ask]))
+            over = depth == protocol.steps or len(text) >= problem.max_tokens
+            standing.append((text, over, int(np.round(np.logaddexp.reduce(told[list(judge.says)]) * 1024))))
+        requests += 2 * len(thoughts)
+        order = sorted(range(len(standing)), key=lambda i: -standing[i][2])[: protocol.beams]
+        done = [standing[i] for i in sorted(order) if standing[i][1]]
+        frontier = [standing[i][0] for i in sorted(order) if not standing[i][1]]
+        if not frontier:
+            break
+    return [standing[i][0] for i in order], events
+
+
+def test_the_published_loop_over_full_forwards_proposes_the_same_texts():
+    seen, method = collections.Counter(), Method(propose="x")
+    for found in decoded("propose", "scarce rows")[:28]:
+        right, events = proposed(problems()[found.problem], TREES["propose"])
+        assert [method.said(found, voice, None).tolist() for voice in method.voices(found)] == right
+        assert method.format_errors(found).get("nothing proposed", 0) == events["silent"]
+        assert metrics.critical_path(found) == metrics.recomputed_critical_path(found)
+        assert not (found.own["proposes"] & (found.own["place"] >= 0)).any()
+        seen += events
+        seen["deep"] += found.own["steps"].max() == TREES["propose"].steps and len(right) > 1
+    assert min(seen[name] for name in ("empty", "no separator", "cut", "silent", "deep")) > 1, seen
+
+
+def test_proposals_can_be_configured():
+    words = load(str(SHIPPED / "compact.model"))
+    chosen = dict(step_ends=("<node>",), beams=2, width=3, judge=configured.Asked("<goal>"))
+    made = Method(**chosen, propose="<goal>").protocol(words)
+    assert type(made) is Proposals and made.propose == (words.id("<goal>"),) and (made.beams, made.width) == (2, 3)
+    assert type(Method(**chosen).protocol(words)) is TreeOfThoughts
+    for change, message in (
+        (dict(propose=()), "proposals.propose is empty; a proposer is fed at least 1 token"),
+        (dict(judge=Likelihood()), "proposals.judge is Likelihood; proposed thoughts need one that asks"),
+        (dict(subtrees=2), "proposals: subtrees is 2, finished 'compete'; all proposals compete"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(made, **change)
 
 
 def test_a_tree_without_a_question_is_refused():

@@ -31,7 +31,7 @@ def transcript(
     number = np.full(sizes.log + 1, -1)
     number[entries] = np.arange(len(entries))
     queued, fed = log.queued[:, entries], log.fed[:, entries]
-    logprob = np.where(np.isin(queued[1], DRAWN), log.logprob[:, entries], np.nan)
+    numbers = np.where(np.isin(queued[1], DRAWN), log.numbers[:, entries], np.nan)
     thread = np.concatenate([np.full(book.threads.length[i], renamed[i]) for i in order])
     words = book.sees[order]
     sees = (words[:, [i // 32 for i in order]] >> np.array([i % 32 for i in order], np.uint32)) & 1
@@ -43,6 +43,7 @@ def transcript(
             int(book.threads.line.segment[i]),
             renamed.get(int(book.threads.line.follows[i]), -1),
             int(book.threads.line.branch[i]) if needs.branches else 0,
+            int(book.threads.line.joined_at[i]) if needs.beside else None,
         )
         for i in order
     )
@@ -54,11 +55,12 @@ def transcript(
         position=fed[1],
         clock=fed[2],
         source=queued[1],
-        logprob=logprob[0],
-        behaviour_logprob=logprob[1],
+        logprob=numbers[0],
+        behaviour_logprob=numbers[1],
         predictor=number[queued[2]],
         depth=queued[3],
         drawn=queued[4],
+        signals=numbers[2:].T,
     )
     problem, sample, stop = int(book.problem), int(book.sample), Stop(int(book.stop))
     peak, together = peak_context(sees, log, needs.together > 0), needs.together > 0

@@ -192,7 +192,7 @@ def empty(sizes: Sizes, protocol: Owner = Nobodys()) -> Book:  # noqa: B008 - fr
 
     return Book(
         threads=tables.empty(
-            m, protocol.own_state(), len(needs.signals), needs.branches > 0, replies.blank(needs.asks)
+            m, protocol.own_state(), len(needs.signals), needs.branches > 0, replies.blank(needs.asks), needs.beside
         ),
         sees=jnp.zeros((m, sizes.words), jnp.uint32),
         used=ints(()),

@@ -92,8 +92,10 @@ def _take(book: Book, parent: Int[Array, ""]) -> Book:
     waited = lines & (book.threads.stop != Stop.CONTINUED)
     latest = jnp.max(jnp.where(waited, cursor.clock, 0))
     longest = jnp.max(jnp.where(waited, cursor.critical_path, 0))
-    return book.update(lines, joined=True).update(
-        parent, clock=jnp.maximum(cursor.clock, latest), critical_path=jnp.maximum(cursor.critical_path, longest)
+    clock = jnp.maximum(cursor.clock[parent], latest)
+    mark = dict(joined_at=clock) if book.protocol.needs.beside else {}
+    return book.update(lines, joined=True, **mark).update(
+        parent, clock=clock, critical_path=jnp.maximum(cursor.critical_path, longest)
     )
 
 

@@ -133,8 +133,9 @@ def record(log: LogArrays, tiles, places, fed, threads, token: Int[Array, "B"], 
     where = jnp.concatenate([row.reshape(-1), tiles.problem]), jnp.concatenate([entry.reshape(-1), places.drawn])
     values = jnp.concatenate([said.reshape(-1, 5), new])
     queued = log.queued.at[where[0], :, where[1]].set(values, mode="drop")
-    both = jnp.stack([drawn.logprob, drawn.behaviour_logprob], axis=-1).astype(log.logprob.dtype)
-    return LogArrays(queued, fed, log.logprob.at[tiles.problem, :, places.drawn].set(both, mode="drop"))
+    numbers = jnp.concatenate([drawn.logprob[:, None], drawn.behaviour_logprob[:, None], drawn.signals], axis=-1)
+    numbers = numbers[:, : log.numbers.shape[1]].astype(log.numbers.dtype)  # without signals that are not logged
+    return LogArrays(queued, fed, log.numbers.at[tiles.problem, :, places.drawn].set(numbers, mode="drop"))
 
 
 def advance(program: Program, placed: Book, tiles, places, old: books.Threads, seen: Seen) -> books.Threads:

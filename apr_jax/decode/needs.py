@@ -42,6 +42,7 @@ class Needs:
         views: each thread sees the others in an order of its own: positions count from 0 in every thread, and `Protocol.offsets`
             says where a thread begins in the view of another (Hogwild! Inference).
         recorded: the protocol's own state goes into the transcript.
+        logged: so do the signals of every token that is drawn.
         pieces: pieces of messages that a thread costs at most, those that others say of it included: by default three for a spawn
             and two for a join.
     """
@@ -61,6 +62,7 @@ class Needs:
     branches: int = 0
     views: bool = False
     recorded: bool = False
+    logged: bool = False
     pieces: int = 6
 
     def room(self, threads: int) -> int:

@@ -33,13 +33,13 @@ class LogArrays:
     Attributes:
         queued: Int [P, 5, T]: token, source, predictor, depth, drawn token; written when the token is sampled or first fed.
         fed: Int [P, 3, T]: index, position, clock; written when the token is fed, -1 before.
-        logprob: Float [P, 2, T]: log-probability under the model and under the distribution drawn from, nats; arbitrary for
-            tokens that were not sampled (but never NaN, which `jax_debug_nans` would report).
+        numbers: Float [P, 2 + n, T]: log-probability under the model and under the distribution drawn from, nats, then the signals
+            if they are logged; arbitrary for tokens that were not sampled (but never NaN, which `jax_debug_nans` would report).
     """
 
     queued: Int[Array, "P 5 T"]
     fed: Int[Array, "P 3 T"]
-    logprob: Float[Array, "P 2 T"]
+    numbers: Float[Array, "P m T"]
 
 
 @pytree
@@ -172,11 +172,11 @@ def kept(book: Book, recorded: bool) -> Kept:
     )
 
 
-def _empty_log(rows: int, entries: int, wide: jnp.dtype) -> LogArrays:
+def _empty_log(rows: int, entries: int, wide: jnp.dtype, needs: Needs) -> LogArrays:
     return LogArrays(
         queued=jnp.zeros((rows, 5, entries), jnp.int32),
         fed=jnp.full((rows, 3, entries), -1, jnp.int32),
-        logprob=jnp.zeros((rows, 2, entries), wide),
+        numbers=jnp.zeros((rows, 2 + needs.logged * len(needs.signals), entries), wide),
     )
 
 
@@ -208,7 +208,7 @@ def create(
     return State(
         pool=tuple(tuple(empty(sizes, kv_heads, head_dim, dtype) for _ in range(2)) for _ in range(layers)),
         slots=Slots(jnp.full((p, sizes.slots), books.NOBODY, jnp.int32), jnp.zeros((p, sizes.slots), jnp.int32)),
-        log=_empty_log(p, sizes.log, wide),
+        log=_empty_log(p, sizes.log, wide, protocol.needs),
         books=stack(p),
         bulk=jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x), (p, sizes.threads, *jnp.shape(x))), bulk),
         queue=Queue(
@@ -223,7 +223,9 @@ def create(
             next=zero,
             count=zero,
         ),
-        outbox=Outbox(_empty_log(sizes.outbox, sizes.log, wide), kept(stack(sizes.outbox), recorded), zero),
+        outbox=Outbox(
+            _empty_log(sizes.outbox, sizes.log, wide, protocol.needs), kept(stack(sizes.outbox), recorded), zero
+        ),
         counters=Counters(*(zero for _ in dataclasses.fields(Counters))),
         seed=seed,
     )

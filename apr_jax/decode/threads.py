@@ -40,7 +40,8 @@ def collect(names: Int[Array, "M"], values: Int[Array, "M"], how: str, start: in
 
 @pytree
 class Lineage:
-    """The origin of a thread. Written at its birth; only `opened`, and `parent` when the parent continues as a new thread, change.
+    """The origin of a thread. Written at its birth; only `opened`, `joined_at`, and `parent` when the parent continues as a new
+    thread, change.
 
     Attributes:
         parent: thread number of the parent, NOBODY for the root.
@@ -52,6 +53,8 @@ class Lineage:
         follows: the held thread whose context this one continues, if that is not its parent; else NOBODY.
         split_at: for a thread made by a split, the index of its first token in its parent's log.
         branch: the branch that the thread writes in, 0 if none, for `needs.branches`; None without these. Given to `fork`.
+        joined_at: the clock of the parent when it joined the line, behind which it goes on; -1 before that. For `needs.beside`;
+            None without it, where a parent joins all that it waits for.
         key, draw_key: UInt32 [M, 2], random keys of the thread's path and of its draws.
     """
 
@@ -64,6 +67,7 @@ class Lineage:
     follows: Int[Array, "M"] = NOBODY
     split_at: Int[Array, "M"] = 0
     branch: Int[Array, "M"] | None = None
+    joined_at: Int[Array, "M"] | None = None
     key: UInt32[Array, "M 2"] = dataclasses.field(default_factory=lambda: np.zeros(2, np.uint32))
     draw_key: UInt32[Array, "M 2"] = dataclasses.field(default_factory=lambda: np.zeros(2, np.uint32))
 
@@ -250,7 +254,9 @@ def _parts() -> dict[str, str]:
 _PART_OF = _parts()
 
 
-def empty(count: int, own: Any, signals: int = 0, branches: bool = False, reply: Any = ()) -> Threads:
+def empty(
+    count: int, own: Any, signals: int = 0, branches: bool = False, reply: Any = (), beside: bool = False
+) -> Threads:
     """A table without threads.
 
     Args:
@@ -259,6 +265,7 @@ def empty(count: int, own: Any, signals: int = 0, branches: bool = False, reply:
         signals: number of signals that the protocol reads.
         branches: the threads have branches.
         reply: the reply of a new thread, without the axis M.
+        beside: children may run while their parent writes.
     """
 
     def column(value):
@@ -267,5 +274,5 @@ def empty(count: int, own: Any, signals: int = 0, branches: bool = False, reply:
         return jnp.broadcast_to(value, (count, *value.shape))
 
     drawn = LastDrawn(signals=np.zeros(signals, np.float32))
-    line = Lineage(branch=0 if branches else None)
+    line = Lineage(branch=0 if branches else None, joined_at=-1 if beside else None)
     return jax.tree.map(column, Threads(line=line, own=own, drawn=drawn, reply=reply))

@@ -35,12 +35,13 @@ def causality(transcript: Transcript) -> Causality:
 
     A token is sampled from the row (a fed token) that its predictor names. The row follows what its line generated before, what it
     sees of other threads (smaller clocks only), and, if it is the first of its line, what the parent had generated when it forked.
-    A gap in a line's clocks, up to its next row or to the first one of children that it forks next, is a wait: it follows the
-    children that ended before, but none that was killed. A thread that goes on as another, or is split, leaves its line as it is.
+    A join is where the record marks it (`ThreadRecord.joined`). Without marks, a gap in a line's clocks, up to its next row or to
+    the first one of children that it forks next, is a wait for the children that ended before. A join follows no child that was
+    killed. A thread that goes on as another, or is split, leaves its line as it is.
 
     A record does not tell whether the members of a race were ended by one of them or by their shared budget (the parent then
-    waited for them all), nor the state of a line's own wait when such a budget ended it, nor for whom a wait by name was: that
-    follows all children that have ended, so that counts are bounds from above where children run beside.
+    waited for them all), nor the state of a line's own wait when such a budget ended it, nor, without marks, for whom a wait by
+    name was: that follows all children that have ended, so that counts are bounds from above where children run beside.
 
     Raises:
         ValueError: the predictor of a generated token was never fed.
@@ -49,6 +50,7 @@ def causality(transcript: Transcript) -> Causality:
     drawn, sampled, count = _drawn_from(log), log.sampled, len(threads)
     # All lists are per line, named by the line's first thread; only `sees` and `shown` are per thread.
     last_clock, (stop, unjoined, sees) = _last_clocks(log, line), _relations(transcript, line)
+    marks = {line[number]: thread.joined for number, thread in enumerate(threads) if thread.joined is not None}
     waits_for: list[tuple[int, ...]] = [()] * len(log)
     forks, joins, runs = [], [], {}  # runs: the thread that each line ran as last
     known = [frozenset()] * count  # newest generated tokens of a line, those it waited for included
@@ -62,8 +64,9 @@ def causality(transcript: Transcript) -> Causality:
             mine, begins = line[thread], before[line[thread]] < 0
             stood = line[threads[thread].parent] if begins else mine
             cut_off = not begins and clock == last_clock[mine] and _cut_off(mine, unjoined, stop)
-            if clock > before[stood] + 1 and not cut_off:
-                done = [b for b in sorted(unjoined[stood]) if 0 <= last_clock[b] < clock]
+            if marks or (clock > before[stood] + 1 and not cut_off):
+                over = marks or last_clock
+                done = [b for b in sorted(unjoined[stood]) if 0 <= over[b] < clock]
                 unjoined[stood].difference_update(done)
                 waited = _waited_for(done, unjoined, stop)
                 joins += [(runs[child], row) for child in done if child in waited and not begins]

@@ -290,7 +290,8 @@ def read(
         failure = grade.reason if isinstance(grade, Failure) else ""
         logprob = metrics.mean_logprob(transcript, config.method.chain(transcript, thread))
         weight = config.method.weight(transcript, thread)
-        return Answer(thread, Candidate(answer, grade is True, logprob, failure, weight))
+        confidences = config.method.confidences(transcript, thread)
+        return Answer(thread, Candidate(answer, grade is True, logprob, failure, weight, confidences))
 
     return [
         [answered(transcript, i, answer, known.get((place, answer), False)) for i, answer in given]

@@ -7,8 +7,14 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import numpy as np
 
 from apr_jax import settings
+from apr_jax.decode.problem import one_of, whole
+
+Measure = Literal["mean", "tail", "lowest", "bottom"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +27,7 @@ class Candidate:
         logprob: mean log-probability of the generated tokens, nats.
         failure: reason why the verifier failed, which counts as a wrong answer; empty if it did not fail.
         weight: what the method lets its vote weigh, at least 0; None where the method has no weights.
+        confidences: of each generated token, nats; None where the method does not log them.
     """
 
     answer: str | None
@@ -28,6 +35,7 @@ class Candidate:
     logprob: float
     failure: str = ""
     weight: float | None = None
+    confidences: tuple[float, ...] | None = None
 
 
 class Selector(abc.ABC):
@@ -83,6 +91,67 @@ class Weighted(Selector):
             votes.setdefault(candidate.answer, []).append(_weight(candidate))
         # The exact sum: which answers weigh the same does not depend on the order of their votes.
         return _best(candidates, lambda candidate: math.fsum(votes[candidate.answer]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Confident(Selector):
+    """A vote among the most confident candidates, weighted by their confidence.
+
+    Source: DeepConf offline, Fu et al. 2025, arXiv 2508.15260, section 3; facebookresearch/deepconf, `deepconf/utils.py`. Of the
+    candidates with a valid answer those vote that reach the percentile 100 (1 - `keep`) of their confidences, interpolated. Among
+    answers of equal weight that one is taken which occurs first. Unlike there, confidences are not rounded to 0.001. What is NaN
+    does not vote.
+
+    Attributes:
+        keep: share of the candidates that vote, above 0, up to 1: 0.1 and 0.9 in the paper.
+        measure: the confidence of a candidate: the mean over its tokens, over the last `window` of them ("tail"), over the least
+            confident `window` tokens in a row ("lowest"), or the mean of the lowest tenth of all such groups ("bottom"; rounded
+            down, at least one). A candidate of fewer tokens is one group.
+        window: tokens of a group.
+    """
+
+    keep: float = 0.1
+    measure: Measure = "tail"
+    window: int = 2048
+
+    def __post_init__(self):
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"confident.keep is {self.keep}; it must be above 0 and at most 1")
+        one_of("confident.measure", self.measure, get_args(Measure))
+        whole("confident.window", self.window, 1)
+
+    @property
+    def name(self) -> str:
+        return f"confident_{self.measure}_{self.keep:g}"
+
+    def choose(self, candidates: Sequence[Candidate]) -> int | None:
+        """See `Selector.choose`.
+
+        Raises:
+            ValueError: a candidate has no confidences.
+        """
+        weights = {i: self._confidence(candidates[i]) for i in _valid(candidates)}
+        weights = {i: weight for i, weight in weights.items() if not math.isnan(weight)}
+        if not weights:
+            return None
+        bar = np.percentile(list(weights.values()), 100 * (1 - self.keep))
+        voters = [i for i, weight in weights.items() if weight >= bar]
+        return voters[Weighted().choose([dataclasses.replace(candidates[i], weight=weights[i]) for i in voters])]
+
+    def _confidence(self, candidate: Candidate) -> float:
+        if not candidate.confidences:
+            raise ValueError(
+                "confident: a candidate has no confidences; take a method that logs them, such as DeepConf"
+            )
+        tokens = np.array(candidate.confidences)
+        if self.measure == "mean":
+            return float(tokens.mean())
+        width = min(self.window, len(tokens))
+        if self.measure == "tail":
+            return float(tokens[-width:].mean())
+        sums = np.cumsum(np.append(0.0, tokens))
+        groups = np.sort(sums[width:] - sums[:-width]) / width
+        return float(groups[: max(1, len(groups) // 10) if self.measure == "bottom" else 1].mean())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,9 @@ import dataclasses
 
 from apr_jax.decode.problem import whole
 from apr_jax.decode.recogniser import Phrase, Recogniser
-from apr_jax.protocols import judges
+from apr_jax.protocols import judges, votes
+from apr_jax.protocols.phrases import Phrases
+from apr_jax.record import Transcript
 from apr_jax.tokenizer import TextCodec
 
 
@@ -15,6 +17,10 @@ class Judge(abc.ABC):
     @abc.abstractmethod
     def made(self, codec: TextCodec) -> judges.Judge:
         """The protocol's judge; ValueError if a word of `says` is not one id, or no token is asked."""
+
+    def format_errors(self, transcript: Transcript) -> dict[str, int]:
+        """How often threads of the judge did not say what they were asked for, by kind."""
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +79,60 @@ class Labelled(Judge):
         return judges.Labelled(
             labels, tuple(number for _, number in self.labels), ask, self.threads, self.tokens, self.quotes
         )
+
+    def format_errors(self, transcript: Transcript) -> dict[str, int]:
+        return {"judge without a label": count} if (count := _silent(transcript)) else {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Vote(Judge):
+    """Voters read all candidates of a round, and name the best; only for `TreeOfThoughts`.
+
+    Attributes:
+        header: stands before each candidate; {} is its number, from 1 on.
+        ask: the question after the last candidate.
+        says: what names the best; {} is its number.
+        choices: candidates of a round, at most: beams x width of the search, or more.
+        threads: voters.
+        tokens: that each of them may say.
+    """
+
+    header: str = "\n\nChoice {}:\n"
+    ask: str = "\n\nWhich choice is the best? Think, then say: The best choice is its number.\n"
+    says: str = "best choice is {}"
+    choices: int = 9
+    threads: int = 5
+    tokens: int = 64
+
+    def __post_init__(self):
+        for name in ("choices", "threads", "tokens"):
+            whole(f"vote.{name}", getattr(self, name), 1)
+        for name in ("header", "says"):
+            if "{}" not in getattr(self, name):
+                raise ValueError(f"vote.{name} is {getattr(self, name)!r}; it must hold {{}}, where the number stands")
+        if self.choices > 9 and self.says.endswith("{}"):
+            raise ValueError(
+                f"vote.says is {self.says!r}; of {self.choices} choices 1 begins 10, so let the text go on after {{}}"
+            )
+
+    def made(self, codec: TextCodec) -> votes.Vote:
+        headers, names = (
+            [text.replace("{}", str(1 + i)) for i in range(self.choices)] for text in (self.header, self.says)
+        )
+        numbers = Recogniser.of(codec, [Phrase(name, name) for name in names])
+        phrases = Phrases.of(codec, {"header": headers, "ask": self.ask})
+        return votes.Vote(numbers, phrases, self.threads, self.tokens)
+
+    def format_errors(self, transcript: Transcript) -> dict[str, int]:
+        own, silent = transcript.own, _silent(transcript)
+        lost = int((own["judges"] & (own["value"] == 0)).sum()) - silent
+        kinds = {"vote without a number": silent, "vote for no candidate": lost}
+        return {kind: count for kind, count in kinds.items() if count}
+
+
+def _silent(transcript: Transcript) -> int:
+    """Threads of a judge that said no label."""
+    return int((transcript.own["judges"] & (transcript.own["note.label"] < 0)).sum())
 
 
 @dataclasses.dataclass(frozen=True)

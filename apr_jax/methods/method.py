@@ -138,6 +138,10 @@ class Method(abc.ABC):
         """What the vote of a voice weighs, where the method's own state says so; see `apr_jax.evaluate.select.Weighted`."""
         return None
 
+    def confidences(self, transcript: Transcript, thread: int) -> tuple[float, ...] | None:
+        """The confidence of each token that a voice generated, nats, where the method logs it; see `select.Confident`."""
+        return None
+
     def chain(self, transcript: Transcript, thread: int) -> Sequence[int]:
         """The threads whose generated tokens, one after the other, are what a voice says.
 

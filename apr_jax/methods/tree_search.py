@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from apr_jax import protocols
 from apr_jax.decode.problem import whole
 from apr_jax.methods.judges import Judge, Likelihood
 from apr_jax.methods.steps import Steps
 from apr_jax.protocols.tree_search import Answer, Policy
+from apr_jax.record import Transcript
 from apr_jax.tokenizer import TextCodec
 
 
@@ -40,3 +42,6 @@ class TreeSearch(Steps):
 
     def protocol(self, codec: TextCodec) -> protocols.TreeSearch:
         return dataclasses.replace(super().protocol(codec), judge=self.judge.made(codec))
+
+    def format_errors(self, transcript: Transcript) -> Mapping[str, int]:
+        return self.judge.format_errors(transcript)

@@ -13,6 +13,7 @@ from apr_jax.protocols.parallel_probe import ParallelProbe
 from apr_jax.protocols.paths import Paths
 from apr_jax.protocols.plan_execute import PlanExecute
 from apr_jax.protocols.promises import Promises
+from apr_jax.protocols.proposals import Proposals
 from apr_jax.protocols.reward_search import RewardSearch
 from apr_jax.protocols.rounds import Rounds
 from apr_jax.protocols.samples import Samples
@@ -39,6 +40,7 @@ __all__ = [
     "Paths",
     "PlanExecute",
     "Promises",
+    "Proposals",
     "RewardSearch",
     "Rounds",
     "Samples",

@@ -8,14 +8,14 @@ Source: DeepConf online, Fu et al. 2025, arXiv 2508.15260; facebookresearch/deep
     4. the others start then, and each stops with the first group below the bar;
     5. samples at or above the bar vote, warm-up ones too, with the weight of their confidence.
 
-Nothing runs in a race: the bar is fixed before those that it stops begin. If all samples are warm-up ones nothing stops, and the
-bar filters them afterwards, as the offline variants do, by the lowest group or by the last one (`trace`). What is easily done
-wrong: a group that is not whole yet stops nothing; and stopped samples are no samples of the distribution.
+Nothing runs in a race: the bar is fixed before those that it stops begin. The confidences of all tokens are logged. If all samples
+are warm-up ones and the percentile is 0, nothing stops and all vote: `apr_jax.evaluate.select.Confident` filters them afterwards,
+by any of the offline measures. What is easily done wrong: a group that is not whole yet stops nothing; and stopped samples are no
+samples of the distribution.
 """
 
 import dataclasses
 import math
-from typing import Literal, get_args
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -23,13 +23,10 @@ from jaxtyping import Array, Float, Int
 from apr_jax.decode import book as books
 from apr_jax.decode.book import Book, pytree
 from apr_jax.decode.needs import Needs
-from apr_jax.decode.problem import one_of
 from apr_jax.decode.protocol import Drawn, ForAll
 from apr_jax.decode.signals import BestMean
 from apr_jax.protocols import verbs
 from apr_jax.protocols.samples import Samples
-
-Trace = Literal["lowest", "tail"]
 
 
 @pytree
@@ -39,7 +36,7 @@ class Confidence:
     Attributes:
         count: tokens sampled.
         total: the sum over its last group, or over all if that is not whole yet, in units.
-        trace: of the sample so far.
+        trace: the lowest of its groups so far, or its mean if none is whole yet.
     """
 
     count: Int[Array, ""]
@@ -62,34 +59,27 @@ class DeepConf(Samples):
     percentile: of their confidences, from 0 to 100, is the bar; between two of them it is interpolated.
     window: tokens of a group.
     best: likeliest tokens of a row that its confidence is read from.
-    trace: the confidence of a sample is that of its lowest group, or of its last one.
     """
 
     warmup: int
     percentile: float = 90
     window: int = 2048
     best: int = 20
-    trace: Trace = "lowest"
 
     handlers = (ForAll(verbs.end), ForAll(verbs.prune))
 
     def __post_init__(self):
         super().__post_init__()
-        one_of("deep_conf.trace", self.trace, get_args(Trace))
         if not 1 <= self.warmup <= self.count:
             raise ValueError(f"deep_conf.warmup is {self.warmup}; it must be from 1 to count, {self.count}")
         if not 0 <= self.percentile <= 100:
             raise ValueError(f"deep_conf.percentile is {self.percentile}; it must be from 0 to 100")
         if self.window < 1:
             raise ValueError(f"deep_conf.window is {self.window}; a group has at least 1 token")
-        if self.trace == "tail" and self.warmup < self.count:
-            raise ValueError(
-                f"deep_conf.trace is 'tail'; the last group filters ended samples, so warmup must be count, {self.count}"
-            )
 
     @property
     def needs(self) -> Needs:
-        return dataclasses.replace(super().needs, signals=(BestMean(self.best),), recorded=True)
+        return dataclasses.replace(super().needs, signals=(BestMean(self.best),), recorded=True, logged=True)
 
     def own_state(self) -> Confidence:
         return Confidence(jnp.int32(0), jnp.int32(0), jnp.float32(0))
@@ -108,8 +98,7 @@ class DeepConf(Samples):
         total = own.total + units - jnp.where(own.count >= self.window, bulk[place], 0)
         count = own.count + 1
         group = verbs.mean(total, jnp.minimum(count, self.window))
-        lower = jnp.minimum(own.trace, group) if self.trace == "lowest" else group
-        trace = jnp.where(count > self.window, lower, group)
+        trace = jnp.where(count > self.window, jnp.minimum(own.trace, group), group)
         return bulk.at[place].set(units), Confidence(count, total, trace)
 
     def observe(self, shared: Bar, own: Confidence, drawn: Drawn) -> tuple[Confidence, Int[Array, ""], Int[Array, ""]]:

@@ -51,6 +51,7 @@ class Judge(abc.ABC):
         ask: ids that they are fed; none: they go on from the candidate's last token.
         quotes: they are fed the step token that ended the candidate, before `ask`; never the end of an answer.
         rolls: they take the candidate's beam further, to the end of an answer. Finished candidates need none.
+        reads: they go on from the prompt, and read all candidates that stand (`tell`); `threads` is then their number in all.
         samples: they sample.
         tokens: that each of them may sample.
         signals: that the judge reads.
@@ -60,6 +61,7 @@ class Judge(abc.ABC):
     ask: tuple[int, ...] = ()
     quotes: bool = True
     rolls: bool = False
+    reads: bool = False
     samples: bool = True
     tokens: int = 0
     signals: tuple[Signal, ...] = ()
@@ -75,6 +77,21 @@ class Judge(abc.ABC):
     def found(self, note: Any) -> Bool[Array, ""]:
         """Whether a thread of its own has found what it looked for, and ends."""
         return jnp.bool(False)
+
+    def pieces(self, steps: int) -> int:
+        """Pieces of the message of one of its threads, in a search of so many steps."""
+        return 1
+
+    def tell(self, book: Book, born: Bool[Array, "M"], steps: int) -> Book:
+        """Feed threads of its own what they are asked, in a search of so many steps."""
+        number = books.numbers(book)
+        return verbs.say(book, number, (books.TEMPLATE,), number, (number * 0,), (len(self.ask),), born)
+
+    def credit(self, book: Book, told: Bool[Array, "M"]) -> Book:
+        """Give the candidates the values that its threads `told` have found."""
+        own, place = book.threads.own, jnp.where(told, book.threads.line.follows, told.shape[0])
+        asked = jnp.zeros_like(told).at[place].set(True, mode="drop")
+        return book.update_own(asked, value=jnp.zeros_like(own.value).at[place].add(own.value, mode="drop"))
 
     @abc.abstractmethod
     def value(self, own: Thought, signals: Float[Array, "*M n"]) -> Int[Array, "*M"]:
@@ -129,6 +146,11 @@ class Label:
     at: Any
     label: Int[Array, ""]
 
+    def on(self, labels: Recogniser, token: Int[Array, ""]) -> "Label":
+        """After one more token."""
+        at, met = labels.step(self.at, token)
+        return Label(at, jnp.where((self.label < 0) & (met > 0), met - 1, self.label))
+
 
 @dataclasses.dataclass(frozen=True)
 class Labelled(Judge):
@@ -160,8 +182,7 @@ class Labelled(Judge):
         return Label(self.labels.start(), jnp.int32(-1))
 
     def look(self, note: Label, token: Int[Array, ""]) -> Label:
-        at, met = self.labels.step(note.at, token)
-        return Label(at, jnp.where((note.label < 0) & (met > 0), met - 1, note.label))
+        return note.on(self.labels, token)
 
     def found(self, note: Label) -> Bool[Array, ""]:
         return note.label >= 0
@@ -211,9 +232,18 @@ class Judged(StepSearch):
 
     @property
     def needs(self) -> Needs:
+        asked = self.judge.threads * (1 if self.judge.reads else self.candidates)
         return dataclasses.replace(
-            super().needs, threads=1 + self.candidates * (1 + self.judge.threads), signals=self.judge.signals
+            super().needs, threads=1 + self.candidates + asked, signals=self.judge.signals, pieces=self._pieces
         )
+
+    @property
+    def _pieces(self) -> int:
+        """Pieces of messages a thread."""
+        judge = self.judge
+        # A round has the judge's threads and as many candidates as are forked from one beam, or more.
+        several = judge.threads * judge.pieces(self.steps) + self.width
+        return max(Needs().pieces, -(-several // (judge.threads + self.width)))
 
     @property
     def templates(self) -> tuple[int, ...]:
@@ -260,15 +290,17 @@ class Judged(StepSearch):
     def _ask(self, book: Book, thread: Int[Array, ""], asked: Bool[Array, "M"]) -> Book:
         """Fork the judge's threads, in turns from the candidates `asked`."""
         number, count = books.numbers(book), jnp.sum(asked, dtype=jnp.int32) * self.judge.threads
+        if self.judge.reads:
+            count = jnp.int32(self.judge.threads)
         book, first = book.update_own(number == thread, asks=True), book.used
         if self.judge.rolls:
             rolling = self.go_on(book, thread, asked, count, last=True)
             return rolling.update_own((number >= first) & (number < rolling.used), judges=True)
         book = books.open_children(book, thread, count)
         born = books.opened(book, thread)
-        context = self.contexts(book, born, asked)
-        book = verbs.say(book, number, (books.TEMPLATE,), number, (number * 0,), (len(self.judge.ask),), born)
-        hand = self.judge.quotes & ~book.threads.own.finished[jnp.maximum(context, 0)]
+        book = self.judge.tell(book, born, self.steps)
+        context = thread if self.judge.reads else self.contexts(book, born, asked)
+        hand = (self.judge.quotes and not self.judge.reads) & ~book.threads.own.finished[jnp.maximum(context, 0)]
         options = (
             dict(samples=self.judge.samples, budget=self.judge.tokens) if self.judge.samples else dict(samples=False)
         )
@@ -280,8 +312,5 @@ class Judged(StepSearch):
         """The candidates have the values that the judge's threads found."""
         told = books.awaited(book, thread) & book.threads.own.judges
         cut = told & (book.threads.stop != Stop.END)
-        book = self._look_at(book.update_own(cut, finished=True), told)
-        own, place = book.threads.own, jnp.where(told, book.threads.line.follows, told.shape[0])
-        asked = jnp.zeros_like(told).at[place].set(True, mode="drop")
-        value = jnp.zeros_like(own.value).at[place].add(own.value, mode="drop")
-        return book.update_own(asked, value=value).update_own(books.numbers(book) == thread, asks=False)
+        credited = self.judge.credit(self._look_at(book.update_own(cut, finished=True), told), told)
+        return credited.update_own(books.numbers(book) == thread, asks=False)

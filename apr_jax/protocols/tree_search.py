@@ -95,6 +95,10 @@ class TreeSearch(Judged):
         self._least("simulations", "parallel")
         one_of(f"{self.name}.policy", self.policy, get_args(Policy))
         one_of(f"{self.name}.answer", self.answer, get_args(Answer))
+        if self.judge.reads:
+            raise ValueError(
+                f"{self.name}.judge is a vote, which compares the candidates of one round; nodes need values of their own"
+            )
         if self.enough < 0:
             raise ValueError(f"{self.name}.enough is {self.enough}; it must be 0 (off) or more")
         if not self.explore >= 0:
