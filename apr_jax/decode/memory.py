@@ -1,7 +1,8 @@
 """The memory of a program, known before anything is allocated, and sizes that fit.
 
 Parameters and state are counted exactly, from their shapes on the mesh. The workspace of a step is estimated from its largest
-arrays; `Engine.compile().memory_analysis()` measures it, `experiments/compile_tpu.py` for a TPU. Letters are those of `Sizes`.
+arrays; `Engine.compile().memory_analysis()` measures it, `experiments/compile_ahead.py` for devices that are not there. Letters
+are those of `Sizes`.
 """
 
 import dataclasses
