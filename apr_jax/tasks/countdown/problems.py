@@ -5,22 +5,18 @@ alone. A hash of numbers and target assigns problems to splits, so that streams 
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
 
 from apr_jax import files
+from apr_jax.tasks import splits
 from apr_jax.tasks.countdown import solver
+from apr_jax.tasks.splits import Split, generator
 
-Split = Literal["train", "val", "test"]
-
-_BUCKETS = 16
-_HELD_OUT: Mapping[str, int] = MappingProxyType({"val": 0, "test": 1})  # all other buckets belong to train
 _TRIES = 20_000  # draws of numbers for one target
 _TARGETS = 50  # targets given up before the split counts as empty
 
@@ -100,14 +96,7 @@ def _check_range(field: str, value: object, low: int, high: int) -> None:
 
 def split_of(problem: Problem) -> Split:
     """The split of a problem, from the sorted numbers and the target alone."""
-    key = f"{sorted(problem.nums)}:{problem.target}".encode()
-    bucket = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") % _BUCKETS
-    return next((split for split, held_out in _HELD_OUT.items() if bucket == held_out), "train")
-
-
-def generator(seed: int, split: str, index: int) -> random.Random:
-    """The random generator of one sample (strings are hashed by SHA-512: equal on every machine)."""
-    return random.Random(f"{seed}/{split}/{index}")
+    return splits.split_of(f"{sorted(problem.nums)}:{problem.target}")
 
 
 def generate(setting: Setting, seed: int, split: Split, index: int) -> Problem:
@@ -116,8 +105,7 @@ def generate(setting: Setting, seed: int, split: Split, index: int) -> Problem:
     Raises:
         ValueError: the split is unknown.
     """
-    if split not in ("train", *_HELD_OUT):
-        raise ValueError(f"split: {split!r} is not one of train, val, test")
+    splits.check_split(split)
     return draw(setting, split, generator(seed, split, index))
 
 
@@ -152,20 +140,8 @@ def benchmark(setting: Setting, seed: int, split: Split, count: int) -> list[Pro
         ValueError: the setting seems to have fewer than `count` such problems (50 draws in a row brought nothing new
             per problem found so far, plus 1000).
     """
-    seen, problems, idle = set(), [], 0
-    samples = stream(setting, seed, split)
-    while len(problems) < count:
-        problem = next(samples)
-        key = (tuple(sorted(problem.nums)), problem.target)
-        idle = idle + 1 if key in seen else 0
-        if idle > 1000 + 50 * len(problems):
-            raise ValueError(
-                f"count: {count} problems wanted, the split {split!r} of {setting} seems to hold only {len(problems)}"
-            )
-        if key not in seen:
-            seen.add(key)
-            problems.append(problem)
-    return problems
+    identity = lambda problem: (tuple(sorted(problem.nums)), problem.target)
+    return splits.distinct(stream(setting, seed, split), identity, count, f"the split {split!r} of {setting}")
 
 
 def read_jsonl(path: Path, setting: Setting | None = None) -> list[Problem]:

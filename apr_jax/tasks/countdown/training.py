@@ -1,25 +1,15 @@
-"""Training data of Countdown: demonstrations drawn ahead of time and packed, with their tokenizer.
+"""Training data of Countdown: demonstrations of one method, of a mixture of problems."""
 
-Demonstrations are numbered and drawn in blocks, so a data folder does not depend on the number of processes.
-"""
-
-import concurrent.futures
 import dataclasses
-import functools
-import multiprocessing
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from apr_jax import settings, tokenizer
-from apr_jax.model.transformer import Model
+from apr_jax.record import Transcript
 from apr_jax.tasks.countdown import compact, demonstrations, problems
 from apr_jax.tasks.countdown.demonstrations import DemonstrationConfig, Method
-from apr_jax.train import packing, rows
-from apr_jax.train.data import Data, check_left_out, sentence, write_facts
-from apr_jax.train.packing import Count, Rows
+from apr_jax.train.drawn import DrawnData
 
-BLOCK = 500  # demonstrations that are packed together
 CLASSES = {
     "number": tuple(map(str, range(1000))),
     "operator": tuple("+-*/"),
@@ -46,7 +36,7 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig(Data):
+class DataConfig(DrawnData):
     """The configuration of a data folder.
 
     Attributes:
@@ -77,74 +67,22 @@ class DataConfig(Data):
     processes: int = dataclasses.field(default=1, metadata=settings.FREE)
 
     def __post_init__(self):
-        for name in ("train", "held_out", "length", "threads", "processes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        super().__post_init__()
         if not self.mixture:
             raise ValueError("mixture is empty; give at least one Part")
-        check_left_out(self.left_out)
 
-    def made_from(self) -> dict[str, str]:
-        """The source files of the data: none, because demonstrations are drawn."""
-        return {}
+    def tokenizer(self) -> tokenizer.Tokenizer:
+        return tokenizer.compact(self.whole)
 
-    def write(self, folder: Path, report: Callable[[str], None]) -> dict[str, Count]:
-        """Draw, pack and write all files into the existing empty folder. Returns counts by split."""
-        return _write(self, folder, report)
+    def classes(self) -> Mapping[str, Sequence[str]]:
+        return CLASSES
 
-    def fit(self, model: Model) -> Model:
-        """The pretrained model unchanged: these data need no changes."""
-        return model
-
-
-def _write(config: DataConfig, folder: Path, report: Callable[[str], None]) -> dict[str, Count]:
-    words = tokenizer.compact(config.whole)
-    words.save(folder / "tokenizer.model")
-    counts: dict[str, Count] = {}
-    for split, name, wanted in (("val", "held_out", config.held_out), ("train", "train", config.train)):
-        counts[name] = Count()
-        parts = _count(_blocks(config, split, wanted), counts, name, wanted, report)
-        rows.write(folder / name, parts, config.length, config.threads)
-        report(f"{name}: {sentence(counts[name])}")
-    known = {words.piece(i): i for i in range(words.size)}
-    classes = {name: [known[piece] for piece in pieces if piece in known] for name, pieces in CLASSES.items()}
-    write_facts(folder, config, {}, words.size, classes, counts)
-    return counts
-
-
-def _count(blocks, counts: dict[str, Count], name: str, wanted: int, report) -> Iterator[Rows]:
-    """Yields the rows of the blocks, adds up their counts, and reports every twentieth of the work."""
-    told = 0
-    for part, count in blocks:
-        counts[name] += count
-        done = counts[name].transcripts
-        if done * 20 // wanted > told and done < wanted:
-            told = done * 20 // wanted
-            report(f"{name}: {done:,} of {wanted:,} demonstrations")
-        yield part
-
-
-def _blocks(config: DataConfig, split: problems.Split, wanted: int) -> Iterator[tuple[Rows, Count]]:
-    """The packed blocks of a split, in order."""
-    spans = [(start, min(start + BLOCK, wanted)) for start in range(0, wanted, BLOCK)]
-    work = functools.partial(_block, config, split)
-    if config.processes == 1:
-        yield from map(work, spans)
-        return
-    # A forked child of a process that runs XLA's threads may hang.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(config.processes, mp_context=context) as pool:
-        yield from pool.map(work, spans)
-
-
-def _block(config: DataConfig, split: problems.Split, span: tuple[int, int]) -> tuple[Rows, Count]:
-    encode = tokenizer.compact(config.whole).encode
-    shares = [part.share for part in config.mixture]
-    transcripts = []
-    for index in range(*span):
-        pick = problems.generator(config.seed, f"{split}/mixture", index)
-        part = pick.choices(config.mixture, shares)[0]
-        _, threads = demonstrations.sample(config.method, part.demonstration, config.seed, index, split)
-        transcripts.append(demonstrations.to_transcript(threads, encode, index))
-    packed, _, count = packing.pack(transcripts, config.length, config.threads, config.too_long)
-    return packed, count
+    def demonstrate(self, split: str, span: tuple[int, int]) -> list[Transcript]:
+        encode, found = self.tokenizer().encode, []
+        shares = [part.share for part in self.mixture]
+        for index in range(*span):
+            pick = problems.generator(self.seed, f"{split}/mixture", index)
+            part = pick.choices(self.mixture, shares)[0]
+            _, threads = demonstrations.sample(self.method, part.demonstration, self.seed, index, split)
+            found.append(demonstrations.to_transcript(threads, encode, index))
+        return found
