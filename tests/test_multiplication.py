@@ -3,6 +3,7 @@
 The reader below knows the text only: it takes numbers out of the threads and checks them by closed formulas, not by columns.
 """
 
+import dataclasses
 import itertools
 import math
 import re
@@ -12,12 +13,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fuzz_programs
+import oracle
+import scripting
+from apr_jax.decode import Engine, Sizes
+from apr_jax.decode import Problem as Asked
+from apr_jax.model.config import ModelConfig
+from apr_jax.record import Source
 from apr_jax.tasks.multiplication import problems, text
 from apr_jax.tasks.multiplication.problems import PRESETS, Problem, Setting
 from apr_jax.tasks.multiplication.task import Multiplication
 from apr_jax.tasks.multiplication.training import DataConfig
 from apr_jax.tasks.script import record
-from apr_jax.train import packing
+from apr_jax.train import data, packing
+from apr_jax.train.data import Dataset
 from experiments import measure_multiplication
 
 CODEC = text.vocabulary()
@@ -215,3 +224,70 @@ def test_the_path_is_half_as_long_again_from_nine_digits_on():
     assert speed[digits >= 9].mean() > 1.5 and speed[digits >= 18].mean() > 1.65
     lines = measure_multiplication.table(samples)
     assert len(lines) > 5 and sum(int(line.split()[1]) for line in lines[1:]) == 60
+
+
+# ---- what decoding would record
+
+REPLAYED = (Problem((21, 43)), Problem((7, 105, 6)), Problem((0, 1000, 38)))
+SIZES = Sizes(problems=3, lanes=4, rows=8, feed_tiles=2, feed_chunk=8, threads=12, slots=512, log=768, page_size=4,
+              log_page_size=4, queue=4, prompt=32, outbox=4, attention_block=512)  # fmt: skip
+MODEL = ModelConfig(
+    vocabulary=CODEC.size,
+    width=16,
+    layers=1,
+    heads=1,
+    kv_heads=1,
+    head_dim=16,
+    ffn=16,
+    tied=False,
+    dtype="float64",
+    param_dtype="float64",
+)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "sequential"])
+def test_the_engine_records_the_same(method):
+    """A model that says just what the demonstrations do, in the published protocol."""
+    expected = [demonstrated(problem, method, number) for number, problem in enumerate(REPLAYED)]
+    engine = Engine(
+        fuzz_programs.random_model(MODEL),
+        scripting.replayed(text.METHODS[method].protocol(CODEC), expected),
+        SIZES,
+        kernel=False,
+    )
+    asked = [
+        Asked(number, np.array(CODEC.encode(text.prompt(problem)), np.int32), max_tokens=200)
+        for number, problem in enumerate(REPLAYED)
+    ]
+    found = sorted(engine.decode(asked), key=lambda each: each.problem)
+    for each, right in zip(found, expected, strict=True):
+        taken = {name: getattr(each.log, name) for name in ("logprob", "behaviour_logprob")}  # demonstrations have none
+        right = dataclasses.replace(right, log=dataclasses.replace(right.log, **taken))
+        # The script's token counts as one that a rule put in the place of the model's.
+        source = np.where(each.log.source == Source.REWRITTEN, Source.SAMPLED, each.log.source)
+        oracle.compare(dataclasses.replace(each, log=dataclasses.replace(each.log, source=source)), right)
+        np.testing.assert_array_equal(each.log.depth, right.log.depth)
+        assert not text.METHODS[method].format_errors(each)
+
+
+# ---- training data
+
+
+def test_the_data_of_all_methods_are_of_the_same_problems(tmp_path):
+    asked, labels = {}, {}
+    for method in METHODS:
+        config = DataConfig(
+            str(tmp_path / method), method, Setting((2, 3)), train=6, held_out=3, length=320, threads=16
+        )
+        told = []
+        counts = data.make(config, told.append)
+        found = Dataset.open(config)
+        assert found.vocabulary == CODEC.size and counts["train"].left_out == 0
+        members = [i for ids in found.members.values() for i in ids]
+        assert sorted([*members, *map(CODEC.id, ("<pad>", "<unk>", "<s>", "</s>", "\n"))]) == list(range(CODEC.size))
+        rows = found.train.read(np.arange(len(found.train)))
+        labels[method] = (rows.label[rows.weight > 0]).size
+        words = "".join(CODEC.decode(row.tolist()) for row in rows.token)
+        asked[method] = sorted(re.findall(r"<s>[^<]*<go>", words))
+    assert all(len(each) == 6 and each == asked["parallel"] for each in asked.values())
+    assert labels["sequential"] < labels["parallel"] < labels["threadweaver"]
