@@ -2,8 +2,8 @@
 
     python -m experiments.train_rl --config configs/rl_width.py
 
-512 samples a step, because the gradient of fewer is mostly noise: two batches of 512 have gradients with a cosine of 0.03 to 0.12
-at the start (model of `configs/sft_three.py`), and that model bears no step of more than about 1e-4 a weight along it.
+512 samples a step and a small learning rate, because such gradients are mostly noise, and a model bears no large step along them:
+`python -m experiments.measure_gradient` says how large (docs/reinforcement.md has figures).
 """
 
 import dataclasses
