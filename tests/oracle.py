@@ -217,7 +217,7 @@ def _spawn_join(world: World, thread: Thread, fed: Sequence[int], protocol: Any,
 
     `flushed`: its parent will see it, so its last token is fed as well.
     """
-    depth = len(thread.path) - (protocol.samples > 0)
+    depth = len(thread.path) - world.answering
     if depth < 0:
         yield from _samples(world, thread, fed, protocol, protocol.samples, _spawn_join)
         return

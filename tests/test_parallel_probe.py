@@ -138,9 +138,8 @@ def test_branches_are_probed_pruned_and_cut(sizes, threads):
             seen[found.stop.name] += 1
             check_beginning(found)
     assert engine.traces == 1
-    assert min(seen[what] for what in ("END", "LENGTH", "CUT", "PRUNED", "no answer")) >= 4 and seen["rounds"] > 40, (
-        seen
-    )
+    events = ("END", "LENGTH", "CUT", "PRUNED", "no answer")
+    assert min(seen[what] for what in events) >= 3 and seen["rounds"] > 40, seen
     assert (seen["THREADS_FULL"] > 3) == (threads == 24), seen
 
 

@@ -41,6 +41,8 @@ def test_columns_by_hand():
         "critical_path": [5, 8, 4, 5],
         "threads": [4, 3, 1, 4],
         "forked": [1, 1, 0, 1],
+        "width": [3, 2, 0, 3],
+        "waves": [1, 1, 0, 1],
         "tokens": [11, 9, 4, 11],
         "malformed": [0, 0, 0, 1],
         "format_errors/wide": [2, 1, 0, 2],

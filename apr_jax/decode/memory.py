@@ -1,7 +1,8 @@
 """The memory of a program, known before anything is allocated, and sizes that fit.
 
 Parameters and state are counted exactly, from their shapes on the mesh. The workspace of a step is estimated from its largest
-arrays; `Engine.compile().memory_analysis()` measures it, `experiments/compile_tpu.py` for a TPU. Letters are those of `Sizes`.
+arrays; `Engine.compile().memory_analysis()` measures it, `experiments/compile_ahead.py` for devices that are not there. Letters
+are those of `Sizes`.
 """
 
 import dataclasses
@@ -15,6 +16,8 @@ import jax.numpy as jnp
 
 from apr_jax import sharding
 from apr_jax.decode import state as states
+from apr_jax.decode.book import Nobodys
+from apr_jax.decode.needs import Needs
 from apr_jax.decode.sizes import Sizes
 from apr_jax.model import transformer
 from apr_jax.model.config import ModelConfig
@@ -184,7 +187,8 @@ def _estimator(config: ModelConfig, mesh: sharding.Mesh | None) -> Callable[[Siz
     stored = "1 byte and their scales" if config.int8_weights else f"{jnp.dtype(config.param_dtype).itemsize} bytes"
 
     def at(sizes: Sizes) -> Estimate:
-        create = lambda key: states.create(sizes, config.layers, heads, config.head_dim, dtype, key)
+        plain = Nobodys(needs=Needs())  # books of a protocol that needs nothing further
+        create = lambda key: states.create(sizes, config.layers, heads, config.head_dim, dtype, key, plain)
         state = jax.eval_shape(create, jax.ShapeDtypeStruct((2,), jnp.uint32))
         slots = f"{sizes.problems} problems x {sizes.slots} slots"
         numbers = f"{width} numbers x {dtype.itemsize} bytes"

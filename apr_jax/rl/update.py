@@ -70,6 +70,28 @@ def born(config: RlConfig, layout: Layout, params: transformer.Params) -> RlStat
     return layout.jit(copied, places)(layout.put(params))
 
 
+def scorer(graph: transformer.Graph, control: tuple[int, ...], chunk: int) -> Callable[..., Scores]:
+    """The function of parameters, rows and temperatures [B, S] behind `Learner.score`; its arguments: see `scoring.score`."""
+    return lambda params, rows, temperature: score(graph, params, rows, temperature, control=control, chunk=chunk)
+
+
+def gradient(
+    graph: transformer.Graph, control: tuple[int, ...], estimator: estimators.Estimator, chunk: int, remat: str
+) -> Callable[..., tuple[transformer.Params, tuple[Array, Sums]]]:
+    """The function of parameters and a micro-batch that gives its gradient, and its loss and sums, see `estimators.loss`.
+
+    The other arguments: see `scoring.score`.
+    """
+
+    def loss(params, rows: Rows, labels: Labels, old, reference, denominator, ratios):
+        scores = score(graph, params, rows, labels.temperature, control, chunk, remat)
+        parts = scores.logprob, scores.entropy, labels, denominator, old, reference, ratios, scores.forks
+        value, sums = estimators.loss(estimator, *parts)
+        return value, (value, sums)
+
+    return jax.grad(loss, has_aux=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class Learner:
     """The compiled programs of updates.
@@ -156,8 +178,7 @@ class Learner:
 
     @functools.cached_property
     def _score(self) -> Callable[..., Scores]:
-        given = dict(control=self.control, chunk=self.config.chunk)
-        scored = lambda params, rows, temperature: score(self.graph, params, rows, temperature, **given)
+        scored = scorer(self.graph, self.control, self.config.chunk)
         return self._compiled("score", scored, self.layout.everywhere)
 
     @functools.cached_property
@@ -169,15 +190,8 @@ class Learner:
     def _gradient(self) -> Callable:
         """The gradient of a micro-batch, and its loss and sums."""
         config = self.config
-
-        def loss(params, rows: Rows, labels: Labels, old, reference, denominator, ratios):
-            given = (labels.temperature, self.control, config.chunk, config.remat)
-            scores = score(self.graph, params, rows, *given)
-            parts = scores.logprob, scores.entropy, labels, denominator, old, reference, ratios, scores.forks
-            value, sums = estimators.loss(config.estimator, *parts)
-            return value, (value, sums)
-
-        return self._compiled("gradient", jax.grad(loss, has_aux=True), (self._places, self.layout.everywhere))
+        function = gradient(self.graph, self.control, config.estimator, config.chunk, config.remat)
+        return self._compiled("gradient", function, (self._places, self.layout.everywhere))
 
     @functools.cached_property
     def _ratios(self) -> Callable:

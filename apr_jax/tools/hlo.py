@@ -4,6 +4,7 @@ The text comes from `jax.stages.Compiled.as_text()`: one operation per line, `%n
 """
 
 import dataclasses
+import math
 import re
 
 import numpy as np
@@ -52,6 +53,13 @@ def _shape(result: str) -> str:
     shapes = re.findall(r"\w+\[[\d,]*\]", result)
     size = lambda shape: np.prod([int(n) for n in re.findall(r"\d+", shape.split("[")[1])] or [1])
     return max(shapes, key=size)
+
+
+def nbytes(shape: str) -> int:
+    """Bytes of an array of a shape in the notation of the text, `bf16[8,128]`; raises ValueError for an unknown type."""
+    kind, _, sizes = shape.removesuffix("]").partition("[")
+    bits = 8 if kind == "pred" else int(re.sub(r"^[a-z]+(\d+).*", r"\1", kind))
+    return math.prod(_numbers(sizes) if sizes else []) * bits // 8
 
 
 def _groups(line: str) -> tuple[tuple[int, ...], ...]:
