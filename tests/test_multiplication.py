@@ -24,7 +24,7 @@ from apr_jax.tasks.multiplication import problems, text
 from apr_jax.tasks.multiplication.problems import PRESETS, Problem, Setting
 from apr_jax.tasks.multiplication.task import Multiplication
 from apr_jax.tasks.multiplication.training import DataConfig
-from apr_jax.tasks.script import record
+from apr_jax.tasks.script import Fed, Fork, Said, Thread, record
 from apr_jax.train import data, packing
 from apr_jax.train.data import Dataset
 from experiments import measure_multiplication
@@ -113,6 +113,9 @@ def test_all_lengths_and_integers_occur():
         (lambda: text.render(Problem((2, 3)), "tree"), "method is 'tree'"),
         (lambda: DataConfig(method="tree"), "method is 'tree'"),
         (lambda: DataConfig(train=0), "train is 0"),
+        (lambda: Thread((Said("1"),)), "after None; a thread is fed something first, and after each fork"),
+        (lambda: Thread((Fed("1"), Fork((Thread((Fed("2"),)),), 1))), r"None after Fork.*fed something first"),
+        (lambda: Fork((Thread((Fed("1"),)),), 2), "seen is 2; of 1 threads"),
         (lambda: Multiplication(settings=("huge",)), "settings: 'huge' is not one of two_to_five"),
     ],
 )

@@ -38,10 +38,19 @@ class Fork:
     Attributes:
         threads: the children, in order; each is fed its header first.
         seen: how many of them, from the first on, the parent sees afterwards.
+
+    Raises:
+        ValueError: there are fewer.
     """
 
     threads: "tuple[Thread, ...]"
     seen: int
+
+    def __post_init__(self):
+        if not self.threads or not 0 <= self.seen <= len(self.threads):
+            raise ValueError(
+                f"seen is {self.seen}; of {len(self.threads)} threads, at least 1, the parent sees 0 up to all"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +58,22 @@ class Thread:
     """One thread: what it is fed, samples and forks, in order.
 
     Attributes:
-        parts: the first is what it is fed first.
+        parts: the first is what it is fed first; a fork is followed by what the join feeds.
         branch: the branch that it writes in, see `apr_jax.model.branches`.
+
+    Raises:
+        ValueError: nothing is fed first, or after a fork.
     """
 
     parts: tuple[Fed | Said | Fork, ...]
     branch: int = 0
+
+    def __post_init__(self):
+        for before, part in zip((None, *self.parts), (*self.parts, None), strict=True):
+            if (before is None or isinstance(before, Fork)) and not (isinstance(part, Fed) and part.text):
+                raise ValueError(
+                    f"parts: {part!r} after {before!r}; a thread is fed something first, and after each fork"
+                )
 
 
 @dataclasses.dataclass
@@ -64,7 +83,6 @@ class _Line:
     Attributes:
         floor: a clock that its next token must exceed, beside its own.
         unfed: the token sampled last has not been fed.
-        latest: the largest clock of it and its descendants.
     """
 
     path: tuple[int, ...]
@@ -75,7 +93,6 @@ class _Line:
     floor: int = 0
     depth: int = 0
     clock: int = 0
-    latest: int = 0
     fed: int = 0
     last: int = -1
     unfed: bool = False
@@ -86,7 +103,7 @@ class _Line:
         """Feed an entry."""
         self.clock = 1 + max(self.clock, self.floor)
         self.rows[row][1:4] = self.fed, self.position, self.clock
-        self.fed, self.position, self.latest, self.last = self.fed + 1, self.position + 1, self.clock, row
+        self.fed, self.position, self.last = self.fed + 1, self.position + 1, row
         self.unfed = False
 
     def flush(self) -> None:
@@ -159,6 +176,5 @@ def _fork(fork: Fork, number: int, lines: list[_Line], encode: Encode) -> None:
             mine.sees |= lines[child].sees
             mine.position = max(mine.position, lines[child].position)
         children.append(lines[child])
-    mine.floor = max(mine.floor, *(child.latest for child in children))
+    mine.floor = max(mine.floor, *(child.clock for child in children))
     mine.depth = max(mine.depth, *(child.depth for child in children))
-    mine.latest = max(mine.latest, mine.floor)
