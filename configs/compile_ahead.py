@@ -23,3 +23,8 @@ def apr_228m_on_v3_128() -> CompileConfig:
     """All parameters of APR's model, rows of 4,096 entries, two for each core."""
     rows = RowsConfig(256, length=4096)
     return CompileConfig("full", "v3:8x8", model=PRESETS["apr_228m"], data=128, rows=rows)
+
+
+def config() -> CompileConfig:
+    """The smallest of them."""
+    return qwen3_8b_lora_on_v5e_8()
